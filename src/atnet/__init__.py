@@ -1,0 +1,45 @@
+"""AT-Net: light image classifiers, convolution first, attention after.
+
+    import atnet
+    model = atnet.create_model("xxxs", num_classes=10)
+    run = atnet.train("recipes/digits.yaml", epochs=3)
+    atnet.evaluate(run.folder).scores.top1
+    atnet.predict("photo.jpg", weights=run.folder)[0].name
+
+The names below are imported when they are first used: `import atnet` alone imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atnet.measure.evaluate import evaluate as evaluate
+    from atnet.model.load import create_model as create_model
+    from atnet.model.load import load as load
+    from atnet.model.sizes import SIZES as SIZES
+    from atnet.prediction import predict as predict
+    from atnet.training.loop import train as train
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "SIZES": "atnet.model.sizes",
+    "create_model": "atnet.model.load",
+    "evaluate": "atnet.measure.evaluate",
+    "load": "atnet.model.load",
+    "predict": "atnet.prediction",
+    "train": "atnet.training.loop",
+}
+__all__ = ["SIZES", "create_model", "evaluate", "load", "predict", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'atnet' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

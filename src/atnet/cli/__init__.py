@@ -1,0 +1,62 @@
+"""The commands. Each parses, calls one function, prints what was written and what to type next."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+from cyclopts.config import Dict
+from rich.console import Console
+
+from atnet.config import read_yaml
+from atnet.errors import AtnetError
+
+app = App(
+    name="atnet",
+    help="AT-Net: light image classifiers, convolution first, attention after.",
+    version=lambda: __import__("atnet").__version__,
+    result_action="return_value",
+    exit_on_error=False,
+    print_error=False,
+)
+app.command("atnet.cli.train:train")
+app.command("atnet.cli.eval:evaluate", name="eval")
+app.command("atnet.cli.predict:predict")
+app.command("atnet.cli.sizes:sizes")
+app.command("atnet.cli.digits:digits")
+
+
+def _read_recipe(words: list[str]) -> None:
+    """Makes the recipe named on a train command the layer below its options."""
+    app.config = ()
+    if not words or words[0] != "train" or "--help" in words or "-h" in words:
+        return
+    _, bound, _ = app.parse_args(words)
+    recipe = bound.arguments.get("recipe")
+    if recipe is not None:
+        app.config = (Dict({"train": read_yaml(recipe)}, source=str(recipe)),)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command; ends with exit code 2 and one line on what a user can mend, 130 on Ctrl-C."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("atnet").setLevel(logging.INFO)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    if debug:
+        words.remove("--debug")
+    try:
+        _read_recipe(words)
+        app(words)
+    except (AtnetError, CycloptsError) as error:
+        if debug:
+            raise
+        Console(stderr=True).print(f"atnet: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\natnet: stopped", style="yellow")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output, `head` for example, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

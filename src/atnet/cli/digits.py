@@ -1,0 +1,21 @@
+"""`atnet digits`"""
+
+from pathlib import Path
+
+from rich.console import Console
+
+
+def digits(out: Path = Path("digits"), /) -> None:
+    """Write the embedded digits as a folder of pictures: train/ and val/ with a folder a class.
+
+    Parameters
+    ----------
+    out
+        The folder, which must be absent or empty.
+    """
+    from atnet.data.sources import write_digits
+
+    train, val = write_digits(out)
+    console = Console(highlight=False)
+    console.print(f"Written to {out}: {train:,} training and {val:,} validation pictures", soft_wrap=True)
+    console.print(f"Next: atnet predict {out}/val/7/*.png, or atnet train --data {out}", markup=False, soft_wrap=True)

@@ -1,0 +1,53 @@
+"""`atnet eval`"""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+
+def evaluate(
+    *,
+    weights: Path = Path("runs/last"),
+    data: str | None = None,
+    batch: int = 64,
+    workers: int = 2,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+) -> None:
+    """Evaluate weights on labelled pictures: top-1, top-5, and each class.
+
+    Parameters
+    ----------
+    weights
+        A run, a folder or a safetensors file; of a run the moving average of the last epoch.
+    data
+        A folder with val/, or of class folders, or "digits"; the run's own validation part if not given.
+    batch
+        Pictures at a time.
+    workers
+        Loader processes.
+    device
+        auto takes cuda, then mps, then cpu.
+    """
+    from atnet.measure.evaluate import evaluate as run
+
+    done = run(weights, data, batch=batch, workers=workers, device=device)
+    scores, info = done.scores, done.info
+    table = Table("class", "name", "pictures", "recall %", "precision %", box=None, header_style="bold")
+    rows = zip(
+        info.classes, info.class_names, scores.confusion.sum(1), scores.recall, scores.precision, strict=True
+    )
+    for row in sorted(rows, key=lambda r: (np.isnan(r[3]), r[3])):
+        table.add_row(row[0], row[1], str(row[2]), *("-" if np.isnan(v) else f"{v:.2f}" for v in row[3:]))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"\n{scores.count:,} pictures of {done.pictures}\n"
+        f"top-1 {scores.top1:.4f}%  top-5 {scores.top5:.4f}%  loss {scores.loss:.5f}\n"
+        f"balanced accuracy {scores.balanced_accuracy:.2f}%  macro F1 {scores.macro_f1:.2f}%",
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print(f"Next: atnet predict PICTURE --weights {weights}", markup=False, soft_wrap=True)

@@ -1,0 +1,34 @@
+"""`atnet sizes`"""
+
+from rich.console import Console
+from rich.table import Table
+
+
+def sizes() -> None:
+    """Print the size table, with parameters counted at 1000 classes."""
+    import torch
+
+    from atnet.model.load import create_model
+    from atnet.model.sizes import SIZES
+
+    table = Table(
+        *("Size", "Params", "ConvMix", "TransMix", "Patch_size", "Conv_Size", "Embed_Dim", "Heads"),
+        *("Registers", "Stem"),
+        box=None,
+        header_style="bold",
+    )
+    for name, size in SIZES.items():
+        with torch.device("meta"):
+            count = sum(p.numel() for p in create_model(name).parameters())
+        widths = f"{size.conv_dim} / {size.dim}"
+        table.add_row(
+            name, f"{count / 1e6:.2f}M", str(size.conv_mix), str(size.trans_mix),
+            f"{size.patch} x {size.squeeze}" if size.squeeze > 1 else str(size.patch),
+            str(size.kernel), widths, str(size.heads), str(size.registers), size.stem,
+        )  # fmt: skip
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        "\nPatch_size: stride of the stem x squeeze before the encoder. Embed_Dim: ConvMix / TransMix width.\n"
+        "Next: atnet train --model xxs --data FOLDER"
+    )

@@ -1,0 +1,275 @@
+"""The configuration of a run: frozen dataclasses, from YAML and options in, to YAML out.
+
+The command line, recipes and Python all go through `make_config`: one set of names and checks.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Dict
+
+from atnet.errors import ConfigError
+
+MAX_YAML_BYTES = 1_000_000
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
+def _check_range(**values: tuple[float, float, float]) -> None:
+    for name, (value, low, high) in values.items():
+        _check(low <= value <= high, f"{name}={value} is out of range: use {low} to {high}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Pictures and how evaluation sees them."""
+
+    source: str = "digits"
+    """A folder of pictures (class folders, or train/ and val/ with class folders), or "digits"."""
+    val_share: float = 0.2
+    """Share of each class held out for validation where the source has no validation part."""
+    size: int = 224
+    """Side of the network's input, in pixels."""
+    crop_pct: float = 0.875
+    """Evaluation: size over the shorter side of the resized picture, before the centre crop."""
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    """Resampling, in training and evaluation."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of the colours, 0 to 1 (ImageNet's)."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of the colours (ImageNet's)."""
+    cache: Literal["none", "ram"] = "none"
+    """ram: each picture is decoded once and kept, shorter side at most cache_size."""
+    cache_size: int = 256
+    """Shorter side of a cached training picture, in pixels."""
+    workers: int = 2
+    """Loader processes; 0 loads in the training process. Results do not depend on it."""
+
+    def __post_init__(self) -> None:
+        _check_range(
+            val_share=(self.val_share, 0.01, 0.9),
+            size=(self.size, 8, 4096),
+            crop_pct=(self.crop_pct, 0.1, 1),
+            workers=(self.workers, 0, 256),
+        )
+        _check(
+            self.cache == "none" or self.cache_size >= self.size,
+            f"data.cache_size={self.cache_size} is below data.size={self.size}: use {self.size} or more",
+        )
+        _check(min(self.std) > 0, f"data.std={self.std} must be above 0")
+
+    @property
+    def source_name(self) -> str:
+        """The source without its folder, for records that others read."""
+        return Path(self.source).name
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What training does to each picture, and to each batch."""
+
+    crop_scale: float = 0.08
+    """Smallest share of a picture's area that a random resized crop takes; 1 keeps all of it."""
+    flip: float = 0.5
+    """Probability of a mirrored picture."""
+    randaugment: int = 0
+    """RandAugment operations for each picture; 0 is off."""
+    magnitude: int = 9
+    """RandAugment strength, 0 to 30."""
+    erasing: float = 0.0
+    """Probability of random erasing."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0 is off. With cutmix too, each batch gets one of the two."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 is off."""
+
+    def __post_init__(self) -> None:
+        _check_range(
+            crop_scale=(self.crop_scale, 0.01, 1),
+            flip=(self.flip, 0, 1),
+            randaugment=(self.randaugment, 0, 10),
+            magnitude=(self.magnitude, 0, 30),
+            erasing=(self.erasing, 0, 1),
+            mixup=(self.mixup, 0, 100),
+            cutmix=(self.cutmix, 0, 100),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW."""
+
+    lr: float = 1e-3
+    """Peak learning rate, for the batch as it is: it is not scaled."""
+    weight_decay: float = 0.05
+    """Decay of the matrices of layers; norms, biases and tokens are not decayed."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the two moments."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 is off."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, to save memory."""
+
+    def __post_init__(self) -> None:
+        _check(
+            0 < self.lr < math.inf, f"optim.lr={self.lr} must be above 0: 1e-3 suits most batches of 64 to 1024"
+        )
+        _check_range(
+            weight_decay=(self.weight_decay, 0, 10),
+            beta1=(self.betas[0], 0, 0.99999),
+            beta2=(self.betas[1], 0, 0.99999),
+            clip=(self.clip, 0, math.inf),
+            accumulate=(self.accumulate, 1, 4096),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Linear warm-up, then cosine annealing with warm restarts."""
+
+    warmup: float = 1.0
+    """Epochs of linear warm-up, at most half of the first cycle."""
+    cycle: float = 0.0
+    """Epochs of the first cycle; 0 makes the whole run one cycle."""
+    multiplier: float = 1.0
+    """Length of a cycle over the one before it."""
+    decay: float = 1.0
+    """Peak learning rate of a cycle over the one before it."""
+    min_lr: float = 0.01
+    """Learning rate at a cycle's end over its first peak."""
+
+    def __post_init__(self) -> None:
+        _check_range(
+            warmup=(self.warmup, 0, 1e6),
+            cycle=(self.cycle, 0, 1e6),
+            multiplier=(self.multiplier, 1, 100),
+            decay=(self.decay, 0.001, 1),
+            min_lr=(self.min_lr, 0, 1),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run."""
+
+    model: str = "xxxs"
+    """An AT-Net size (see `atnet sizes`) or any timm architecture."""
+    epochs: int = 20
+    """Passes over the training pictures."""
+    batch: int = 64
+    """Pictures for each step of the optimizer."""
+    seed: int = 0
+    """Same seed, same run: order, augmentation, initial weights."""
+    label_smoothing: float = 0.1
+    """Share of the target spread over all classes."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last layer."""
+    ema: float = 0.9998
+    """Decay of the moving average of the weights, smaller in the first steps; 0 is off."""
+    checkpointing: bool = False
+    """Compute activations twice to save memory."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto takes cuda, then mps, then cpu."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto is bf16 autocast on GPUs that have it, else fp32."""
+    threads: int = 0
+    """CPU threads; 0 leaves it to torch."""
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def __post_init__(self) -> None:
+        _check_range(
+            epochs=(self.epochs, 1, 1e6),
+            batch=(self.batch, 1, 1e6),
+            seed=(self.seed, 0, 2**31 - 1),
+            label_smoothing=(self.label_smoothing, 0, 0.9),
+            drop_path=(self.drop_path, 0, 0.9),
+            ema=(self.ema, 0, 0.999999),
+            threads=(self.threads, 0, 4096),
+        )
+        _check(
+            self.batch % self.optim.accumulate == 0,
+            f"batch={self.batch} does not divide into optim.accumulate={self.optim.accumulate} equal parts",
+        )
+        ends = self.cycle_ends()
+        _check(
+            self.epochs in ends,
+            f"epochs={self.epochs} ends inside a learning-rate cycle (schedule.cycle={self.schedule.cycle:g}): "
+            f"cycles end at {', '.join(f'{end:g}' for end in ends)}; use one of these, or --schedule.cycle 0",
+        )
+
+    @property
+    def first_cycle(self) -> float:
+        """Epochs of the first learning-rate cycle."""
+        return self.schedule.cycle or float(self.epochs)
+
+    def cycle_ends(self) -> list[float]:
+        """Epochs at which a cycle ends, up to the first one that is not before the run's end."""
+        ends, length = [self.first_cycle], self.first_cycle
+        while ends[-1] < self.epochs:
+            length *= self.schedule.multiplier
+            ends.append(ends[-1] + length)
+        return ends
+
+
+def _make(*, config: Annotated[Config | None, Parameter(name="*")] = None) -> Config:
+    return config or Config()
+
+
+def make_config(recipe: str | Path | None = None, **options: Any) -> Config:
+    """A checked configuration from a YAML recipe and options that go before it.
+
+    options are nested as the recipe is: make_config(epochs=3, optim={"lr": 1e-3}).
+    Raises ConfigError naming an unknown key, with the nearest known one, or a bad value.
+    """
+    layers = [Dict(options, source="options")]
+    if recipe is not None:
+        layers.append(Dict(read_yaml(recipe), source=str(recipe)))
+    maker = App(config=layers, result_action="return_value", exit_on_error=False, print_error=False)
+    maker.default(_make)
+    try:
+        return maker([])  # type: ignore[no-any-return]
+    except CycloptsError as error:
+        raise ConfigError(str(error)) from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without anchors and aliases, whose expansion can eat the machine."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file's mapping. Raises ConfigError if it is absent, too large, or no mapping."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such recipe; the shipped ones are in recipes/")
+    if path.stat().st_size > MAX_YAML_BYTES:
+        raise ConfigError(f"{path}: {path.stat().st_size:,} bytes are too many for a recipe")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of names to values, this is not")
+    return values
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML that `make_config` reads back to an equal one."""
+    plain = asdict(config)
+    for section in ("data", "optim"):
+        plain[section] = {k: list(v) if isinstance(v, tuple) else v for k, v in plain[section].items()}
+    return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None)

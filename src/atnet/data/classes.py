@@ -1,0 +1,27 @@
+"""Class names: what a class is called in a data set, and what a person calls it. Free of torch."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+_WORDNET_ID = re.compile(r"n\d{8}")
+
+
+def display_names(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """What a person calls each class: ImageNet's name for a WordNet id, else the class's own name.
+
+    The names are timm's list of ImageNet's synsets, of each the first word.
+    """
+    if not any(_WORDNET_ID.fullmatch(name) for name in classes):
+        return classes
+    known = _wordnet_names()
+    return tuple(known.get(name, name) for name in classes)
+
+
+def _wordnet_names() -> dict[str, str]:
+    spec = find_spec("timm")
+    if spec is None or spec.origin is None:
+        return {}
+    listed = Path(spec.origin).parent / "data" / "_info" / "imagenet_synset_to_lemma.txt"
+    rows = (line.split("\t", 1) for line in listed.read_text(encoding="utf-8").splitlines() if "\t" in line)
+    return {wordnet_id: lemmas.split(",")[0].strip() for wordnet_id, lemmas in rows}

@@ -1,0 +1,112 @@
+"""Batches for training and evaluation: read or cached pictures, transformed in worker processes."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from atnet.config import Config, DataConfig
+from atnet.data.augment import Augment
+from atnet.data.order import BatchOrder
+from atnet.data.preprocess import Preprocess, resize_shorter
+from atnet.data.sources import Pictures
+from atnet.progress import progress_bar
+
+
+def make_preprocess(data: DataConfig) -> Preprocess:
+    """The evaluation transform that the configuration describes."""
+    return Preprocess(
+        size=data.size, crop_pct=data.crop_pct, interpolation=data.interpolation, mean=data.mean, std=data.std
+    )
+
+
+class TrainSet(Dataset[tuple[Tensor, int]]):
+    """Augmented training pictures by (epoch, index): uint8 (3, size, size) and label."""
+
+    def __init__(self, pictures: Pictures, config: Config) -> None:
+        data = config.data
+        self.pictures = pictures
+        self.augment = Augment(config.augment, data, config.seed)
+        self.cached: list[Tensor] | None = None
+        if data.cache == "ram":
+
+            def shrink(picture: Image.Image) -> Tensor:
+                if min(picture.size) > data.cache_size:
+                    picture = resize_shorter(picture, data.cache_size, data.interpolation)
+                return _to_tensor(picture)
+
+            self.cached = _read_all(pictures, shrink, "Caching training pictures")
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key
+        picture = self.cached[index] if self.cached else _to_tensor(self.pictures.read(index))
+        return self.augment(picture, epoch, index), int(self.pictures.labels[index])
+
+
+class EvalSet(Dataset[tuple[Tensor, int]]):
+    """Pictures as evaluation sees them: float32 (3, size, size) and label."""
+
+    def __init__(self, pictures: Pictures, preprocess: Preprocess, cache: bool = False) -> None:
+        self.pictures = pictures
+        self.preprocess = preprocess
+        self.cached: list[Any] | None = None
+        if cache:
+            self.cached = _read_all(pictures, preprocess.resize_and_crop, "Caching validation pictures")
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if self.cached:
+            pixels = self.preprocess.normalise(self.cached[index])
+        else:
+            pixels = self.preprocess(self.pictures.read(index))
+        return torch.from_numpy(pixels), int(self.pictures.labels[index])
+
+
+def train_loader(pictures: Pictures, config: Config, first: int, last: int) -> DataLoader[Any]:
+    """Batches of the training steps first to last; the same ones with any number of workers."""
+    order = BatchOrder(seed=config.seed, count=len(pictures), batch=config.batch, first=first, last=last)
+    workers = config.data.workers
+    return DataLoader(
+        TrainSet(pictures, config),
+        batch_sampler=order,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def eval_loader(
+    pictures: Pictures, preprocess: Preprocess, batch: int, workers: int, cache: bool = False
+) -> DataLoader[Any]:
+    """All pictures, each once, in order, the last batch too."""
+    cached = EvalSet(pictures, preprocess, cache)
+    workers = 0 if cache else workers
+    return DataLoader(cached, batch_size=batch, num_workers=workers, pin_memory=torch.cuda.is_available())
+
+
+def _to_tensor(picture: Image.Image) -> Tensor:
+    """uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def _read_all(pictures: Pictures, keep: Callable[[Image.Image], Any], title: str) -> list[Any]:
+    """What is to be kept of each picture, read by threads: decoding leaves the interpreter's lock."""
+    with progress_bar(title, len(pictures)) as advance, ThreadPoolExecutor(os.cpu_count()) as threads:
+
+        def read(index: int) -> Any:
+            kept = keep(pictures.read(index))
+            advance(1)
+            return kept
+
+        return list(threads.map(read, range(len(pictures))))

@@ -1,0 +1,69 @@
+"""The evaluation transform: from a decoded picture to the network's input. Pillow and NumPy only.
+
+The steps are timm's: the shorter side to floor(size / crop_pct), antialiased; the centre
+size x size; colours to (x / 255 - mean) / std; channels first.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How a picture becomes the network's input; travels with the weights."""
+
+    size: int
+    crop_pct: float
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, picture: Image.Image) -> NDArray[np.float32]:
+        """RGB picture to float32 (3, size, size)."""
+        return self.normalise(self.resize_and_crop(picture))
+
+    def resize_and_crop(self, picture: Image.Image) -> NDArray[np.uint8]:
+        """RGB picture to uint8 (size, size, 3)."""
+        picture = resize_shorter(picture, math.floor(self.size / self.crop_pct), self.interpolation)
+        left = round((picture.width - self.size) / 2)
+        top = round((picture.height - self.size) / 2)
+        return np.asarray(picture.crop((left, top, left + self.size, top + self.size)))
+
+    def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 (H, W, 3) to float32 (3, H, W)."""
+        scaled = pixels.astype(np.float32) / np.float32(255)
+        normal = (scaled - np.float32(self.mean)) / np.float32(self.std)
+        return np.ascontiguousarray(normal.transpose(2, 0, 1))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Preprocess":
+        """From the fields' values. Raises ValueError if one cannot be right."""
+        made = cls(
+            size=int(values["size"]),
+            crop_pct=float(values["crop_pct"]),
+            interpolation=str(values["interpolation"]),
+            mean=tuple(float(value) for value in values["mean"]),
+            std=tuple(float(value) for value in values["std"]),
+        )
+        if not 1 <= made.size <= 4096 or not 0.1 <= made.crop_pct <= 1:
+            raise ValueError(f"size={made.size} or crop_pct={made.crop_pct} is out of range")
+        if made.interpolation not in RESAMPLING or len(made.mean) != 3 or len(made.std) != 3:
+            raise ValueError("interpolation, mean or std is not one that this version knows")
+        return made
+
+
+def resize_shorter(picture: Image.Image, side: int, interpolation: str) -> Image.Image:
+    """The picture with its shorter side of the given length, the aspect ratio kept."""
+    width, height = picture.size
+    if width <= height:
+        target = (side, int(side * height / width))
+    else:
+        target = (int(side * width / height), side)
+    return picture if target == picture.size else picture.resize(target, RESAMPLING[interpolation])

@@ -1,0 +1,29 @@
+"""The device that a run uses, and its random generators."""
+
+import torch
+
+from atnet.errors import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """auto is cuda, then mps, then cpu. Raises ConfigError if the one named is not there."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, here in present.items() if here)
+    if not present.get(name, False):
+        here = ", ".join(device for device, there in present.items() if there)
+        raise ConfigError(f"device={name}: torch does not see one; here are: {here}")
+    return torch.device(name)
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seeds torch's generator on the CPU and on the device.
+
+    Unlike torch.manual_seed it leaves other devices alone: before CUDA is initialised, that call
+    queues a stack trace each time, which at each step costs time and memory without end.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)

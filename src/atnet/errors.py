@@ -1,0 +1,21 @@
+"""What can be wrong with what a user gives; each message names the thing and the remedy."""
+
+
+class AtnetError(ValueError):
+    """Base of the errors that a command prints in one line, with exit code 2."""
+
+
+class ConfigError(AtnetError):
+    """An option, a recipe or a run folder that cannot be used."""
+
+
+class DataError(AtnetError):
+    """A picture or a data set that cannot be used."""
+
+
+class WeightsError(AtnetError):
+    """A weights file that cannot be used."""
+
+
+class TrainingError(AtnetError):
+    """A training that cannot go on."""

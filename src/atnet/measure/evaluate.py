@@ -1,0 +1,93 @@
+"""A model on labelled pictures: each picture once, the last batch too."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from atnet.config import make_config
+from atnet.data.loader import eval_loader
+from atnet.data.sources import Pictures, open_labelled, open_parts
+from atnet.device import pick_device
+from atnet.errors import ConfigError
+from atnet.measure.metrics import Scores, hits
+from atnet.model.load import WeightsInfo, find_weights, load
+from atnet.progress import progress_bar
+
+
+def score(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, classes: int, device: torch.device, total: int
+) -> Scores:
+    """Scores of a model on batches of (input, label); the model is left in the mode it was in."""
+    confusion = np.zeros((classes, classes), dtype=np.int64)
+    loss, top5 = 0.0, 0
+    training = model.training
+    model.eval()
+    with torch.inference_mode(), progress_bar("Evaluating", total) as advance:
+        for images, labels in batches:
+            images = images.to(device, memory_format=torch.channels_last)
+            logits = model(images).float().cpu()
+            loss += float(cross_entropy(logits, labels, reduction="sum"))
+            top5 += hits(logits, labels, 5)
+            np.add.at(confusion, (labels.numpy(), logits.argmax(1).numpy()), 1)
+            advance(len(labels))
+    model.train(training)
+    count = int(confusion.sum())
+    return Scores(
+        loss=loss / count,
+        top1=100.0 * int(confusion.diagonal().sum()) / count,
+        top5=100.0 * top5 / count,
+        confusion=confusion,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores, and of which weights on which pictures."""
+
+    weights: Path
+    info: WeightsInfo
+    pictures: str
+    scores: Scores
+
+
+def evaluate(
+    weights: str | Path,
+    data: str | None = None,
+    *,
+    batch: int = 64,
+    workers: int = 2,
+    device: str = "auto",
+) -> Evaluation:
+    """Evaluates weights on a labelled folder.
+
+    weights: a run, a folder or a safetensors file.
+    data: a folder with val/ (or test/), or of class folders, or "digits"; the validation part of the
+    run's own data if none is given. Classes are matched by name with the weights' class list.
+    Raises WeightsError, DataError or ConfigError naming the thing and the remedy.
+    """
+    path = find_weights(weights)
+    chosen = pick_device(device)
+    model, info = load(path, str(chosen))
+    pictures = _pictures(path, data).relabel(info.classes)
+    loader: DataLoader[tuple[Tensor, Tensor]] = eval_loader(pictures, info.preprocess, batch, workers)
+    model = model.to(memory_format=torch.channels_last)
+    scores = score(model, loader, classes=len(info.classes), device=chosen, total=len(pictures))
+    return Evaluation(
+        weights=path, info=info, pictures=str(pictures.root or "digits (validation part)"), scores=scores
+    )
+
+
+def _pictures(weights: Path, data: str | None) -> Pictures:
+    if data is not None:
+        return open_labelled(data)
+    recipe = weights.parent / "config.yaml"
+    if not recipe.is_file():
+        raise ConfigError(f"{weights}: not in a run folder, so its data are not known; give --data FOLDER")
+    config = make_config(recipe)
+    return open_parts(config.data.source, config.data.val_share)[1]

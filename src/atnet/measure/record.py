@@ -1,0 +1,138 @@
+"""The run folder: configuration, environment, a line of metrics an epoch, and the record of the result."""
+
+import csv
+import datetime
+import io
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from atnet.config import Config, make_config, to_yaml
+from atnet.errors import ConfigError
+from atnet.files import write_whole
+
+CONFIG, ENVIRONMENT, METRICS, RECORD = "config.yaml", "environment.yaml", "metrics.csv", "record.json"
+PACKAGES = ("atnet", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
+
+
+def new_run(config: Config, out: str | Path | None) -> Path:
+    """Makes a run's folder, with its configuration and environment, and points runs/last at it.
+
+    out: the folder; runs/DATE-TIME-MODEL if None.
+    Raises ConfigError if there is something in it: nothing is overwritten.
+    """
+    now = datetime.datetime.now()
+    run = Path(out).expanduser() if out else Path("runs") / f"{now:%Y%m%d-%H%M%S}-{config.model}"
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        remedy = f"go on with --resume {run}" if (run / CONFIG).exists() else "choose another --out"
+        raise ConfigError(f"{run}: exists and is not empty; {remedy}")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        write_whole(run / CONFIG, to_yaml(config).encode())
+        write_whole(run / ENVIRONMENT, yaml.safe_dump(environment(), sort_keys=False).encode())
+    except OSError as error:
+        raise ConfigError(f"{run}: cannot be written ({error.strerror}); choose another --out") from error
+    _point_last(run)
+    return run
+
+
+def _point_last(run: Path) -> None:
+    """runs/last becomes a link to the run, or where links cannot be made, a file with its name."""
+    last = run.parent / "last"
+    if last.is_dir() and not last.is_symlink():
+        return
+    last.unlink(missing_ok=True)
+    try:
+        last.symlink_to(run.name, target_is_directory=True)
+    except OSError:
+        last.write_text(run.name, encoding="utf-8")
+
+
+def open_run(run: Path) -> Config:
+    """The configuration of an existing run. Raises ConfigError if the folder is no run."""
+    if not (run / CONFIG).is_file():
+        raise ConfigError(f"{run}: no {CONFIG} in it, so it is no run; give a folder below runs/")
+    return make_config(run / CONFIG)
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on beside its configuration."""
+    return {
+        "command": shlex.join(["atnet", *sys.argv[1:]]),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+
+
+def commit() -> str:
+    """The commit of the checkout that runs, with + if files differ from it; "" if installed from a package."""
+    here = Path(__file__)
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here.parent), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory held so far, MB: of the GPU if the run is on one, else of the process; 0 if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+
+
+def read_metrics(run: Path) -> list[dict[str, str]]:
+    """The rows of the run's metrics, one an epoch."""
+    path = run / METRICS
+    if not path.is_file():
+        return []
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
+def write_metrics(run: Path, rows: list[dict[str, Any]]) -> None:
+    """Replaces the run's metrics."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(run / METRICS, table.getvalue().encode())
+
+
+def write_record(run: Path, record: dict[str, Any]) -> None:
+    """What a table of results needs of a finished run."""
+    write_whole(run / RECORD, (json.dumps(record, indent=2) + "\n").encode())

@@ -1,0 +1,1 @@
+"""The architecture: the size table, its blocks, the network, weights in files."""

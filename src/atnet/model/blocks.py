@@ -1,0 +1,216 @@
+"""The parts of the network in the order a picture meets them: stem, ConvMix, squeeze, TransMix.
+
+Shapes: a grid is (batch, channels, height, width); tokens are (batch, count, dim).
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp
+from timm.models import checkpoint_seq, register_notrace_function
+from torch import Tensor, nn
+
+
+@register_notrace_function
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """The picture with zeros at the right and the bottom, so that both sides divide by multiple."""
+    bottom = (multiple - image.shape[2] % multiple) % multiple
+    right = (multiple - image.shape[3] % multiple) % multiple
+    if bottom > 0 or right > 0:
+        image = F.pad(image, [0, right, 0, bottom])
+    return image
+
+
+class PatchConv(nn.Module):
+    """The author's stem: one patch x patch convolution of stride patch, activation, BatchNorm.
+
+    Source: Trockman & Kolter 2022, "Patches Are All You Need?".
+    """
+
+    def __init__(self, in_chans: int, dim: int, patch: int, **factory: Any) -> None:
+        super().__init__()
+        self.patch = patch
+        self.conv = nn.Conv2d(in_chans, dim, patch, stride=patch, **factory)
+        self.act = nn.GELU()
+        self.norm = nn.BatchNorm2d(dim, **factory)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.norm(self.act(self.conv(pad_to_multiple(image, self.patch))))
+
+
+class OverlapConv(nn.Module):
+    """One step of the overlapping stem: a stride-2 3x3 convolution, BatchNorm, activation.
+
+    The norm comes first, so that it folds into the convolution; sides are halved, rounded up.
+    Source: Xiao et al. 2021, "Early Convolutions Help Transformers See Better".
+    """
+
+    def __init__(self, in_dim: int, dim: int, **factory: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_dim, dim, 3, stride=2, padding=1, bias=False, **factory)
+        self.norm = nn.BatchNorm2d(dim, **factory)
+        self.act = nn.GELU()
+
+    def forward(self, grid: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(grid)))
+
+
+def make_stem(kind: str, in_chans: int, dim: int, patch: int, **factory: Any) -> nn.Sequential:
+    """The stem of total stride patch; widths of the overlapping one double up to dim.
+
+    Raises ValueError if the kind is unknown, or if it is "overlap" and patch no power of two.
+    """
+    if kind == "patch":
+        return nn.Sequential(PatchConv(in_chans, dim, patch, **factory))
+    if kind != "overlap":
+        raise ValueError(f"stem={kind!r} is unknown: use 'patch' or 'overlap'")
+    steps = patch.bit_length() - 1
+    if patch < 2 or patch != 2**steps:
+        raise ValueError(f"patch={patch} is no power of two: use one, or stem='patch'")
+    widths = [in_chans] + [dim // 2 ** (steps - 1 - step) for step in range(steps)]
+    return nn.Sequential(
+        *(OverlapConv(w_in, w_out, **factory) for w_in, w_out in zip(widths, widths[1:], strict=False))
+    )
+
+
+class ConvMix(nn.Module):
+    """A ConvMixer block: depthwise kernel x kernel with residual, then 1x1, each + GELU + BatchNorm.
+
+    Source: Trockman & Kolter 2022, section 2.
+    """
+
+    def __init__(self, dim: int, kernel: int, drop_path: float, **factory: Any) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim, **factory)
+        self.norm1 = nn.BatchNorm2d(dim, **factory)
+        self.pointwise = nn.Conv2d(dim, dim, 1, **factory)
+        self.norm2 = nn.BatchNorm2d(dim, **factory)
+        self.act = nn.GELU()
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        grid = grid + self.drop_path(self.norm1(self.act(self.depthwise(grid))))
+        return self.norm2(self.act(self.pointwise(grid)))
+
+
+class Squeeze(nn.Module):
+    """From the ConvMix grid to the encoder's: stride, width, and where a patch is.
+
+    A depthwise 3x3 convolution of the given stride and a 1x1 one change the resolution and the
+    width (nothing where neither changes). Then a depthwise 3x3 convolution with residual tells
+    positions by its zero padding, at any input size.
+    Source: Chu et al. 2021, "Conditional Positional Encodings for Vision Transformers".
+    """
+
+    if TYPE_CHECKING:  # TorchScript refuses the annotation at run time
+        reduce: nn.Module
+
+    def __init__(self, in_dim: int, dim: int, stride: int, **factory: Any) -> None:
+        super().__init__()
+        self.reduce = nn.Identity()
+        if stride > 1 or in_dim != dim:
+            self.reduce = nn.Sequential(
+                nn.Conv2d(in_dim, in_dim, 3, stride, 1, groups=in_dim, bias=False, **factory)
+                if stride > 1
+                else nn.Identity(),
+                nn.Conv2d(in_dim, dim, 1, bias=False, **factory),
+                nn.BatchNorm2d(dim, **factory),
+            )
+        self.position = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **factory)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        grid = self.reduce(grid)
+        return grid + self.position(grid)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with fused attention.
+
+    Raises ValueError if dim is not divisible by heads.
+    Source: Vaswani et al. 2017; the kernel is torch's scaled_dot_product_attention.
+    """
+
+    def __init__(self, dim: int, heads: int, **factory: Any) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(
+                f"dim={dim} is not divisible by heads={heads}: "
+                f"try heads={next(h for h in range(heads, 0, -1) if dim % h == 0)} "
+                f"or dim={-(-dim // heads) * heads}"
+            )
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, **factory)
+        self.proj = nn.Linear(dim, dim, **factory)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        batch, count, dim = tokens.shape
+        qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, dim // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).reshape(batch, count, dim))
+
+
+class TransMix(nn.Module):
+    """A pre-norm encoder layer: attention, then an MLP, each with residual.
+
+    Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words".
+    """
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, drop_path: float, **factory: Any) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, **factory)
+        self.attention = Attention(dim, heads, **factory)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, **factory)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), **factory)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.drop_path(self.attention(self.norm1(tokens)))
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+
+
+class Stage(nn.Sequential):
+    """Blocks one after the other, keeping their activations or, to save memory, computing them twice."""
+
+    def __init__(self, *blocks: Any) -> None:
+        super().__init__(*blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self, x)
+        for block in self:
+            x = block(x)
+        return x
+
+
+def initialise(module: nn.Module) -> None:
+    """Sets one module's initial weights, drawn from torch's global generator.
+
+    | what                              | weight                          | bias |
+    |-----------------------------------|---------------------------------|------|
+    | Linear                            | normal, std 0.02, cut at 2 std  | 0    |
+    | Conv2d                            | normal, std sqrt(2 / fan-out)   | 0    |
+    | BatchNorm, LayerNorm              | 1                               | 0    |
+    | class token, register tokens (*)  | normal, std 0.02                |      |
+
+    (*) by the network itself: they are parameters, not modules.
+    Sources: Dosovitskiy et al. 2021 (Linear, tokens), He et al. 2015 (Conv2d).
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = module.weight[0][0].numel() * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=(2.0 / fan_out) ** 0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def drop_path_rates(rate: float, count: int) -> list[float]:
+    """Stochastic depth grows linearly from 0 to rate. Source: Huang et al. 2016."""
+    return torch.linspace(0, rate, count, device="cpu").tolist() if count else []

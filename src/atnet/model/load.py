@@ -1,0 +1,157 @@
+"""Models by name, and weights in safetensors files that say what they are."""
+
+import difflib
+import json
+import re
+import struct
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+import atnet.timm  # registers the names
+from atnet.data.preprocess import Preprocess
+from atnet.errors import ConfigError, WeightsError
+from atnet.model.sizes import SIZES
+
+LAST, EMA, BEST = "last.safetensors", "ema.safetensors", "best.safetensors"
+MAX_HEADER_BYTES = 25_000_000
+
+
+def architecture(name: str) -> str:
+    """The registered name: "xxxs" and "atnet_xxxs" are the same, timm's names are themselves.
+
+    Raises ConfigError naming the nearest known names.
+    """
+    for candidate in (f"atnet_{name}", name):
+        if re.fullmatch(r"[A-Za-z0-9_.]+", name) and timm.is_model(candidate):
+            return candidate
+    near = difflib.get_close_matches(name, [*SIZES, *timm.list_models()], n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the sizes are {', '.join(SIZES)}"
+    raise ConfigError(f"no model is called {name!r}: {hint}")
+
+
+def create_model(name: str, **kwargs: Any) -> nn.Module:
+    """A model with fresh weights: an AT-Net size ("xxxs") or any timm architecture.
+
+    kwargs are timm's: num_classes=10, in_chans=1, drop_path_rate=0.1, device="cuda", and an AT-Net
+    size's own: registers=8, kernel=5.  Raises ConfigError if the name is unknown.
+    """
+    return timm.create_model(architecture(name), **kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsInfo:
+    """What a weights file says of itself.
+
+    classes: the data set's own names, in the order of the logits.  class_names: what a person reads.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
+    preprocess: Preprocess
+    epoch: int
+    moving_average: bool
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def to_metadata(self) -> dict[str, str]:
+        return {"format": "pt", "atnet": json.dumps(asdict(self))}
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, str] | None, path: Path) -> "WeightsInfo":
+        """Raises WeightsError if the metadata is not such a file's."""
+        try:
+            values = json.loads((metadata or {})["atnet"])
+            made = cls(
+                model=str(values["model"]),
+                classes=tuple(map(str, values["classes"])),
+                class_names=tuple(map(str, values["class_names"])),
+                preprocess=Preprocess.from_dict(values["preprocess"]),
+                epoch=int(values["epoch"]),
+                moving_average=bool(values["moving_average"]),
+                facts=dict(values["facts"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise WeightsError(
+                f"{path}: safetensors without AT-Net's metadata ({error}); use weights that `atnet train` wrote"
+            ) from error
+        if not made.classes or len(made.classes) != len(made.class_names):
+            raise WeightsError(f"{path}: its class list is empty or does not match its class names")
+        return made
+
+
+def to_safetensors(state: dict[str, Tensor], info: WeightsInfo) -> bytes:
+    """A weights file's bytes."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    return safetensors.torch.save(plain, metadata=info.to_metadata())
+
+
+def find_weights(where: str | Path) -> Path:
+    """The weights file of a run or folder (the moving average before the last epoch), or the file itself."""
+    path = resolve_run(where)
+    if path.is_dir():
+        for name in (EMA, LAST, "model.safetensors"):
+            if (path / name).is_file():
+                return path / name
+        raise WeightsError(f"{path}: no weights in it ({EMA}, {LAST} or model.safetensors)")
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such run, folder or weights file")
+    return path
+
+
+def resolve_run(where: str | Path) -> Path:
+    """The path, a pointer file (where links cannot be made) being followed."""
+    path = Path(where).expanduser()
+    if path.name == "last" and path.is_file() and path.stat().st_size < 4096:
+        return path.parent / path.read_text(encoding="utf-8").strip()
+    return path
+
+
+def read_info(path: Path) -> WeightsInfo:
+    """What the file says of itself, without its tensors. Raises WeightsError if it is no such file."""
+    try:
+        with path.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+        if length > min(MAX_HEADER_BYTES, path.stat().st_size):
+            raise WeightsError(f"{path}: not a safetensors file, or a damaged one")
+        with safe_open(path, "pt") as opened:
+            return WeightsInfo.from_metadata(opened.metadata(), path)
+    except (SafetensorError, struct.error, OSError) as error:
+        raise WeightsError(f"{path}: not a safetensors file, or a damaged one ({error})") from error
+
+
+def load(where: str | Path, device: str = "cpu") -> tuple[nn.Module, WeightsInfo]:
+    """The model with its weights, in evaluation mode, and what the file says of itself.
+
+    where: a run, a folder or a safetensors file; of a run the last moving average is taken, else the
+    last epoch: name the file for another (runs/last/best.safetensors).
+    Shapes are compared before memory is taken; no code from the file is run.
+    Raises WeightsError naming the file and what does not fit.
+    """
+    path = find_weights(where)
+    info = read_info(path)
+    try:
+        with torch.device("meta"):
+            expected = create_model(info.model, num_classes=len(info.classes)).state_dict()
+    except ConfigError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    with safe_open(path, "pt") as opened:
+        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    wrong = [n for n in expected if shapes.get(n) != tuple(expected[n].shape)] + [
+        n for n in shapes if n not in expected
+    ]
+    if wrong:
+        raise WeightsError(
+            f"{path}: not weights of {info.model} with {len(info.classes)} classes: {wrong[0]} is "
+            f"{shapes.get(wrong[0], 'absent')} in the file and "
+            f"{tuple(expected[wrong[0]].shape) if wrong[0] in expected else 'absent'} in the model"
+        )
+    model = create_model(info.model, num_classes=len(info.classes))
+    model.load_state_dict(safetensors.torch.load_file(path))
+    return model.to(device).eval(), info

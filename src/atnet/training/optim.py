@@ -1,0 +1,52 @@
+"""The learning rate at each step, and AdamW with decay by role."""
+
+import math
+
+import torch
+from torch import nn
+
+from atnet.config import Config, OptimConfig
+
+DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def lr_at(step: int, steps_per_epoch: int, config: Config) -> float:
+    """The learning rate of a step, the first being 0: a pure function of the configuration.
+
+    Linear warm-up inside the first cycle, then in each cycle a half cosine from its peak down to
+    min_lr x lr; cycle k is multiplier**k times as long as the first, its peak decay**k times as high.
+    Source: Loshchilov & Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts".
+    """
+    schedule, peak = config.schedule, config.optim.lr
+    start, length = 0.0, config.first_cycle * steps_per_epoch
+    warmup = min(schedule.warmup * steps_per_epoch, length / 2)
+    if step < warmup:
+        return peak * (step + 1) / (math.floor(warmup) + 1)
+    rise = warmup
+    while step >= start + length:
+        start, length, rise = start + length, length * schedule.multiplier, 0.0
+        peak *= schedule.decay
+    low = schedule.min_lr * config.optim.lr
+    position = (step - start - rise) / (length - rise)
+    return low + (peak - low) * (1 + math.cos(math.pi * position)) / 2
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Trainable parameters in two groups: matrices of layers, decayed, and all others, not decayed.
+
+    What is decayed goes by role: the weight of a linear or convolutional layer, unless the model's
+    no_weight_decay() names it. Tokens, tables, norms, scales and biases are not.
+    """
+    matrices = {id(m.weight) for m in model.modules() if isinstance(m, DECAYED)}
+    spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    decayed, others = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (decayed if id(parameter) in matrices and name not in spared else others).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW, its kernel fused. Source: Loshchilov & Hutter 2019."""
+    groups = decay_groups(model, optim.weight_decay)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
