@@ -32,7 +32,7 @@ class DataConfig:
     """Pictures and how evaluation sees them."""
 
     source: str = "digits"
-    """A folder of pictures (class folders, or train/ and val/ with class folders), or "digits"."""
+    """A folder of class folders, or of train/ and val/ with class folders, or "digits". Short: --data."""
     val_share: float = 0.2
     """Share of each class held out for validation where the source has no validation part."""
     size: int = 224
@@ -119,7 +119,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _check(
-            0 < self.lr < math.inf, f"optim.lr={self.lr} must be above 0: 1e-3 suits most batches of 64 to 1024"
+            0 < self.lr < math.inf,
+            f"optim.lr={self.lr} must be above 0: 1e-3 suits most batches of 64 to 1024",
         )
         _check_range(
             weight_decay=(self.weight_decay, 0, 10),

@@ -28,7 +28,9 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
 
     def advance(count: int, note: str | None = None) -> None:
         nonlocal shown
-        progress.update(task, advance=count, **({} if note is None else {"note": note}))
+        progress.update(task, advance=count)
+        if note is not None:
+            progress.update(task, note=note)
         if not shown and time.monotonic() - began > 1:
             progress.start()
             shown = True

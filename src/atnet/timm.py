@@ -1,5 +1,6 @@
 """AT-Net as timm models: after `import atnet.timm`, `timm.create_model("atnet_xxxs")` works."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +13,7 @@ from atnet.model.sizes import SIZES, Size
 
 
 def _default_cfg(size: Size) -> dict[str, Any]:
-    side = -(-(-(-224 // size.patch)) // size.squeeze)
+    side = math.ceil(math.ceil(224 / size.patch) / size.squeeze)
     return {
         "url": "",
         "num_classes": 1000,

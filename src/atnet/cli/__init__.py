@@ -10,7 +10,7 @@ from cyclopts.config import Dict
 from rich.console import Console
 
 from atnet.config import read_yaml
-from atnet.errors import AtnetError
+from atnet.errors import AtnetError, ConfigError
 
 app = App(
     name="atnet",
@@ -27,10 +27,27 @@ app.command("atnet.cli.sizes:sizes")
 app.command("atnet.cli.digits:digits")
 
 
+def _expand(words: list[str]) -> list[str]:
+    """`--data FOLDER` is short for `--data.source FOLDER`; other sections take no value of their own.
+
+    The parser would take any section's bare name for all of the section, and so drop what the recipe
+    says of it.
+    """
+    expanded = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name == "--data":
+            word = f"--data.source{equals}{value}"
+        elif name.removeprefix("--") in {"augment", "optim", "schedule"}:
+            raise ConfigError(f"{name} is a section of options: give {name}.NAME; `atnet train --help` lists them")
+        expanded.append(word)
+    return expanded
+
+
 def _read_recipe(words: list[str]) -> None:
     """Makes the recipe named on a train command the layer below its options."""
     app.config = ()
-    if not words or words[0] != "train" or "--help" in words or "-h" in words:
+    if "--help" in words or "-h" in words:
         return
     _, bound, _ = app.parse_args(words)
     recipe = bound.arguments.get("recipe")
@@ -47,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if debug:
         words.remove("--debug")
     try:
-        _read_recipe(words)
+        if words[:1] == ["train"]:
+            words = _expand(words)
+            _read_recipe(words)
         app(words)
     except (AtnetError, CycloptsError) as error:
         if debug:

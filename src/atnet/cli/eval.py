@@ -36,9 +36,7 @@ def evaluate(
     done = run(weights, data, batch=batch, workers=workers, device=device)
     scores, info = done.scores, done.info
     table = Table("class", "name", "pictures", "recall %", "precision %", box=None, header_style="bold")
-    rows = zip(
-        info.classes, info.class_names, scores.confusion.sum(1), scores.recall, scores.precision, strict=True
-    )
+    rows = zip(info.classes, info.class_names, scores.confusion.sum(1), scores.recall, scores.precision, strict=True)
     for row in sorted(rows, key=lambda r: (np.isnan(r[3]), r[3])):
         table.add_row(row[0], row[1], str(row[2]), *("-" if np.isnan(v) else f"{v:.2f}" for v in row[3:]))
     console = Console(highlight=False)

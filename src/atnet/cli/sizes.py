@@ -13,22 +13,21 @@ def sizes() -> None:
 
     table = Table(
         *("Size", "Params", "ConvMix", "TransMix", "Patch_size", "Conv_Size", "Embed_Dim", "Heads"),
-        *("Registers", "Stem"),
         box=None,
+        pad_edge=False,
         header_style="bold",
     )
     for name, size in SIZES.items():
         with torch.device("meta"):
             count = sum(p.numel() for p in create_model(name).parameters())
-        widths = f"{size.conv_dim} / {size.dim}"
+        patch = f"{size.patch} x {size.squeeze}" if size.squeeze > 1 else str(size.patch)
         table.add_row(
-            name, f"{count / 1e6:.2f}M", str(size.conv_mix), str(size.trans_mix),
-            f"{size.patch} x {size.squeeze}" if size.squeeze > 1 else str(size.patch),
-            str(size.kernel), widths, str(size.heads), str(size.registers), size.stem,
+            name, f"{count / 1e6:.2f}M", str(size.conv_mix), str(size.trans_mix), patch,
+            str(size.kernel), f"{size.conv_dim}/{size.dim}", str(size.heads),
         )  # fmt: skip
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        "\nPatch_size: stride of the stem x squeeze before the encoder. Embed_Dim: ConvMix / TransMix width.\n"
+        "\nPatch_size: stride of the stem x squeeze before the encoder. Embed_Dim: ConvMix/TransMix.\n"
         "Next: atnet train --model xxs --data FOLDER"
     )

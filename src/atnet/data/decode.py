@@ -29,8 +29,7 @@ def decode(source: str | Path | bytes, name: str = "", max_pixels: int = MAX_PIX
             width, height = picture.size
             if width * height > max_pixels:
                 raise DataError(
-                    f"{name}: {width} x {height} pixels are more than the {max_pixels:,} allowed; "
-                    "make it smaller"
+                    f"{name}: {width} x {height} pixels are more than the {max_pixels:,} allowed; make it smaller"
                 )
             picture.load()
             return _to_rgb(ImageOps.exif_transpose(picture))

@@ -1,7 +1,7 @@
 """Batches for training and evaluation: read or cached pictures, transformed in worker processes."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +16,7 @@ from atnet.data.augment import Augment
 from atnet.data.order import BatchOrder
 from atnet.data.preprocess import Preprocess, resize_shorter
 from atnet.data.sources import Pictures
+from atnet.errors import DataError
 from atnet.progress import progress_bar
 
 
@@ -93,6 +94,20 @@ def eval_loader(
     cached = EvalSet(pictures, preprocess, cache)
     workers = 0 if cache else workers
     return DataLoader(cached, batch_size=batch, num_workers=workers, pin_memory=torch.cuda.is_available())
+
+
+def batches_of(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The loader's batches; a DataError of a worker process comes as itself, not inside a stack trace."""
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except DataError as error:
+            last = str(error).strip().splitlines()[-1]
+            raise DataError(last.removeprefix("atnet.errors.DataError: ")) from error
+        yield batch
 
 
 def _to_tensor(picture: Image.Image) -> Tensor:

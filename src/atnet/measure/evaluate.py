@@ -1,17 +1,17 @@
 """A model on labelled pictures: each picture once, the last batch too."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from atnet.config import make_config
-from atnet.data.loader import eval_loader
+from atnet.data.loader import batches_of, eval_loader
 from atnet.data.sources import Pictures, open_labelled, open_parts
 from atnet.device import pick_device
 from atnet.errors import ConfigError
@@ -20,16 +20,14 @@ from atnet.model.load import WeightsInfo, find_weights, load
 from atnet.progress import progress_bar
 
 
-def score(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, classes: int, device: torch.device, total: int
-) -> Scores:
+def score(model: nn.Module, batches: DataLoader[Any], *, classes: int, device: torch.device, total: int) -> Scores:
     """Scores of a model on batches of (input, label); the model is left in the mode it was in."""
     confusion = np.zeros((classes, classes), dtype=np.int64)
     loss, top5 = 0.0, 0
     training = model.training
     model.eval()
     with torch.inference_mode(), progress_bar("Evaluating", total) as advance:
-        for images, labels in batches:
+        for images, labels in batches_of(batches):
             images = images.to(device, memory_format=torch.channels_last)
             logits = model(images).float().cpu()
             loss += float(cross_entropy(logits, labels, reduction="sum"))
@@ -75,12 +73,10 @@ def evaluate(
     chosen = pick_device(device)
     model, info = load(path, str(chosen))
     pictures = _pictures(path, data).relabel(info.classes)
-    loader: DataLoader[tuple[Tensor, Tensor]] = eval_loader(pictures, info.preprocess, batch, workers)
+    loader = eval_loader(pictures, info.preprocess, batch, workers)
     model = model.to(memory_format=torch.channels_last)
     scores = score(model, loader, classes=len(info.classes), device=chosen, total=len(pictures))
-    return Evaluation(
-        weights=path, info=info, pictures=str(pictures.root or "digits (validation part)"), scores=scores
-    )
+    return Evaluation(weights=path, info=info, pictures=str(pictures.root or "digits (validation part)"), scores=scores)
 
 
 def _pictures(weights: Path, data: str | None) -> Pictures:

@@ -62,19 +62,13 @@ class ATNet(nn.Module):
         rates = drop_path_rates(drop_path_rate, conv_mix + trans_mix)
 
         self.stem = make_stem(stem, in_chans, conv_dim, patch, **factory)
-        self.conv_mix = Stage(
-            *(ConvMix(conv_dim, kernel, rate, **factory) for rate in rates[:conv_mix])
-        )
+        self.conv_mix = Stage(*(ConvMix(conv_dim, kernel, rate, **factory) for rate in rates[:conv_mix]))
         self.squeeze = Squeeze(conv_dim, dim, squeeze, **factory)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim, **factory))
-        self.reg_token = (
-            nn.Parameter(torch.empty(1, registers, dim, **factory)) if registers else None
-        )
+        self.reg_token = nn.Parameter(torch.empty(1, registers, dim, **factory)) if registers else None
         self.num_reg_tokens = registers
         self.num_prefix_tokens = 1 + registers
-        self.trans_mix = Stage(
-            *(TransMix(dim, heads, mlp_ratio, rate, **factory) for rate in rates[conv_mix:])
-        )
+        self.trans_mix = Stage(*(TransMix(dim, heads, mlp_ratio, rate, **factory) for rate in rates[conv_mix:]))
         self.norm = nn.LayerNorm(dim, eps=1e-6, **factory)
         self.head = nn.Identity()
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from timm.models import checkpoint_seq, register_notrace_function
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 
 @register_notrace_function
@@ -178,7 +179,7 @@ class Stage(nn.Sequential):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing and not is_scripting():
             return checkpoint_seq(self, x)
         for block in self:
             x = block(x)

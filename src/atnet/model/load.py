@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-import atnet.timm  # registers the names
+import atnet.timm  # noqa: F401  registers the names
 from atnet.data.preprocess import Preprocess
 from atnet.errors import ConfigError, WeightsError
 from atnet.model.sizes import SIZES
@@ -42,7 +42,8 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     kwargs are timm's: num_classes=10, in_chans=1, drop_path_rate=0.1, device="cuda", and an AT-Net
     size's own: registers=8, kernel=5.  Raises ConfigError if the name is unknown.
     """
-    return timm.create_model(architecture(name), **kwargs)
+    model: nn.Module = timm.create_model(architecture(name), **kwargs)
+    return model
 
 
 @dataclass(frozen=True, kw_only=True)

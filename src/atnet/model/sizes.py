@@ -17,6 +17,8 @@ class Size:
     stem: "patch", the author's single patch x patch convolution, any patch; or "overlap",
     stride-2 3x3 convolutions, patch a power of two.
     mlp_ratio: width of an encoder layer's MLP over dim.
+    global_pool: what the head reads: "token", the class token; "avg", the mean of the patch tokens;
+    "both", the mean of these two.
     """
 
     conv_mix: int
@@ -30,8 +32,27 @@ class Size:
     squeeze: Literal[1, 2] = 2
     stem: Literal["patch", "overlap"] = "overlap"
     mlp_ratio: float = 4.0
+    global_pool: Literal["token", "avg", "both"] = "both"
+
+
+def _seed(*, conv_mix: int, trans_mix: int, patch: int, dim: int, heads: int) -> Size:
+    """A layout of the author's: one patch convolution, one width, tokens straight into the encoder."""
+    return Size(
+        conv_mix=conv_mix, trans_mix=trans_mix, patch=patch, kernel=7, conv_dim=dim, dim=dim, heads=heads,
+        squeeze=1, stem="patch", global_pool="token",
+    )  # fmt: skip
 
 
 SIZES: dict[str, Size] = {
+    # Ours: an overlapping stem of stride 8, ConvMix there, the encoder at stride 16 in heads of 32.
     "xxxs": Size(conv_mix=6, trans_mix=3, patch=8, kernel=7, conv_dim=96, dim=192, heads=6),
+    "xxs": Size(conv_mix=7, trans_mix=4, patch=8, kernel=7, conv_dim=144, dim=224, heads=7),
+    "xs": Size(conv_mix=7, trans_mix=4, patch=8, kernel=7, conv_dim=192, dim=256, heads=8),
+    "s": Size(conv_mix=10, trans_mix=11, patch=8, kernel=7, conv_dim=288, dim=416, heads=13),
+    "l": Size(conv_mix=12, trans_mix=13, patch=8, kernel=7, conv_dim=352, dim=576, heads=18),
+    # The author's, as published: ConvMix blocks, TransMix layers, patch. Widths meet the parameters.
+    "seed_xxxs": _seed(conv_mix=5, trans_mix=7, patch=8, dim=130, heads=5),
+    "seed_xxs": _seed(conv_mix=6, trans_mix=4, patch=9, dim=220, heads=5),
+    "seed_s": _seed(conv_mix=10, trans_mix=11, patch=12, dim=416, heads=13),
+    "author_2023": _seed(conv_mix=5, trans_mix=5, patch=8, dim=512, heads=8),
 }

@@ -15,19 +15,19 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from atnet.config import Config, make_config
+from atnet.config import Config, make_config, read_yaml
 from atnet.data.augment import make_mix
 from atnet.data.classes import display_names
-from atnet.data.loader import eval_loader, make_preprocess, train_loader
+from atnet.data.loader import batches_of, eval_loader, make_preprocess, train_loader
 from atnet.data.order import derive_seed
-from atnet.data.sources import Pictures, open_parts
+from atnet.data.sources import open_parts
 from atnet.device import pick_device, seed_generators
 from atnet.errors import ConfigError, DataError, TrainingError
 from atnet.files import write_whole
 from atnet.measure.evaluate import score
 from atnet.measure.metrics import Scores, hits
 from atnet.measure.record import (
-    environment,
+    ENVIRONMENT,
     new_run,
     open_run,
     peak_memory_mb,
@@ -35,7 +35,16 @@ from atnet.measure.record import (
     write_metrics,
     write_record,
 )
-from atnet.model.load import BEST, EMA, LAST, WeightsInfo, architecture, create_model, resolve_run, to_safetensors
+from atnet.model.load import (
+    BEST,
+    EMA,
+    LAST,
+    WeightsInfo,
+    architecture,
+    create_model,
+    resolve_run,
+    to_safetensors,
+)
 from atnet.progress import progress_bar
 from atnet.training.checkpoint import load_checkpoint, save_checkpoint
 from atnet.training.optim import lr_at, make_optimizer
@@ -119,7 +128,7 @@ class _State:
         self.model = create_model(config.model, num_classes=len(classes), drop_path_rate=config.drop_path)
         if config.checkpointing:
             self.model.set_grad_checkpointing(True)  # type: ignore[operator]
-        self.model = self.model.to(self.device, memory_format=torch.channels_last)
+        self.model = self.model.to(self.device).to(memory_format=torch.channels_last)
         self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema else None
         self.optimizer = make_optimizer(self.model, config.optim)
         self.epoch = 0  # whole epochs done
@@ -170,11 +179,13 @@ def _fit(state: _State, run: Path) -> Run:
     )  # fmt: skip
     rows: list[dict[str, Any]] = [dict(row) for row in read_metrics(run)[: state.epoch]]
     validation = eval_loader(
-        state.val_pictures, state.info.preprocess, config.batch, config.data.workers, config.data.cache == "ram"
+        state.val_pictures,
+        state.info.preprocess,
+        config.batch,
+        config.data.workers,
+        config.data.cache == "ram",
     )
-    batches: Iterator[Any] = iter(
-        train_loader(state.train_pictures, config, first=state.epoch * per_epoch, last=last)
-    )
+    batches = batches_of(train_loader(state.train_pictures, config, first=state.epoch * per_epoch, last=last))
     scores: dict[str, Scores] = {}
     while state.epoch < config.epochs:
         began = time.perf_counter()
@@ -230,8 +241,8 @@ def _train_epoch(state: _State, batches: Iterator[tuple[Tensor, Tensor]]) -> dic
                 logits.append(out.detach().float())
             if not math.isfinite(loss):
                 raise TrainingError(
-                    f"the loss is {loss} at step {step} (epoch {state.epoch + 1}): lower --optim.lr {config.optim.lr:g} "
-                    f"or lengthen --schedule.warmup; the last whole epoch is saved"
+                    f"the loss is {loss} at step {step} (epoch {state.epoch + 1}): "
+                    f"lower --optim.lr {config.optim.lr:g} or lengthen --schedule.warmup; the last whole epoch is saved"
                 )
             if config.optim.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
@@ -315,6 +326,7 @@ def _line(state: _State, row: dict[str, Any]) -> str:
 
 def _record(state: _State, run: Path, scores: dict[str, Scores], rows: list[dict[str, Any]]) -> dict[str, Any]:
     config = state.config
+    named = dataclasses.replace(config.data, source=config.data.source_name)
     final = {name.removesuffix(".safetensors"): found for name, found in scores.items()}
     speeds = sorted(float(row["images_per_s"]) for row in rows)
     return {
@@ -337,8 +349,8 @@ def _record(state: _State, run: Path, scores: dict[str, Scores], rows: list[dict
         "images_per_s": speeds[len(speeds) // 2],
         "peak_memory_mb": max(float(row["peak_memory_mb"]) for row in rows),
         "device": str(state.device),
-        "environment": environment(),
-        "config": dataclasses.asdict(config) | {"data": dataclasses.asdict(config.data) | {"source": config.data.source_name}},
+        "environment": read_yaml(run / ENVIRONMENT),
+        "config": dataclasses.asdict(dataclasses.replace(config, data=named)),
     }  # fmt: skip
 
 

@@ -38,8 +38,9 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object
     no_weight_decay() names it. Tokens, tables, norms, scales and biases are not.
     """
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, DECAYED)}
-    spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
-    decayed, others = [], []
+    spared: set[str] = getattr(model, "no_weight_decay", set)()
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (decayed if id(parameter) in matrices and name not in spared else others).append(parameter)

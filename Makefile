@@ -1,0 +1,68 @@
+# make demo and make test need Python 3.11 to 3.13 and make, nothing else.
+#   make demo                  set up, train on the embedded digits, evaluate, predict
+#   make test                  the tests; photos are tested if ATNET_IMAGENETTE names Imagenette's folder
+#   make ci                    lint, types, tests, timm's own tests, the README's commands
+# PYTHON=python3.12 takes another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# takes torch's CPU build instead of the 5 GB of CUDA that a plain installation brings on Linux.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
+PEER := build/timm-$(TIMM)
+DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: demo test ci lint types peer-tests readme setup dev clean
+.DEFAULT_GOAL := demo
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Installing into $(VENV), once; torch is most of it"
+	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch torchvision)
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.installed
+
+dev: $(VENV)/.dev
+
+demo: setup
+	$(BIN)/atnet train recipes/digits.yaml --out $(DEMO)
+	$(BIN)/atnet eval --weights $(DEMO)
+	$(BIN)/atnet digits $(DEMO)/digits
+	cd $(DEMO) && $(BIN)/atnet predict $$(find digits/val -name '*0.png' | sort | awk 'NR % 10 == 1') --weights . --top 2
+	@echo "Demo done: weights, metrics, curves and pictures are in $(DEMO)."
+	@echo "Next: $(VENV)/bin/atnet train --data FOLDER   (a folder with a folder of photos for each class)"
+
+test: dev
+	$(BIN)/python -m pytest tests --ignore tests/peer --ignore tests/readme
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: dev
+	$(BIN)/mypy
+
+$(PEER).tar.gz: | dev
+	mkdir -p build
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary timm --dest build timm==$(TIMM)
+
+$(PEER)/tests: $(PEER).tar.gz
+	tar -xzf $< -C build timm-$(TIMM)/tests timm-$(TIMM)/pyproject.toml
+	@touch $@
+
+peer-tests: dev $(PEER)/tests
+	cd $(PEER) && PYTHONPATH=$(CURDIR)/tests/peer $(BIN)/python -m pytest -q -p atnet_peer tests/test_models.py
+
+readme: dev
+	$(BIN)/python -m pytest tests/readme
+
+ci: lint types test peer-tests readme demo
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,63 @@
+"""Real pictures for the tests: handwritten digits as files, and Imagenette's photos where they are."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from atnet.data.sources import open_parts
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """Imagenette: train/ and val/ with ten class folders of photos."""
+    where = os.environ.get("ATNET_IMAGENETTE")
+    if not where:
+        pytest.skip("no photos: set ATNET_IMAGENETTE to a folder with Imagenette's train/ and val/")
+    return Path(where)
+
+
+@pytest.fixture(scope="session")
+def _digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("digits")
+    for part, pictures in zip(("train", "val"), open_parts("digits", 0.2), strict=True):
+        for i in range(0, len(pictures), 20):
+            name = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"][pictures.labels[i]]
+            folder = root / part / name
+            folder.mkdir(parents=True, exist_ok=True)
+            pictures.read(i).save(folder / f"{pictures.ids[i]}.png")
+    return root
+
+
+@pytest.fixture
+def digits(_digits: Path, tmp_path: Path) -> Path:
+    """A folder of its own with train/ (200 digits) and val/ (50), a class folder each, that a test may spoil."""
+    return Path(shutil.copytree(_digits, tmp_path / "digits"))
+
+
+@pytest.fixture
+def few_photos(photos: Path, tmp_path: Path) -> Path:
+    """Three classes of photos: 24 to train on and 10 to validate on each."""
+    for part, count in (("train", 24), ("val", 10)):
+        for name in ("n01440764", "n03394916", "n03445777"):
+            folder = tmp_path / "photos" / part / name
+            folder.mkdir(parents=True)
+            for picture in sorted((photos / part / name).iterdir())[:count]:
+                shutil.copy(picture, folder)
+    return tmp_path / "photos"
+
+
+QUICK = {
+    "model": "xxxs",
+    "epochs": 1,
+    "batch": 20,
+    "data": {"size": 32, "crop_pct": 1.0, "workers": 0},
+    "augment": {"flip": 0.0, "crop_scale": 0.6},
+}
+
+
+@pytest.fixture
+def quick(digits: Path) -> dict:
+    """Options of a training that takes seconds."""
+    return {**QUICK, "data": {**QUICK["data"], "source": str(digits)}}

@@ -1,0 +1,90 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from atnet.data.decode import decode
+from atnet.errors import DataError
+
+
+def encoded(picture: Image.Image, kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    ramp = np.arange(40 * 30 * 3, dtype=np.uint8).reshape(40, 30, 3)
+    return Image.fromarray(ramp)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+def test_lossless_formats_give_the_same_pixels(photo, kind):
+    assert np.array_equal(np.asarray(decode(encoded(photo, kind))), np.asarray(photo))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_upright_by_its_exif_flag(photo, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+    upright = photo if orientation == 1 else photo.transpose(Image.Transpose(turn[orientation]))
+    assert np.array_equal(np.asarray(decode(encoded(photo, "PNG", exif=exif))), np.asarray(upright))
+
+
+def test_16_bit_grey_is_scaled_not_cut():
+    deep = Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16))
+    assert np.asarray(decode(encoded(deep, "PNG")))[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_transparency_lies_over_white():
+    clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
+    assert decode(encoded(clear, "PNG")).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_grey_becomes_three_equal_channels(photo):
+    pixels = np.asarray(decode(encoded(photo.convert("L"), "JPEG")))
+    assert pixels.shape == (40, 30, 3)
+    assert (pixels == pixels[:, :, :1]).all()
+
+
+def test_the_content_counts_not_the_name(photo, tmp_path):
+    (tmp_path / "really_a_png.jpg").write_bytes(encoded(photo, "PNG"))
+    assert decode(tmp_path / "really_a_png.jpg").size == (30, 40)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"hello, this is text", lambda b: b[:30]],
+    ids=["truncated", "empty", "text", "header only"],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_a_broken_picture_is_an_error_that_names_it(photo, kind, spoil, tmp_path):
+    path = tmp_path / "img_7.jpg"
+    path.write_bytes(spoil(encoded(photo, kind)))
+    with pytest.raises(DataError, match="img_7.jpg"):
+        decode(path)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded():
+    bomb = encoded(Image.new("1", (20_000, 20_000)), "PNG")
+    assert len(bomb) < 100_000
+    with pytest.raises(DataError):
+        decode(bomb)
+
+
+def test_the_pixel_cap_is_said(photo):
+    with pytest.raises(DataError, match="30 x 40 pixels are more than the 1,000 allowed"):
+        decode(encoded(photo, "PNG"), max_pixels=1000)
+
+
+def test_postscript_is_not_a_picture():
+    with pytest.raises(DataError):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
+
+
+def test_an_absent_file_is_said(tmp_path):
+    with pytest.raises(DataError, match="no such picture"):
+        decode(tmp_path / "gone.jpg")

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    f1_score,
+    precision_score,
+    recall_score,
+    top_k_accuracy_score,
+)
+from torch.utils.data import DataLoader, TensorDataset
+
+from atnet.measure.evaluate import score
+from atnet.measure.metrics import Scores, hits
+
+
+@pytest.fixture
+def answers():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(203, 7, generator=generator)
+    labels = torch.randint(7, (203,), generator=generator)
+    return logits, labels
+
+
+def test_scores_are_scikit_learns(answers):
+    logits, labels = answers
+    pictures = DataLoader(TensorDataset(logits[:, :, None, None], labels), batch_size=50)
+    found = score(torch.nn.Flatten(), pictures, classes=7, device=torch.device("cpu"), total=203)
+    truth, called = labels.numpy(), logits.argmax(1).numpy()
+    assert found.count == 203
+    assert found.top1 == pytest.approx(100 * (truth == called).mean())
+    assert found.top5 == pytest.approx(100 * top_k_accuracy_score(truth, logits.numpy(), k=5))
+    assert found.loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
+    assert found.balanced_accuracy == pytest.approx(100 * balanced_accuracy_score(truth, called))
+    assert found.macro_f1 == pytest.approx(100 * f1_score(truth, called, average="macro"))
+    assert found.recall == pytest.approx(100 * recall_score(truth, called, average=None))
+    assert found.precision == pytest.approx(100 * precision_score(truth, called, average=None))
+
+
+def test_top5_of_three_classes_is_everything():
+    assert hits(torch.randn(10, 3), torch.zeros(10, dtype=torch.long), 5) == 10
+
+
+def test_a_class_without_pictures_counts_in_no_mean():
+    scores = Scores(loss=0, top1=0, top5=0, confusion=np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
+    assert np.isnan(scores.recall[2])
+    assert scores.balanced_accuracy == pytest.approx((75 + 100) / 2)
+    assert scores.macro_f1 == pytest.approx(100 * (6 / 7 + 8 / 9) / 2)

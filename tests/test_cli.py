@@ -1,0 +1,97 @@
+"""The commands as a user runs them: real processes, their output and exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import atnet
+
+
+def command(*words: object, where: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "atnet", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=where,
+        timeout=300,
+    )
+
+
+def test_train_eval_predict_from_the_command_line(digits, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "epochs: 7\nbatch: 20\ndata: {size: 32, crop_pct: 1.0, workers: 0}\naugment: {flip: 0.0}\n"
+    )
+    trained = command("train", "recipe.yaml", "--epochs", 2, "--data", "digits", "--optim.lr", "2e-3", where=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "epoch   2/2" in trained.stderr
+    assert "last.safetensors" in trained.stdout
+    assert "Next: atnet eval --weights" in trained.stdout
+
+    record = json.loads((tmp_path / "runs" / "last" / "record.json").read_text())
+    assert (record["epochs"], record["batch"], record["config"]["optim"]["lr"]) == (2, 20, 0.002)
+    assert (record["size"], record["data"]) == (32, "digits"), "--data drops nothing that the recipe says of data"
+    assert "train recipe.yaml --epochs 2 --data digits" in record["environment"]["command"]
+
+    evaluated = command("eval", where=tmp_path)
+    assert f"top-1 {record['top1']['ema']:.4f}%" in evaluated.stdout
+    assert "balanced accuracy" in evaluated.stdout
+
+    pictures = sorted((digits / "val" / "seven").iterdir())[:2]
+    shown = command("predict", *pictures, where=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert str(pictures[1]) in shown.stdout.replace("\n", "")
+    assert shown.stdout.count("%") == 10
+
+    answers = json.loads(command("predict", *pictures, "--json", "--top", 3, where=tmp_path).stdout)
+    assert [len(answer["top"]) for answer in answers] == [3, 3]
+    [again] = atnet.predict(pictures[0], tmp_path / "runs" / "last", top=3)
+    assert again.top[0][0] == answers[0]["top"][0][0]
+    assert again.top[0][2] == pytest.approx(answers[0]["top"][0][2], rel=1e-5)
+
+
+def test_sizes_prints_the_table():
+    shown = command("sizes").stdout
+    assert shown.splitlines()[1].split()[:4] == ["xxxs", "1.69M", "6", "3"]
+    assert "Patch_size" in shown
+
+
+def test_digits_writes_a_folder_that_can_be_trained_on(tmp_path):
+    done = command("digits", tmp_path / "d")
+    assert "4,000 training and 1,000 validation pictures" in done.stdout
+    assert len(list((tmp_path / "d" / "val" / "7").iterdir())) == 100
+    assert command("digits", tmp_path / "d").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "nowhere.yaml"], "nowhere.yaml: no such recipe"),
+        (["train", "--optm.lr", "1"], "Did you mean --optim.lr"),
+        (["train", "--model", "xxxxs"], "did you mean xxxs"),
+        (["train", "--data", "nowhere"], "nowhere: no such folder"),
+        (["train", "--epochs", "0"], "epochs=0 is out of range"),
+        (["train", "--epochs", "3", "--schedule.cycle", "2"], "cycles end at 2, 4"),
+        (["train", "--resume", "nowhere"], "so it is no run"),
+        (["train", "--resume", "nowhere", "--epochs", "3"], "give no recipe or option with it"),
+        (["eval", "--weights", "nowhere"], "no such run, folder or weights file"),
+        (["predict"], "no picture given"),
+        (["predict", "a.jpg", "--weights", "nowhere"], "no such run, folder or weights file"),
+        (["train", "--optim", "3e-4"], "--optim is a section of options: give --optim.NAME"),
+        (["tran"], 'Did you mean "train"'),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(words, message, tmp_path):
+    done = command(*words, where=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = command("train", "--data", "nowhere", "--debug", where=tmp_path)
+    assert "Traceback" in done.stderr

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from atnet.config import Config, make_config, read_yaml, to_yaml
+from atnet.errors import ConfigError
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_yaml_out_is_yaml_in(tmp_path):
+    made = make_config(
+        epochs=60,
+        optim={"lr": 3e-4, "betas": [0.9, 0.99]},
+        schedule={"cycle": 20, "multiplier": 2, "decay": 0.5},
+        data={"source": "some folder/with spaces", "mean": [0.1, 0.2, 0.3], "cache": "ram"},
+    )
+    assert make_config(write(tmp_path, to_yaml(made))) == made
+
+
+def test_options_go_before_the_recipe_and_the_recipe_before_defaults(tmp_path):
+    recipe = write(tmp_path, "epochs: 7\noptim: {lr: 1e-4, clip: 2}\n")
+    made = make_config(recipe, optim={"lr": 5e-4})
+    assert (made.epochs, made.optim.lr, made.optim.clip, made.batch) == (7, 5e-4, 2.0, 64)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_every_shipped_recipe_is_sound_and_says_its_command(recipe):
+    assert isinstance(make_config(recipe), Config)
+    assert f"Command: atnet train recipes/{recipe.name}" in recipe.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optm: {lr: 3}", "Did you mean --optim.lr"),
+        ("epoch: 3", "Did you mean --epochs"),
+        ("epochs: many", 'unable to convert "many" into int'),
+        ("data: {cache: disk}", 'Choose from: "none", "ram"'),
+        ("epochs: 0", "epochs=0 is out of range"),
+        ("optim: {lr: -1}", "optim.lr=-1.0 must be above 0"),
+        ("batch: 10\noptim: {accumulate: 3}", "batch=10 does not divide into optim.accumulate=3"),
+        ("epochs: 10\nschedule: {cycle: 20}", "epochs=10 ends inside a learning-rate cycle .* end at 20;"),
+        ("epochs: 50\nschedule: {cycle: 20, multiplier: 2}", "cycles end at 20, 60;"),
+        ("data: {size: 128, cache: ram, cache_size: 100}", "data.cache_size=100 is below data.size=128"),
+        ("- a\n- b", "a recipe is a mapping"),
+        ("a: [1", "not a YAML file"),
+        ("a: &x [1]\nb: *x", "aliases"),
+        ("a: !!python/object/apply:os.system ['echo']", "not a YAML file"),
+    ],
+)
+def test_a_bad_recipe_says_what_and_how_to_mend_it(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(write(tmp_path, text))
+
+
+def test_an_absent_recipe_is_said():
+    with pytest.raises(ConfigError, match="nowhere.yaml: no such recipe"):
+        make_config("nowhere.yaml")
+
+
+def test_a_huge_recipe_is_not_read(tmp_path):
+    with pytest.raises(ConfigError, match="too many"):
+        read_yaml(write(tmp_path, "a: " + "x" * 1_100_000))
+
+
+def test_a_configuration_is_frozen():
+    with pytest.raises(AttributeError):
+        make_config().epochs = 3  # type: ignore[misc]
+
+
+def test_the_published_recipe_is_what_was_published():
+    recipe = yaml.safe_load((RECIPES[0].parent / "imagenet.yaml").read_text())
+    assert (recipe["epochs"], recipe["batch"], recipe["data"]["size"]) == (300, 1024, 224)
+    assert make_config(RECIPES[0].parent / "imagenet.yaml").cycle_ends() == [20, 60, 140, 300]

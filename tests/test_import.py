@@ -1,0 +1,37 @@
+import subprocess
+import sys
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_atnet_imports_no_torch():
+    heavy = "[m for m in ('torch', 'timm', 'numpy', 'PIL', 'cyclopts') if m in sys.modules]"
+    assert run(f"import sys, atnet; print({heavy})") == "[]"
+
+
+def test_the_size_table_needs_no_torch():
+    assert run("import sys, atnet; print(atnet.SIZES['xxxs'].patch, 'torch' in sys.modules)") == "8 False"
+
+
+def test_public_names_are_functions_whatever_was_imported_before():
+    code = "import atnet.training.loop, atnet.prediction, atnet.measure.evaluate, atnet.model.load, atnet.timm\n"
+    names = "[getattr(atnet, name).__class__.__name__ for name in atnet.__all__ if name != 'SIZES']"
+    assert run(f"{code}print({names})") == str(["function"] * 5)
+
+
+def test_timm_knows_our_names_after_the_import():
+    code = "import timm, atnet.timm; print(type(timm.create_model('atnet_xxxs', num_classes=7)).__name__)"
+    assert run(code) == "ATNet"
+
+
+def test_importing_changes_no_global_state():
+    code = (
+        "import torch; before = torch.initial_seed(), torch.get_num_threads(), torch.get_default_dtype()\n"
+        "import atnet.training.loop\n"
+        "print(before == (torch.initial_seed(), torch.get_num_threads(), torch.get_default_dtype()))"
+    )
+    assert run(code) == "True"

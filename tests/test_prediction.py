@@ -1,0 +1,47 @@
+import pytest
+
+import atnet
+from atnet.errors import DataError
+
+
+def test_photos_are_trained_on_evaluated_and_named(few_photos, tmp_path):
+    run = atnet.train(
+        model="xxxs",
+        epochs=1,
+        batch=24,
+        data={"source": str(few_photos), "size": 64, "cache": "ram", "cache_size": 96, "workers": 0},
+        out=tmp_path / "run",
+    )
+    assert run.record["classes"] == 3
+    scores = atnet.evaluate(run.folder).scores
+    assert scores.count == 30
+    assert round(scores.top1, 4) == run.record["top1"]["ema"]
+    picture = next((few_photos / "val" / "n03394916").iterdir())
+    [answer] = atnet.predict(picture, run.folder)
+    assert {name for _, name, _ in answer.top} == {"tench", "French horn", "golf ball"}
+    assert sum(p for _, _, p in answer.top) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_peer_of_timms_is_trained_by_the_same_code(quick, tmp_path):
+    run = atnet.train(**quick | {"model": "mobilenetv3_small_050"}, out=tmp_path / "run")
+    assert run.record["model"] == "mobilenetv3_small_050"
+    assert round(atnet.evaluate(run.folder).scores.top1, 4) == run.record["top1"]["ema"]
+
+
+def test_a_broken_picture_is_named(quick, tmp_path):
+    run = atnet.train(**quick, out=tmp_path / "run")
+    (tmp_path / "not_a_picture.jpg").write_text("text")
+    with pytest.raises(DataError, match=r"not_a_picture.jpg: not a whole JPEG"):
+        atnet.predict([tmp_path / "not_a_picture.jpg"], run.folder)
+    with pytest.raises(DataError, match=r"gone.jpg: no such picture"):
+        atnet.predict(tmp_path / "gone.jpg", run.folder)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_training_picture_is_named_in_one_line(quick, digits, tmp_path, workers):
+    broken = next((digits / "train" / "six").iterdir())
+    broken.write_bytes(broken.read_bytes()[:60])
+    options = quick | {"data": quick["data"] | {"workers": workers}}
+    with pytest.raises(DataError, match=broken.name) as caught:
+        atnet.train(**options, out=tmp_path / "run")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,168 @@
+import csv
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import atnet
+from atnet.config import Config, make_config, to_yaml
+from atnet.errors import ConfigError, DataError, TrainingError
+from atnet.measure.record import read_metrics
+
+
+def test_a_run_leaves_what_is_promised(quick, tmp_path):
+    run = atnet.train(**quick | {"epochs": 2}, out=tmp_path / "run")
+    assert sorted(p.name for p in run.folder.iterdir()) == [
+        "best.safetensors", "checkpoint.pt", "config.yaml", "ema.safetensors",
+        "environment.yaml", "last.safetensors", "metrics.csv", "record.json",
+    ]  # fmt: skip
+    rows = read_metrics(run.folder)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert {"train_loss", "train_top1", "train_top5", "val_loss", "val_top1", "val_top5", "ema_val_top1",
+            "ema_val_top5", "lr", "images_per_s", "peak_memory_mb"} <= set(rows[0])  # fmt: skip
+    assert run.record["top1"]["last"] == float(rows[-1]["val_top1"])
+    assert run.record["best_top1"] == max(float(row[c]) for row in rows for c in ("val_top1", "ema_val_top1"))
+    assert run.record["parameters"] - run.record["parameters_without_classifier"] == 192 * 10 + 10
+    assert {"command", "commit", "torch", "threads", "processor"} <= set(run.record["environment"])
+    assert make_config(run.folder / "config.yaml").model == "atnet_xxxs"
+    assert (tmp_path / "last").resolve() == run.folder.resolve()
+
+
+def test_the_network_learns(quick, tmp_path):
+    options = quick | {"epochs": 8, "data": quick["data"] | {"cache": "ram", "cache_size": 32}}
+    run = atnet.train(**options, optim={"lr": 2e-3}, out=tmp_path / "run")
+    losses = [float(row["train_loss"]) for row in read_metrics(run.folder)]
+    assert losses[-1] < losses[0] - 0.5
+    assert run.record["top1"]["last"] > 40  # of ten classes
+
+
+def test_same_seed_same_weights_another_seed_others(quick, tmp_path):
+    augment = quick["augment"] | {"randaugment": 1, "erasing": 0.3, "mixup": 0.2, "cutmix": 1.0}
+    options = quick | {"augment": augment, "drop_path": 0.2}
+
+    def weights(name, **more):
+        return load_file(atnet.train(**options | more, out=tmp_path / name).folder / "last.safetensors")
+
+    one, again, other = weights("one"), weights("again"), weights("other", seed=1)
+    assert all(torch.equal(one[n], again[n]) for n in one)
+    assert not all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_killed_run_ends_with_the_weights_of_an_unbroken_run(quick, tmp_path):
+    """A real process, killed in its second epoch; resumed with another number of loader workers."""
+    options = quick | {"epochs": 3, "drop_path": 0.2, "augment": {"randaugment": 1, "mixup": 0.2}}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(to_yaml(make_config(**options)))
+    whole = atnet.train(recipe, out=tmp_path / "whole")
+
+    broken = tmp_path / "broken"
+    command = [sys.executable, "-m", "atnet", "train", str(recipe), "--out", str(broken)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (broken / "checkpoint.pt").exists():
+        assert process.poll() is None, "the training ended before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (broken / "record.json").exists()
+
+    config = yaml.safe_load((broken / "config.yaml").read_text())
+    config["data"]["workers"] = 2
+    (broken / "config.yaml").write_text(yaml.safe_dump(config))
+    done = subprocess.run([sys.executable, "-m", "atnet", "train", "--resume", str(broken)], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("last.safetensors", "ema.safetensors", "best.safetensors"):
+        one, other = load_file(whole.folder / name), load_file(broken / name)
+        assert [n for n in one if not torch.equal(one[n], other[n])] == []
+    losses = [[row["train_loss"] for row in read_metrics(run)] for run in (whole.folder, broken)]
+    assert losses[0] == losses[1]
+
+
+def test_resuming_a_finished_run_says_so(quick, tmp_path):
+    run = atnet.train(**quick, out=tmp_path / "run")
+    with pytest.raises(ConfigError, match="all 1 epochs are done"):
+        atnet.train(resume=run.folder)
+
+
+def test_a_damaged_checkpoint_says_so(quick, tmp_path):
+    run = atnet.train(**quick, out=tmp_path / "run")
+    checkpoint = run.folder / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+    with pytest.raises(ConfigError, match=r"checkpoint.pt: damaged"):
+        atnet.train(resume=run.folder)
+
+
+def test_resume_takes_no_other_options(tmp_path):
+    with pytest.raises(ConfigError, match="nothing else"):
+        atnet.train(resume=tmp_path, epochs=3)
+
+
+def test_nothing_is_overwritten(quick, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        atnet.train(**quick, out=tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_fewer_pictures_than_the_batch_says_which_batch_fits(quick, tmp_path):
+    with pytest.raises(DataError, match="200 training pictures are fewer than a batch of 512: use --batch 128"):
+        atnet.train(**quick | {"batch": 512}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(quick, tmp_path):
+    with pytest.raises(TrainingError, match="lower --optim.lr"):
+        atnet.train(**quick, optim={"lr": 1e30, "clip": 0}, schedule={"warmup": 0}, out=tmp_path / "run")
+
+
+def test_an_absent_device_says_which_are_there(quick, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    with pytest.raises(ConfigError, match="device=cuda: torch does not see one; here are: cpu"):
+        atnet.train(**quick | {"device": "cuda"}, out=tmp_path / "run")
+
+
+def test_accumulation_leaves_the_gradient_of_the_whole_batch(quick, tmp_path):
+    """On a network without batch statistics, whose parts then add up to the whole."""
+    options = quick | {"model": "vit_tiny_patch16_224", "augment": {"flip": 0.0}, "ema": 0.0, "batch": 100}
+    options["data"] = quick["data"] | {"size": 224}
+    whole = atnet.train(**options, out=tmp_path / "whole")
+    parts = atnet.train(**options, optim={"accumulate": 4}, out=tmp_path / "parts")
+    for run in (whole, parts):
+        assert not (run.folder / "ema.safetensors").exists()
+    losses = [float(read_metrics(run.folder)[0]["train_loss"]) for run in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_bf16_and_checkpointing_train(quick, tmp_path):
+    run = atnet.train(**quick | {"precision": "bf16", "checkpointing": True}, out=tmp_path / "run")
+    assert 0 <= run.record["top1"]["last"] <= 100
+
+
+def test_the_imagenet_recipe_takes_two_steps_on_made_up_pictures(digits, tmp_path):
+    recipe = Path(__file__).parent.parent.parent / "recipes" / "imagenet.yaml"
+    run = atnet.train(
+        recipe, batch=100, epochs=1, schedule={"cycle": 0},
+        data={"source": str(digits), "workers": 0}, optim={"accumulate": 10}, out=tmp_path / "run",
+    )  # fmt: skip
+    config = make_config(run.folder / "config.yaml")
+    assert (config.data.size, config.augment.randaugment, config.augment.erasing) == (224, 2, 0.25)
+    with (run.folder / "metrics.csv").open() as file:
+        assert next(csv.DictReader(file))["step"] == "2"
+
+
+def test_every_option_is_part_of_a_run(quick, tmp_path):
+    """No option that the configuration offers is lost on the way into the run's folder."""
+    run = atnet.train(**quick, out=tmp_path / "run")
+    saved = yaml.safe_load((run.folder / "config.yaml").read_text())
+    for field in dataclasses.fields(Config):
+        assert field.name in saved
+    assert saved["data"]["source"] == os.path.realpath(quick["data"]["source"])
