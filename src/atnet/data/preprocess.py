@@ -62,8 +62,5 @@ class Preprocess:
 def resize_shorter(picture: Image.Image, side: int, interpolation: str) -> Image.Image:
     """The picture with its shorter side of the given length, the aspect ratio kept."""
     width, height = picture.size
-    if width <= height:
-        target = (side, int(side * height / width))
-    else:
-        target = (int(side * width / height), side)
+    target = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
     return picture if target == picture.size else picture.resize(target, RESAMPLING[interpolation])

@@ -3,6 +3,7 @@
 Shapes: a grid is (batch, channels, height, width); tokens are (batch, count, dim).
 """
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,7 +72,7 @@ def make_stem(kind: str, in_chans: int, dim: int, patch: int, **factory: Any) ->
         raise ValueError(f"patch={patch} is no power of two: use one, or stem='patch'")
     widths = [in_chans] + [dim // 2 ** (steps - 1 - step) for step in range(steps)]
     return nn.Sequential(
-        *(OverlapConv(w_in, w_out, **factory) for w_in, w_out in zip(widths, widths[1:], strict=False))
+        *(OverlapConv(w_in, w_out, **factory) for w_in, w_out in itertools.pairwise(widths))
     )
 
 
