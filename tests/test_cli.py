@@ -24,7 +24,7 @@ def test_train_eval_predict_from_the_command_line(digits, tmp_path):
     (tmp_path / "recipe.yaml").write_text(
         "epochs: 7\nbatch: 20\ndata: {size: 32, crop_pct: 1.0, workers: 0}\naugment: {flip: 0.0}\n"
     )
-    trained = command("train", "recipe.yaml", "--epochs", 2, "--data", "digits", "--optim.lr", "2e-3", where=tmp_path)
+    trained = command("train", "recipe.yaml", "--epochs", 2, "--data", "./digits", "--optim.lr", "2e-3", where=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "epoch   2/2" in trained.stderr
     assert "last.safetensors" in trained.stdout
@@ -33,7 +33,7 @@ def test_train_eval_predict_from_the_command_line(digits, tmp_path):
     record = json.loads((tmp_path / "runs" / "last" / "record.json").read_text())
     assert (record["epochs"], record["batch"], record["config"]["optim"]["lr"]) == (2, 20, 0.002)
     assert (record["size"], record["data"]) == (32, "digits"), "--data drops nothing that the recipe says of data"
-    assert "train recipe.yaml --epochs 2 --data digits" in record["environment"]["command"]
+    assert "train recipe.yaml --epochs 2 --data ./digits" in record["environment"]["command"]
 
     evaluated = command("eval", where=tmp_path)
     assert f"top-1 {record['top1']['ema']:.4f}%" in evaluated.stdout

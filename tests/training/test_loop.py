@@ -21,7 +21,7 @@ from atnet.measure.record import read_metrics
 def test_a_run_leaves_what_is_promised(quick, tmp_path):
     run = atnet.train(**quick | {"epochs": 2}, out=tmp_path / "run")
     assert sorted(p.name for p in run.folder.iterdir()) == [
-        "best.safetensors", "checkpoint.pt", "config.yaml", "ema.safetensors",
+        "best.safetensors", "checkpoint.pt", "config.yaml", "curves.png", "ema.safetensors",
         "environment.yaml", "last.safetensors", "metrics.csv", "record.json",
     ]  # fmt: skip
     rows = read_metrics(run.folder)

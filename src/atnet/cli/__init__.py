@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Console(stderr=True).print(f"atnet: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        Console(stderr=True).print("\natnet: stopped", style="yellow")
+        remedy = "; go on with: atnet train --resume runs/last" if words[:1] == ["train"] else ""
+        Console(stderr=True).print(f"\natnet: stopped{remedy}", style="yellow", highlight=False, soft_wrap=True)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output, `head` for example, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 
-def digits(out: Path = Path("digits"), /) -> None:
+def digits(out: Path, /) -> None:
     """Write the embedded digits as a folder of pictures: train/ and val/ with a folder a class.
 
     Parameters

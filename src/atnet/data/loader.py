@@ -84,6 +84,7 @@ def train_loader(pictures: Pictures, config: Config, first: int, last: int) -> D
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # else the loader draws a seed from the global one
     )
 
 
@@ -93,7 +94,13 @@ def eval_loader(
     """All pictures, each once, in order, the last batch too."""
     cached = EvalSet(pictures, preprocess, cache)
     workers = 0 if cache else workers
-    return DataLoader(cached, batch_size=batch, num_workers=workers, pin_memory=torch.cuda.is_available())
+    return DataLoader(
+        cached,
+        batch_size=batch,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
 
 
 def batches_of(loader: DataLoader[Any]) -> Iterator[Any]:

@@ -68,6 +68,8 @@ class Pictures:
 def open_parts(source: str, val_share: float) -> tuple[Pictures, Pictures]:
     """Training and validation pictures of a source, with one class list, training's.
 
+    source: a folder, or "digits" (a folder of that name is "./digits").
+
     Without a validation part, val_share of each class is held out: the pictures whose hashed names
     come first, so that the same pictures are held out in every run.
     Raises DataError if there are no two classes, or validation has a class that training lacks.

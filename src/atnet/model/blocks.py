@@ -71,9 +71,7 @@ def make_stem(kind: str, in_chans: int, dim: int, patch: int, **factory: Any) ->
     if patch < 2 or patch != 2**steps:
         raise ValueError(f"patch={patch} is no power of two: use one, or stem='patch'")
     widths = [in_chans] + [dim // 2 ** (steps - 1 - step) for step in range(steps)]
-    return nn.Sequential(
-        *(OverlapConv(w_in, w_out, **factory) for w_in, w_out in itertools.pairwise(widths))
-    )
+    return nn.Sequential(*(OverlapConv(w_in, w_out, **factory) for w_in, w_out in itertools.pairwise(widths)))
 
 
 class ConvMix(nn.Module):

@@ -15,12 +15,12 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from atnet.config import Config, make_config, read_yaml
+from atnet.config import Config, DataConfig, make_config, read_yaml
 from atnet.data.augment import make_mix
 from atnet.data.classes import display_names
 from atnet.data.loader import batches_of, eval_loader, make_preprocess, train_loader
 from atnet.data.order import derive_seed
-from atnet.data.sources import open_parts
+from atnet.data.sources import DIGITS, open_parts
 from atnet.device import pick_device, seed_generators
 from atnet.errors import ConfigError, DataError, TrainingError
 from atnet.files import write_whole
@@ -46,6 +46,7 @@ from atnet.model.load import (
     to_safetensors,
 )
 from atnet.progress import progress_bar
+from atnet.show.pictures import CURVES, draw_curves
 from atnet.training.checkpoint import load_checkpoint, save_checkpoint
 from atnet.training.optim import lr_at, make_optimizer
 
@@ -101,9 +102,10 @@ def resume_run(where: str | Path) -> Run:
     return _fit(state, run)
 
 
-def _absolute(config: Config) -> Any:
+def _absolute(config: Config) -> DataConfig:
+    """The data's section with the folder's absolute path, so that a run is resumed from anywhere."""
     source = config.data.source
-    if Path(source).expanduser().is_dir():
+    if source != DIGITS:
         source = str(Path(source).expanduser().resolve())
     return dataclasses.replace(config.data, source=source)
 
@@ -204,6 +206,7 @@ def _fit(state: _State, run: Path) -> Run:
     del batches
     record = _record(state, run, scores, rows)
     write_record(run, record)
+    draw_curves(read_metrics(run), run / CURVES)
     return Run(folder=run, record=record)
 
 

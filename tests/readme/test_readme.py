@@ -1,0 +1,54 @@
+"""Every command and Python block of the README is run, in order, in one folder."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("reader")
+    (where / "recipes").symlink_to(ROOT / "recipes", target_is_directory=True)
+    return where
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_a_block_does_what_it_says(number, folder):
+    language, code = BLOCKS[number]
+    if language == "bash" and code.startswith("make"):
+        targets = re.findall(r"^make (\w+)", code, re.M)
+        ci = re.search(r"^ci: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+        assert ci is not None
+        assert set(targets) <= set(ci[1].split()), "CI runs the README's make targets, one by one"
+        return
+    if language == "sh":  # another package index, which CI does not reach
+        assert "download.pytorch.org" in code
+        return
+    words = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(words, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_size_table_is_the_packages():
+    shown = subprocess.run(
+        [sys.executable, "-m", "atnet", "sizes"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    ours = [re.sub(r" x ", "x", line).split()[:7] for line in shown[1:10]]
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+M .*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    theirs = [[name, *re.sub(r" x ", "x", rest).split(" | ")] for name, rest in rows]
+    assert theirs == ours
+
+
+def test_every_source_file_is_on_the_map():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    files = [path for path in (ROOT / "src" / "atnet").rglob("*.py") if path.name not in {"__init__.py", "__main__.py"}]
+    missing = [path.name for path in files if path.parent.name not in {"cli", "show"} and path.name not in text]
+    assert missing == []
