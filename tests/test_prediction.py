@@ -1,7 +1,7 @@
 import pytest
 
 import atnet
-from atnet.errors import DataError
+from atnet.errors import ConfigError, DataError
 
 
 def test_photos_are_trained_on_evaluated_and_named(few_photos, tmp_path):
@@ -26,6 +26,11 @@ def test_a_peer_of_timms_is_trained_by_the_same_code(quick, tmp_path):
     run = atnet.train(**quick | {"model": "mobilenetv3_small_050"}, out=tmp_path / "run")
     assert run.record["model"] == "mobilenetv3_small_050"
     assert round(atnet.evaluate(run.folder).scores.top1, 4) == run.record["top1"]["ema"]
+
+
+def test_a_peer_without_stochastic_depth_says_so(quick, tmp_path):
+    with pytest.raises(ConfigError, match="vgg11 cannot be built with drop_path_rate=0.1"):
+        atnet.train(**quick | {"model": "vgg11", "drop_path": 0.1}, out=tmp_path / "run")
 
 
 def test_a_broken_picture_is_named(quick, tmp_path):

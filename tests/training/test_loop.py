@@ -131,9 +131,8 @@ def test_an_absent_device_says_which_are_there(quick, tmp_path):
 
 
 def test_accumulation_leaves_the_gradient_of_the_whole_batch(quick, tmp_path):
-    """On a network without batch statistics, whose parts then add up to the whole."""
+    """On a network without batch statistics, whose parts then add up to the whole; a peer of a fixed input size."""
     options = quick | {"model": "vit_tiny_patch16_224", "augment": {"flip": 0.0}, "ema": 0.0, "batch": 100}
-    options["data"] = quick["data"] | {"size": 224}
     whole = atnet.train(**options, out=tmp_path / "whole")
     parts = atnet.train(**options, optim={"accumulate": 4}, out=tmp_path / "parts")
     for run in (whole, parts):

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Console(stderr=True).print(f"atnet: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        remedy = "; go on with: atnet train --resume runs/last" if words[:1] == ["train"] else ""
+        remedy = "; go on from the last whole epoch with: atnet train --resume RUN" if words[:1] == ["train"] else ""
         Console(stderr=True).print(f"\natnet: stopped{remedy}", style="yellow", highlight=False, soft_wrap=True)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output, `head` for example, has gone

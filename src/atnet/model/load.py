@@ -46,6 +46,22 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     return model
 
 
+def create_classifier(name: str, *, classes: int, size: int, drop_path: float = 0.0) -> nn.Module:
+    """The network of a run: as `create_model`, and one of timm's with a fixed input is built for size.
+
+    Raises ConfigError if the architecture does not take the input size or stochastic depth.
+    """
+    name = architecture(name)
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
+        options["img_size"] = size
+    try:
+        return create_model(name, num_classes=classes, **options)
+    except (TypeError, AssertionError) as error:
+        chosen = ", ".join(f"{option}={value}" for option, value in options.items()) or "these options"
+        raise ConfigError(f"{name} cannot be built with {chosen}: {error}") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightsInfo:
     """What a weights file says of itself.
@@ -139,7 +155,7 @@ def load(where: str | Path, device: str = "cpu") -> tuple[nn.Module, WeightsInfo
     info = read_info(path)
     try:
         with torch.device("meta"):
-            expected = create_model(info.model, num_classes=len(info.classes)).state_dict()
+            expected = create_classifier(info.model, classes=len(info.classes), size=info.preprocess.size).state_dict()
     except ConfigError as error:
         raise WeightsError(f"{path}: {error}") from error
     with safe_open(path, "pt") as opened:
@@ -153,6 +169,6 @@ def load(where: str | Path, device: str = "cpu") -> tuple[nn.Module, WeightsInfo
             f"{shapes.get(wrong[0], 'absent')} in the file and "
             f"{tuple(expected[wrong[0]].shape) if wrong[0] in expected else 'absent'} in the model"
         )
-    model = create_model(info.model, num_classes=len(info.classes))
+    model = create_classifier(info.model, classes=len(info.classes), size=info.preprocess.size)
     model.load_state_dict(safetensors.torch.load_file(path))
     return model.to(device).eval(), info

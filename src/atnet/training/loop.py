@@ -41,7 +41,7 @@ from atnet.model.load import (
     LAST,
     WeightsInfo,
     architecture,
-    create_model,
+    create_classifier,
     resolve_run,
     to_safetensors,
 )
@@ -127,8 +127,12 @@ class _State:
             )
         classes = self.train_pictures.classes
         seed_generators(derive_seed(config.seed, "weights"), self.device)
-        self.model = create_model(config.model, num_classes=len(classes), drop_path_rate=config.drop_path)
+        self.model = create_classifier(
+            config.model, classes=len(classes), size=config.data.size, drop_path=config.drop_path
+        )
         if config.checkpointing:
+            if not hasattr(self.model, "set_grad_checkpointing"):
+                raise ConfigError(f"{config.model} has no activation checkpointing: use --no-checkpointing")
             self.model.set_grad_checkpointing(True)  # type: ignore[operator]
         self.model = self.model.to(self.device).to(memory_format=torch.channels_last)
         self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema else None
@@ -175,8 +179,8 @@ def _fit(state: _State, run: Path) -> Run:
     config, device = state.config, state.device
     per_epoch, last = state.steps_per_epoch, state.steps_per_epoch * config.epochs
     log.info(
-        "%s, %d classes, %s training and %s validation pictures, %s",
-        config.model, len(state.info.classes), f"{len(state.train_pictures):,}",
+        "%s: %s, %d classes, %s training and %s validation pictures, %s",
+        run, config.model, len(state.info.classes), f"{len(state.train_pictures):,}",
         f"{len(state.val_pictures):,}", device,
     )  # fmt: skip
     rows: list[dict[str, Any]] = [dict(row) for row in read_metrics(run)[: state.epoch]]
