@@ -32,6 +32,13 @@ def test_classes_come_from_the_weights_not_from_the_folder(run, digits):
     assert part.sum() == 25
 
 
+def test_another_size_is_another_input(run):
+    larger = atnet.evaluate(run.folder, size=48)
+    assert larger.info.preprocess.size == 48
+    assert larger.scores.count == 50
+    assert larger.scores.loss != atnet.evaluate(run.folder).scores.loss
+
+
 def test_a_class_that_the_weights_do_not_know_is_an_error(run, digits):
     (digits / "val" / "two").rename(digits / "val" / "dos")
     with pytest.raises(DataError, match="'dos' not among the 10 known classes"):

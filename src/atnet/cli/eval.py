@@ -12,6 +12,7 @@ def evaluate(
     *,
     weights: Path = Path("runs/last"),
     data: str | None = None,
+    size: int | None = None,
     batch: int = 64,
     workers: int = 2,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
@@ -24,6 +25,8 @@ def evaluate(
         A run, a folder or a safetensors file; of a run the moving average of the last epoch.
     data
         A folder with val/, or of class folders, or "digits"; the run's own validation part if not given.
+    size
+        Side of the input in pixels; that of the training if not given.
     batch
         Pictures at a time.
     workers
@@ -33,7 +36,7 @@ def evaluate(
     """
     from atnet.measure.evaluate import evaluate as run
 
-    done = run(weights, data, batch=batch, workers=workers, device=device)
+    done = run(weights, data, size=size, batch=batch, workers=workers, device=device)
     scores, info = done.scores, done.info
     table = Table("class", "name", "pictures", "recall %", "precision %", box=None, header_style="bold")
     rows = zip(info.classes, info.class_names, scores.confusion.sum(1), scores.recall, scores.precision, strict=True)
@@ -42,7 +45,7 @@ def evaluate(
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        f"\n{scores.count:,} pictures of {done.pictures}\n"
+        f"\n{scores.count:,} pictures of {done.pictures} at {info.preprocess.size} px\n"
         f"top-1 {scores.top1:.4f}%  top-5 {scores.top5:.4f}%  loss {scores.loss:.5f}\n"
         f"balanced accuracy {scores.balanced_accuracy:.2f}%  macro F1 {scores.macro_f1:.2f}%",
         markup=False,

@@ -1,10 +1,12 @@
 """A model on labelled pictures: each picture once, the last batch too."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -58,6 +60,7 @@ def evaluate(
     weights: str | Path,
     data: str | None = None,
     *,
+    size: int | None = None,
     batch: int = 64,
     workers: int = 2,
     device: str = "auto",
@@ -66,12 +69,20 @@ def evaluate(
 
     weights: a run, a folder or a safetensors file.
     data: a folder with val/ (or test/), or of class folders, or "digits"; the validation part of the
-    run's own data if none is given. Classes are matched by name with the weights' class list.
+    run's own data if none is given.
+    size: side of the input in pixels, that of the training if None.
+    Classes are matched by name with the weights' class list.
     Raises WeightsError, DataError or ConfigError naming the thing and the remedy.
     """
     path = find_weights(weights)
     chosen = pick_device(device)
     model, info = load(path, str(chosen))
+    if size is not None:
+        if not 8 <= size <= 4096:
+            raise ConfigError(f"size={size} is out of range: use 8 to 4096")
+        if timm.get_pretrained_cfg_value(info.model, "fixed_input_size"):
+            raise ConfigError(f"{info.model} works at {info.preprocess.size} px only: leave --size out")
+        info = dataclasses.replace(info, preprocess=dataclasses.replace(info.preprocess, size=size))
     pictures = _pictures(path, data).relabel(info.classes)
     loader = eval_loader(pictures, info.preprocess, batch, workers)
     model = model.to(memory_format=torch.channels_last)
