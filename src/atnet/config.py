@@ -15,6 +15,7 @@ from cyclopts.config import Dict
 from atnet.errors import ConfigError
 
 MAX_YAML_BYTES = 1_000_000
+SECTIONS = ("data", "augment", "optim", "schedule")
 
 
 def _check(holds: bool, message: str) -> None:
@@ -203,7 +204,7 @@ class Config:
         )
         ends = self.cycle_ends()
         _check(
-            self.epochs in ends,
+            abs(self.epochs - ends[-1]) < 1e-6,
             f"epochs={self.epochs} ends inside a learning-rate cycle (schedule.cycle={self.schedule.cycle:g}): "
             f"cycles end at {', '.join(f'{end:g}' for end in ends)}; use one of these, or --schedule.cycle 0",
         )
@@ -216,7 +217,7 @@ class Config:
     def cycle_ends(self) -> list[float]:
         """Epochs at which a cycle ends, up to the first one that is not before the run's end."""
         ends, length = [self.first_cycle], self.first_cycle
-        while ends[-1] < self.epochs:
+        while ends[-1] < self.epochs - 1e-6:
             length *= self.schedule.multiplier
             ends.append(ends[-1] + length)
         return ends
@@ -232,7 +233,7 @@ def make_config(recipe: str | Path | None = None, **options: Any) -> Config:
     options are nested as the recipe is: make_config(epochs=3, optim={"lr": 1e-3}).
     Raises ConfigError naming an unknown key, with the nearest known one, or a bad value.
     """
-    layers = [Dict(options, source="options")]
+    layers = [Dict(_by_section(options, "options"), source="options")]
     if recipe is not None:
         layers.append(Dict(read_yaml(recipe), source=str(recipe)))
     maker = App(config=layers, result_action="return_value", exit_on_error=False, print_error=False)
@@ -265,6 +266,20 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of names to values, this is not")
+    return _by_section(values, str(path))
+
+
+def _by_section(values: dict[str, Any], origin: str) -> dict[str, Any]:
+    """The values with `data: FOLDER` written out. Raises ConfigError on another section without names.
+
+    Else the parser would take a section's bare value for all of the section, and drop the layers below.
+    """
+    values = dict(values)
+    if isinstance(values.get("data"), str | Path):
+        values["data"] = {"source": str(values["data"])}
+    for section in SECTIONS:
+        if not isinstance(values.get(section, {}), dict):
+            raise ConfigError(f"{origin}: {section} is a section of options, a mapping of names to values")
     return values
 
 

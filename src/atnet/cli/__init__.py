@@ -1,5 +1,6 @@
 """The commands. Each parses, calls one function, prints what was written and what to type next."""
 
+import io
 import logging
 import os
 import sys
@@ -9,7 +10,7 @@ from cyclopts import App, CycloptsError
 from cyclopts.config import Dict
 from rich.console import Console
 
-from atnet.config import read_yaml
+from atnet.config import SECTIONS, read_yaml
 from atnet.errors import AtnetError, ConfigError
 
 app = App(
@@ -38,7 +39,7 @@ def _expand(words: list[str]) -> list[str]:
         name, equals, value = word.partition("=")
         if name == "--data":
             word = f"--data.source{equals}{value}"
-        elif name.removeprefix("--") in {"augment", "optim", "schedule"}:
+        elif name in {f"--{section}" for section in SECTIONS}:
             raise ConfigError(f"{name} is a section of options: give {name}.NAME; `atnet train --help` lists them")
         expanded.append(word)
     return expanded
@@ -59,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; ends with exit code 2 and one line on what a user can mend, 130 on Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("atnet").setLevel(logging.INFO)
+    for stream in (sys.stdout, sys.stderr):  # a terminal without our letters shows others, and no traceback
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     if debug:

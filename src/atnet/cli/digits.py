@@ -17,5 +17,5 @@ def digits(out: Path, /) -> None:
 
     train, val = write_digits(out)
     console = Console(highlight=False)
-    console.print(f"Written to {out}: {train:,} training and {val:,} validation pictures", soft_wrap=True)
+    console.print(f"Written to {out}: {train:,} training and {val:,} validation pictures", markup=False, soft_wrap=True)
     console.print(f"Next: atnet predict {out}/val/7/*.png, or atnet train --data {out}", markup=False, soft_wrap=True)

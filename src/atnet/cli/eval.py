@@ -6,6 +6,9 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from atnet.data.classes import printable
 
 
 def evaluate(
@@ -41,7 +44,8 @@ def evaluate(
     table = Table("class", "name", "pictures", "recall %", "precision %", box=None, header_style="bold")
     rows = zip(info.classes, info.class_names, scores.confusion.sum(1), scores.recall, scores.precision, strict=True)
     for row in sorted(rows, key=lambda r: (np.isnan(r[3]), r[3])):
-        table.add_row(row[0], row[1], str(row[2]), *("-" if np.isnan(v) else f"{v:.2f}" for v in row[3:]))
+        names = (Text(printable(name)) for name in row[:2])
+        table.add_row(*names, str(row[2]), *("-" if np.isnan(v) else f"{v:.2f}" for v in row[3:]))
     console = Console(highlight=False)
     console.print(table)
     console.print(

@@ -9,6 +9,8 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.text import Text
 
+from atnet.data.classes import printable
+
 BAR = 30
 
 
@@ -47,9 +49,12 @@ def predict(
         return
     console = Console(highlight=False)
     for answer in answers:
-        console.print(Text(f"\n{answer.picture}  ({answer.milliseconds:.0f} ms)", style="bold"), soft_wrap=True)
-        width = max(len(name) for _, name, _ in answer.top)
-        for _, name, probability in answer.top:
+        console.print(
+            Text(f"\n{printable(answer.picture)}  ({answer.milliseconds:.0f} ms)", style="bold"), soft_wrap=True
+        )
+        names = [printable(name) for _, name, _ in answer.top]
+        width = max(map(len, names))
+        for name, (_, _, probability) in zip(names, answer.top, strict=True):
             bar = "█" * round(BAR * probability)
             console.print(Text(f"  {name:<{width}}  {bar:<{BAR}}  {100 * probability:5.1f}%"))
     console.print("\nNext: atnet predict PICTURE --json for programs, atnet eval for a labelled folder")

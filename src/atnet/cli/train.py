@@ -42,7 +42,9 @@ def train(
     folder = run.folder
     top1 = ", ".join(f"{value:.2f}% ({name})" for name, value in run.record["top1"].items())
     console = Console(highlight=False)
-    console.print(f"\nTop-1 {top1}, {run.record['seconds'] / 60:.1f} minutes. Written to {folder}:", soft_wrap=True)
+    console.print(
+        f"\nTop-1 {top1}, {run.record['seconds'] / 60:.1f} minutes. Written to {folder}:", markup=False, soft_wrap=True
+    )
     for path in sorted(folder.iterdir()):
         console.print(f"  {path.name}", markup=False)
     console.print(f"Next: atnet eval --weights {folder}", markup=False, soft_wrap=True)

@@ -10,12 +10,19 @@ _WORDNET_ID = re.compile(r"n\d{8}")
 def display_names(classes: tuple[str, ...]) -> tuple[str, ...]:
     """What a person calls each class: ImageNet's name for a WordNet id, else the class's own name.
 
-    The names are timm's list of ImageNet's synsets, of each the first word.
+    The names are timm's list of ImageNet's synsets, of each the first; where two classes have the same,
+    as the two cranes, the id follows.
     """
     if not any(_WORDNET_ID.fullmatch(name) for name in classes):
         return classes
     known = _wordnet_names()
-    return tuple(known.get(name, name) for name in classes)
+    names = [known.get(name, name) for name in classes]
+    return tuple(f"{n} ({c})" if names.count(n) > 1 else n for n, c in zip(names, classes, strict=True))
+
+
+def printable(name: str) -> str:
+    """The name without what a terminal would obey: control characters become a question mark."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def _wordnet_names() -> dict[str, str]:

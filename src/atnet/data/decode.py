@@ -13,6 +13,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decoded: a small file can claim any size."""
 
+MAX_ASPECT = 100
+"""More unequal sides are refused: scaled to a shorter side of the network's, such a picture is a bomb too."""
+
 
 def decode(source: str | Path | bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A picture as RGB, 8 bits a channel, turned upright by its EXIF flag.
@@ -31,6 +34,8 @@ def decode(source: str | Path | bytes, name: str = "", max_pixels: int = MAX_PIX
                 raise DataError(
                     f"{name}: {width} x {height} pixels are more than the {max_pixels:,} allowed; make it smaller"
                 )
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                raise DataError(f"{name}: sides of {width} x {height} pixels are too unequal; crop it")
             picture.load()
             return _to_rgb(ImageOps.exif_transpose(picture))
     except DataError:
@@ -55,7 +60,12 @@ def decode(source: str | Path | bytes, name: str = "", max_pixels: int = MAX_PIX
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
         wide = np.asarray(picture).astype(np.float64)
-        return Image.fromarray((wide / 257).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        if wide.min() < 0 or wide.max() > 65535:
+            raise ValueError("integers of more than 16 bits; save it with 8 or 16 bits a channel")
+        deep = picture.mode != "I" or wide.max() > 255
+        return Image.fromarray((wide / (257 if deep else 1)).round().astype(np.uint8)).convert("RGB")
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels; save it with 8 or 16 bits a channel")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

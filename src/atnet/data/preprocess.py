@@ -56,6 +56,8 @@ class Preprocess:
             raise ValueError(f"size={made.size} or crop_pct={made.crop_pct} is out of range")
         if made.interpolation not in RESAMPLING or len(made.mean) != 3 or len(made.std) != 3:
             raise ValueError("interpolation, mean or std is not one that this version knows")
+        if not all(map(math.isfinite, (*made.mean, *made.std))) or min(made.std) <= 0:
+            raise ValueError("mean or std is out of range")
         return made
 
 

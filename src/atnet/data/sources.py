@@ -20,7 +20,7 @@ from atnet.progress import progress_bar
 log = logging.getLogger("atnet")
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
+PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "eval", "dev", "test", "testing")}
 DIGITS = "digits"
 
 
@@ -50,6 +50,12 @@ class Pictures:
         """The pictures at the given positions."""
         return Pictures(self.root, self.classes, tuple(self.ids[i] for i in keep), self.labels[keep])
 
+    @property
+    def digest(self) -> str:
+        """A hash of the pictures' names and labels in their order, not of their pixels."""
+        names = "\0".join([*self.classes, *self.ids]).encode("utf-8", "surrogateescape")
+        return hashlib.sha256(names + self.labels.tobytes()).hexdigest()
+
     def relabel(self, classes: tuple[str, ...]) -> "Pictures":
         """The same pictures labelled by name in another class list.
 
@@ -78,6 +84,8 @@ def open_parts(source: str, val_share: float) -> tuple[Pictures, Pictures]:
         return _split(_open_digits(), val_share)
     root = _existing(source)
     train_root, val_root = _part(root, "train"), _part(root, "val")
+    if train_root is None and val_root is not None:
+        raise DataError(f"{root}: {val_root.name}/ without a training part: name it train/, or leave both out")
     train = _open_folder(train_root or root)
     if len(train.classes) < 2:
         raise DataError(
@@ -99,7 +107,10 @@ def open_labelled(source: str, part: Literal["train", "val"] = "val") -> Picture
         train, val = open_parts(source, 0.2)
         return val if part == "val" else train
     root = _existing(source)
-    return _open_folder(_part(root, part) or root)
+    found = _part(root, part)
+    if found is None and (_part(root, "train") or _part(root, "val")):
+        raise DataError(f"{root}: no {part} part in it; name the folder to use, {root}/train for example")
+    return _open_folder(found or root)
 
 
 def _existing(source: str) -> Path:
@@ -110,7 +121,9 @@ def _existing(source: str) -> Path:
 
 
 def _part(root: Path, part: str) -> Path | None:
-    return next((root / name for name in PARTS[part] if (root / name).is_dir()), None)
+    """The folder of a part, by its usual names in any case; None if there is none."""
+    folders = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
+    return next((folders[name] for name in PARTS[part] if name in folders), None)
 
 
 def _open_folder(root: Path) -> Pictures:
@@ -172,6 +185,8 @@ def _split(pictures: Pictures, val_share: float) -> tuple[Pictures, Pictures]:
         held = min(max(1, round(val_share * len(members))), len(members) - 1)
         val += members[:held]
         train += members[held:]
+    if not val:
+        raise DataError(f"{pictures.root}: one picture a class leaves none to validate on; give more")
     return pictures.only(sorted(train)), pictures.only(sorted(val))
 
 

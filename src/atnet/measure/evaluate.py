@@ -18,6 +18,7 @@ from atnet.data.sources import Pictures, open_labelled, open_parts
 from atnet.device import pick_device
 from atnet.errors import ConfigError
 from atnet.measure.metrics import Scores, hits
+from atnet.measure.record import CONFIG
 from atnet.model.load import WeightsInfo, find_weights, load
 from atnet.progress import progress_bar
 
@@ -91,10 +92,11 @@ def evaluate(
 
 
 def _pictures(weights: Path, data: str | None) -> Pictures:
-    if data is not None:
-        return open_labelled(data)
-    recipe = weights.parent / "config.yaml"
-    if not recipe.is_file():
+    """The folder's pictures; of the run's own source the part that it was not trained on."""
+    recipe = weights.parent / CONFIG
+    trained = make_config(recipe).data if recipe.is_file() else None
+    if data is None and trained is None:
         raise ConfigError(f"{weights}: not in a run folder, so its data are not known; give --data FOLDER")
-    config = make_config(recipe)
-    return open_parts(config.data.source, config.data.val_share)[1]
+    if trained and (data is None or data == trained.source or str(Path(data).expanduser().resolve()) == trained.source):
+        return open_parts(trained.source, trained.val_share)[1]
+    return open_labelled(str(data))

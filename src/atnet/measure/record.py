@@ -16,11 +16,13 @@ from typing import Any
 import torch
 import yaml
 
-from atnet.config import Config, make_config, to_yaml
+from atnet.config import Config, make_config, read_yaml, to_yaml
 from atnet.errors import ConfigError
-from atnet.files import write_whole
+from atnet.files import resolve_run, write_whole
 
 CONFIG, ENVIRONMENT, METRICS, RECORD = "config.yaml", "environment.yaml", "metrics.csv", "record.json"
+CHECKPOINT = "checkpoint.pt"
+LAST_RUN = Path("runs") / "last"
 PACKAGES = ("atnet", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 
 
@@ -32,29 +34,36 @@ def new_run(config: Config, out: str | Path | None) -> Path:
     """
     now = datetime.datetime.now()
     run = Path(out).expanduser() if out else Path("runs") / f"{now:%Y%m%d-%H%M%S}-{config.model}"
+    if run.name == LAST_RUN.name:
+        raise ConfigError(f"{run}: {LAST_RUN} points to the newest run, so no run is called so; choose another --out")
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        remedy = f"go on with --resume {run}" if (run / CONFIG).exists() else "choose another --out"
+        remedy = f"go on with --resume {run}" if (run / CHECKPOINT).exists() else "choose another --out"
         raise ConfigError(f"{run}: exists and is not empty; {remedy}")
     try:
         run.mkdir(parents=True, exist_ok=True)
         write_whole(run / CONFIG, to_yaml(config).encode())
         write_whole(run / ENVIRONMENT, yaml.safe_dump(environment(), sort_keys=False).encode())
+        _point_last(run)
     except OSError as error:
         raise ConfigError(f"{run}: cannot be written ({error.strerror}); choose another --out") from error
-    _point_last(run)
     return run
 
 
 def _point_last(run: Path) -> None:
-    """runs/last becomes a link to the run, or where links cannot be made, a file with its name."""
-    last = run.parent / "last"
-    if last.is_dir() and not last.is_symlink():
-        return
-    last.unlink(missing_ok=True)
+    """runs/last becomes a link to the run, or where links cannot be made, a file with its path.
+
+    Raises ConfigError if there is something else of this name.
+    """
+    target = os.path.relpath(run.resolve(), LAST_RUN.parent.resolve())
+    pointer = LAST_RUN.is_file() and resolve_run(LAST_RUN).is_dir()
+    if LAST_RUN.exists() and not LAST_RUN.is_symlink() and not pointer:
+        raise ConfigError(f"{LAST_RUN}: not a pointer to a run; move it away")
+    LAST_RUN.parent.mkdir(exist_ok=True)
+    LAST_RUN.unlink(missing_ok=True)
     try:
-        last.symlink_to(run.name, target_is_directory=True)
+        LAST_RUN.symlink_to(target, target_is_directory=True)
     except OSError:
-        last.write_text(run.name, encoding="utf-8")
+        LAST_RUN.write_text(target, encoding="utf-8")
 
 
 def open_run(run: Path) -> Config:
@@ -67,7 +76,7 @@ def open_run(run: Path) -> Config:
 def environment() -> dict[str, Any]:
     """What a result depends on beside its configuration."""
     return {
-        "command": shlex.join(["atnet", *sys.argv[1:]]),
+        "command": _command(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "python": platform.python_version(),
@@ -78,6 +87,20 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
+
+
+def note_resumption(run: Path) -> None:
+    """Adds today's environment to that of the run's beginning."""
+    known = read_yaml(run / ENVIRONMENT)
+    known["resumed"] = [*known.get("resumed", []), environment()]
+    write_whole(run / ENVIRONMENT, yaml.safe_dump(known, sort_keys=False).encode())
+
+
+def _command() -> str:
+    """The process's command line; ours by its short name."""
+    program = Path(sys.argv[0]).name
+    ours = program in ("atnet", "atnet.exe", "__main__.py")
+    return shlex.join(["atnet", *sys.argv[1:]] if ours else ["python", program, *sys.argv[1:]])
 
 
 def commit() -> str:

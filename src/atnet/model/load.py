@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import atnet.timm  # noqa: F401  registers the names
 from atnet.data.preprocess import Preprocess
 from atnet.errors import ConfigError, WeightsError
+from atnet.files import resolve_run
 from atnet.model.sizes import SIZES
 
 LAST, EMA, BEST = "last.safetensors", "ema.safetensors", "best.safetensors"
@@ -94,12 +95,14 @@ class WeightsInfo:
                 moving_average=bool(values["moving_average"]),
                 facts=dict(values["facts"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise WeightsError(
                 f"{path}: safetensors without AT-Net's metadata ({error}); use weights that `atnet train` wrote"
             ) from error
-        if not made.classes or len(made.classes) != len(made.class_names):
-            raise WeightsError(f"{path}: its class list is empty or does not match its class names")
+        if not made.classes or len(set(made.classes)) != len(made.classes):
+            raise WeightsError(f"{path}: its class list is empty or names a class twice")
+        if len(made.classes) != len(made.class_names):
+            raise WeightsError(f"{path}: its class list does not match its class names")
         return made
 
 
@@ -119,14 +122,6 @@ def find_weights(where: str | Path) -> Path:
         raise WeightsError(f"{path}: no weights in it ({EMA}, {LAST} or model.safetensors)")
     if not path.is_file():
         raise WeightsError(f"{path}: no such run, folder or weights file")
-    return path
-
-
-def resolve_run(where: str | Path) -> Path:
-    """The path, a pointer file (where links cannot be made) being followed."""
-    path = Path(where).expanduser()
-    if path.name == "last" and path.is_file() and path.stat().st_size < 4096:
-        return path.parent / path.read_text(encoding="utf-8").strip()
     return path
 
 

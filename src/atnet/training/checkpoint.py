@@ -8,8 +8,7 @@ import torch
 
 from atnet.errors import ConfigError
 from atnet.files import write_whole
-
-CHECKPOINT = "checkpoint.pt"
+from atnet.measure.record import CHECKPOINT
 
 
 def save_checkpoint(run: Path, state: dict[str, Any]) -> None:

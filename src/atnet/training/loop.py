@@ -23,12 +23,14 @@ from atnet.data.order import derive_seed
 from atnet.data.sources import DIGITS, open_parts
 from atnet.device import pick_device, seed_generators
 from atnet.errors import ConfigError, DataError, TrainingError
-from atnet.files import write_whole
+from atnet.files import resolve_run, write_whole
 from atnet.measure.evaluate import score
 from atnet.measure.metrics import Scores, hits
 from atnet.measure.record import (
     ENVIRONMENT,
+    RECORD,
     new_run,
+    note_resumption,
     open_run,
     peak_memory_mb,
     read_metrics,
@@ -42,7 +44,6 @@ from atnet.model.load import (
     WeightsInfo,
     architecture,
     create_classifier,
-    resolve_run,
     to_safetensors,
 )
 from atnet.progress import progress_bar
@@ -95,10 +96,11 @@ def resume_run(where: str | Path) -> Run:
     run = resolve_run(where).resolve()
     config = open_run(run)
     checkpoint = load_checkpoint(run)
-    if checkpoint["epoch"] >= config.epochs:
+    if checkpoint["epoch"] >= config.epochs and (run / RECORD).exists():
         raise ConfigError(f"{run}: all {config.epochs} epochs are done; nothing is left to resume")
     state = _State(config)
     state.restore(checkpoint)
+    note_resumption(run)
     return _fit(state, run)
 
 
@@ -135,6 +137,7 @@ class _State:
                 raise ConfigError(f"{config.model} has no activation checkpointing: use --no-checkpointing")
             self.model.set_grad_checkpointing(True)  # type: ignore[operator]
         self.model = self.model.to(self.device).to(memory_format=torch.channels_last)
+        self._try_out()
         self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema else None
         self.optimizer = make_optimizer(self.model, config.optim)
         self.epoch = 0  # whole epochs done
@@ -149,24 +152,43 @@ class _State:
             moving_average=False,
         )
 
+    def _try_out(self) -> None:
+        """One empty picture, so that a network that cannot take the input says so before the run begins."""
+        size = self.config.data.size
+        try:
+            with torch.inference_mode():
+                self.model.eval()(torch.zeros(1, 3, size, size, device=self.device))
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"{self.config.model} does not take pictures of {size} px ({error}); use --data.size of another"
+            ) from error
+
     @property
     def networks(self) -> dict[str, nn.Module]:
         """The raw network and, if there is one, its moving average, by the file each is saved in."""
         return {LAST: self.model} if self.ema is None else {LAST: self.model, EMA: self.ema.module}
+
+    @property
+    def data_digest(self) -> str:
+        """Which pictures the run is on."""
+        return f"{self.train_pictures.digest} {self.val_pictures.digest}"
 
     def checkpoint(self) -> dict[str, Any]:
         return {
             "epoch": self.epoch,
             "best": self.best,
             "seconds": self.seconds,
-            "classes": list(self.info.classes),
+            "data": self.data_digest,
             "optimizer": self.optimizer.state_dict(),
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
         }
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint["classes"] != list(self.info.classes):
-            raise ConfigError(f"{self.config.data.source}: its classes are not those the run began with")
+        if checkpoint["data"] != self.data_digest:
+            raise ConfigError(
+                f"{self.config.data.source}: its pictures are not those the run began with, so order and split "
+                "would be others; bring them back or start the run anew"
+            )
         self.epoch, self.best = checkpoint["epoch"], checkpoint["best"]
         self.seconds = checkpoint["seconds"]
         self.optimizer.load_state_dict(checkpoint["optimizer"])
@@ -187,7 +209,7 @@ def _fit(state: _State, run: Path) -> Run:
     validation = eval_loader(
         state.val_pictures,
         state.info.preprocess,
-        config.batch,
+        config.batch // config.optim.accumulate,
         config.data.workers,
         config.data.cache == "ram",
     )
@@ -207,7 +229,8 @@ def _fit(state: _State, run: Path) -> Run:
         rows.append(row)
         _save(state, run, scores, rows)
         log.info(_line(state, row))
-    del batches
+    batches.close()
+    scores = scores or _validate(state, validation)  # of a run that ended before its record was written
     record = _record(state, run, scores, rows)
     write_record(run, record)
     draw_curves(read_metrics(run), run / CURVES)
@@ -246,13 +269,9 @@ def _train_epoch(state: _State, batches: Iterator[tuple[Tensor, Tensor]]) -> dic
                 part_loss.backward()
                 loss += part_loss.item()
                 logits.append(out.detach().float())
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the loss is {loss} at step {step} (epoch {state.epoch + 1}): "
-                    f"lower --optim.lr {config.optim.lr:g} or lengthen --schedule.warmup; the last whole epoch is saved"
-                )
-            if config.optim.clip:
-                nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
+            _require_finite("loss", loss, step, state)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or math.inf)
+            _require_finite("gradient's norm", float(norm), step, state)
             state.optimizer.step()
             state.optimizer.zero_grad()
             if state.ema is not None:
@@ -272,6 +291,15 @@ def _train_epoch(state: _State, batches: Iterator[tuple[Tensor, Tensor]]) -> dic
         "train_top1": round(100 * top1 / seen, 4),
         "train_top5": round(100 * top5 / seen, 4),
     }
+
+
+def _require_finite(what: str, value: float, step: int, state: _State) -> None:
+    """Stops the run before a step that would spoil the weights."""
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"the {what} is {value} at step {step} (epoch {state.epoch + 1}): lower --optim.lr "
+            f"{state.config.optim.lr:g} or lengthen --schedule.warmup; the epochs before are saved"
+        )
 
 
 def _autocast(config: Config, device: torch.device) -> contextlib.AbstractContextManager[Any]:
