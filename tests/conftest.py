@@ -9,6 +9,12 @@ import pytest
 from atnet.data.sources import open_parts
 
 
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test runs in a folder of its own, where runs/last appears."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def photos() -> Path:
     """Imagenette: train/ and val/ with ten class folders of photos."""

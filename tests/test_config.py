@@ -50,6 +50,7 @@ def test_every_shipped_recipe_is_sound_and_says_its_command(recipe):
         ("epochs: 10\nschedule: {cycle: 20}", "epochs=10 ends inside a learning-rate cycle .* end at 20;"),
         ("epochs: 50\nschedule: {cycle: 20, multiplier: 2}", "cycles end at 20, 60;"),
         ("data: {size: 128, cache: ram, cache_size: 100}", "data.cache_size=100 is below data.size=128"),
+        ("optim: 0.1", "optim is a section of options"),
         ("- a\n- b", "a recipe is a mapping"),
         ("a: [1", "not a YAML file"),
         ("a: &x [1]\nb: *x", "aliases"),
@@ -59,6 +60,14 @@ def test_every_shipped_recipe_is_sound_and_says_its_command(recipe):
 def test_a_bad_recipe_says_what_and_how_to_mend_it(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         make_config(write(tmp_path, text))
+
+
+def test_a_bare_folder_for_data_drops_nothing_of_the_layers_below(tmp_path):
+    recipe = write(tmp_path, "data: {size: 64, cache: ram}\n")
+    made = make_config(recipe, data="somewhere")
+    assert (made.data.source, made.data.size, made.data.cache) == ("somewhere", 64, "ram")
+    made = make_config(write(tmp_path, "data: somewhere\n"), data={"size": 96})
+    assert (made.data.source, made.data.size) == ("somewhere", 96)
 
 
 def test_an_absent_recipe_is_said():

@@ -39,6 +39,18 @@ def test_16_bit_grey_is_scaled_not_cut():
     assert np.asarray(decode(encoded(deep, "PNG")))[0, :, 0].tolist() == [0, 128, 255]
 
 
+def test_32_bit_pictures_are_scaled_right_or_refused():
+    assert np.asarray(decode(encoded(Image.new("I", (2, 2), 200), "TIFF"))).max() == 200
+    for picture in (Image.new("I", (2, 2), 2**20), Image.new("F", (2, 2), 0.5)):
+        with pytest.raises(DataError, match="8 or 16 bits"):
+            decode(encoded(picture, "TIFF"))
+
+
+def test_a_sliver_is_refused_it_would_be_a_bomb_once_scaled():
+    with pytest.raises(DataError, match="too unequal"):
+        decode(encoded(Image.new("L", (1, 2000)), "PNG"))
+
+
 def test_transparency_lies_over_white():
     clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
     assert decode(encoded(clear, "PNG")).getpixel((0, 0)) == (255, 255, 255)

@@ -30,6 +30,13 @@ def test_it_is_timms_evaluation_transform(sides, size, crop_pct, interpolation):
 def test_values_that_cannot_be_right_are_refused():
     good = {"size": 64, "crop_pct": 0.9, "interpolation": "bicubic", "mean": MEAN, "std": STD}
     assert Preprocess.from_dict(good).size == 64
-    for bad in ({"size": 10**9}, {"crop_pct": 0}, {"interpolation": "best"}, {"mean": [0.5]}):
+    for bad in (
+        {"size": 10**9},
+        {"crop_pct": 0},
+        {"interpolation": "best"},
+        {"mean": [0.5]},
+        {"std": (0, 1, 1)},
+        {"mean": (float("nan"),) * 3},
+    ):
         with pytest.raises(ValueError, match="out of range|not one that"):
             Preprocess.from_dict({**good, **bad})

@@ -20,10 +20,30 @@ def test_folders_become_classes_by_name(digits):
     )
 
 
-@pytest.mark.parametrize("spelling", ["valid", "validation", "test"])
-def test_usual_spellings_of_the_validation_part(digits, spelling):
+@pytest.mark.parametrize("spelling", ["valid", "validation", "test", "Testing", "VAL"])
+def test_usual_spellings_of_the_parts(digits, spelling):
     (digits / "val").rename(digits / spelling)
-    assert len(open_parts(str(digits), 0.2)[1]) == 50
+    (digits / "train").rename(digits / "Training")
+    assert [len(part) for part in open_parts(str(digits), 0.2)] == [200, 50]
+
+
+def test_a_part_is_no_class(digits):
+    (digits / "train").rename(digits / "images")
+    with pytest.raises(DataError, match="val/ without a training part"):
+        open_parts(str(digits), 0.2)
+    shutil.rmtree(digits / "val")
+    (digits / "images").rename(digits / "train")
+    with pytest.raises(DataError, match="no val part"):
+        open_labelled(str(digits))
+    assert [len(part) for part in open_parts(str(digits), 0.2)] == [160, 40]
+
+
+def test_one_picture_a_class_is_too_few(digits):
+    for name in NAMES:
+        for picture in sorted((digits / "train" / name).iterdir())[1:]:
+            picture.unlink()
+    with pytest.raises(DataError, match="leaves none to validate on"):
+        open_parts(str(digits / "train"), 0.2)
 
 
 def test_a_missing_class_in_validation_does_not_shift_labels(digits, caplog):
@@ -110,3 +130,4 @@ def test_embedded_digits_are_mnists():
 def test_wordnet_ids_get_imagenets_names():
     assert display_names(("n03394916", "n01440764", "own")) == ("French horn", "tench", "own")
     assert display_names(("cats", "dogs")) == ("cats", "dogs")
+    assert display_names(("n02012849", "n03126707")) == ("crane (n02012849)", "crane (n03126707)")

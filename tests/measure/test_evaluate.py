@@ -39,6 +39,13 @@ def test_another_size_is_another_input(run):
     assert larger.scores.loss != atnet.evaluate(run.folder).scores.loss
 
 
+def test_a_flat_folder_is_evaluated_on_what_was_held_out(quick, digits, tmp_path):
+    """Also when it is named: four fifths of it were trained on."""
+    source = str(digits / "train")
+    run = atnet.train(**quick | {"data": quick["data"] | {"source": source}}, out=tmp_path / "flat")
+    assert atnet.evaluate(run.folder, source).scores.count == 40
+
+
 def test_a_class_that_the_weights_do_not_know_is_an_error(run, digits):
     (digits / "val" / "two").rename(digits / "val" / "dos")
     with pytest.raises(DataError, match="'dos' not among the 10 known classes"):

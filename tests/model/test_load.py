@@ -83,6 +83,17 @@ def test_other_peoples_safetensors_are_told_apart(tmp_path):
         atnet.load(tmp_path / "other.safetensors")
 
 
+@pytest.mark.parametrize(
+    "change", [{"classes": ["a", "a", "b"]}, {"classes": ["a"]}, {"epoch": float("inf")}, {"preprocess": {"size": 1}}]
+)
+def test_metadata_that_cannot_be_right_are_refused(saved, change):
+    _, path = saved
+    values = json.loads(INFO.to_metadata()["atnet"]) | change
+    save_file(load_file(path), path, metadata={"atnet": json.dumps(values)})
+    with pytest.raises(WeightsError, match="weights.safetensors"):
+        atnet.load(path)
+
+
 @pytest.mark.parametrize("change", [{"model": "../../etc"}, {"model": "hf-hub:x/y"}, {"model": "local-dir:/x"}])
 def test_a_model_name_cannot_point_elsewhere(saved, change):
     _, path = saved

@@ -33,7 +33,7 @@ def test_a_run_leaves_what_is_promised(quick, tmp_path):
     assert run.record["parameters"] - run.record["parameters_without_classifier"] == 192 * 10 + 10
     assert {"command", "commit", "torch", "threads", "processor"} <= set(run.record["environment"])
     assert make_config(run.folder / "config.yaml").model == "atnet_xxxs"
-    assert (tmp_path / "last").resolve() == run.folder.resolve()
+    assert Path("runs/last").resolve() == run.folder.resolve()
 
 
 def test_the_network_learns(quick, tmp_path):
@@ -92,8 +92,50 @@ def test_resuming_a_finished_run_says_so(quick, tmp_path):
         atnet.train(resume=run.folder)
 
 
+def test_a_run_cut_off_after_its_last_epoch_gets_its_record(quick, tmp_path):
+    run = atnet.train(**quick, out=tmp_path / "run")
+    (run.folder / "record.json").unlink()
+    again = atnet.train(resume=run.folder)
+    assert again.record["top1"] == run.record["top1"]
+    assert len(again.record["environment"]["resumed"]) == 1
+
+
+def test_resuming_on_other_pictures_says_so(quick, digits, tmp_path):
+    run = atnet.train(**quick, out=tmp_path / "run")
+    (run.folder / "record.json").unlink()
+    next((digits / "train" / "six").iterdir()).unlink()
+    with pytest.raises(ConfigError, match="its pictures are not those the run began with"):
+        atnet.train(resume=run.folder)
+
+
+def test_the_pointer_to_the_newest_run_replaces_nothing_else(quick, tmp_path):
+    Path("runs").mkdir()
+    Path("runs/last").write_text("my notes")
+    with pytest.raises(ConfigError, match="not a pointer to a run"):
+        atnet.train(**quick, out=tmp_path / "run")
+    assert Path("runs/last").read_text() == "my notes"
+    with pytest.raises(ConfigError, match="no run is called so"):
+        atnet.train(**quick, out="runs/last")
+
+
+def test_a_pointer_file_serves_where_links_cannot_be_made(quick, tmp_path):
+    run = atnet.train(**quick, out=tmp_path / "run")
+    Path("runs/last").unlink()
+    Path("runs/last").write_text("../run")
+    assert round(atnet.evaluate("runs/last").scores.top1, 4) == run.record["top1"]["ema"]
+    newer = atnet.train(**quick, out=tmp_path / "newer")
+    assert Path("runs/last").resolve() == newer.folder.resolve()
+
+
+def test_a_network_that_cannot_take_the_size_says_so_before_the_run(quick, tmp_path):
+    with pytest.raises(ConfigError, match="crossvit_9_240"):
+        atnet.train(**quick | {"model": "crossvit_9_240"}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_damaged_checkpoint_says_so(quick, tmp_path):
     run = atnet.train(**quick, out=tmp_path / "run")
+    (run.folder / "record.json").unlink()
     checkpoint = run.folder / "checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
     with pytest.raises(ConfigError, match=r"checkpoint.pt: damaged"):

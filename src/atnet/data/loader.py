@@ -1,7 +1,7 @@
 """Batches for training and evaluation: read or cached pictures, transformed in worker processes."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -103,7 +103,7 @@ def eval_loader(
     )
 
 
-def batches_of(loader: DataLoader[Any]) -> Iterator[Any]:
+def batches_of(loader: DataLoader[Any]) -> Generator[Any, None, None]:
     """The loader's batches; a DataError of a worker process comes as itself, not inside a stack trace."""
     batches = iter(loader)
     while True:

@@ -4,6 +4,7 @@ import csv
 import datetime
 import io
 import json
+import logging
 import os
 import platform
 import shlex
@@ -22,6 +23,8 @@ from atnet.files import resolve_run, write_whole
 
 CONFIG, ENVIRONMENT, METRICS, RECORD = "config.yaml", "environment.yaml", "metrics.csv", "record.json"
 CHECKPOINT = "checkpoint.pt"
+log = logging.getLogger("atnet")
+
 LAST_RUN = Path("runs") / "last"
 PACKAGES = ("atnet", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 
@@ -58,8 +61,12 @@ def _point_last(run: Path) -> None:
     pointer = LAST_RUN.is_file() and resolve_run(LAST_RUN).is_dir()
     if LAST_RUN.exists() and not LAST_RUN.is_symlink() and not pointer:
         raise ConfigError(f"{LAST_RUN}: not a pointer to a run; move it away")
-    LAST_RUN.parent.mkdir(exist_ok=True)
-    LAST_RUN.unlink(missing_ok=True)
+    try:
+        LAST_RUN.parent.mkdir(exist_ok=True)
+        LAST_RUN.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s does not point to this run: %s", LAST_RUN, error.strerror)
+        return
     try:
         LAST_RUN.symlink_to(target, target_is_directory=True)
     except OSError:
