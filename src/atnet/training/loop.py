@@ -156,7 +156,7 @@ class _State:
         """One empty picture, so that a network that cannot take the input says so before the run begins."""
         size = self.config.data.size
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 self.model.eval()(torch.zeros(1, 3, size, size, device=self.device))
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(
