@@ -21,11 +21,14 @@ app = App(
     exit_on_error=False,
     print_error=False,
 )
-app.command("atnet.cli.train:train")
-app.command("atnet.cli.eval:evaluate", name="eval")
-app.command("atnet.cli.predict:predict")
-app.command("atnet.cli.sizes:sizes")
-app.command("atnet.cli.digits:digits")
+app.command(
+    "atnet.cli.train:train",
+    help="Train a classifier: `atnet train --data FOLDER`, or `atnet train recipes/digits.yaml --epochs 5`.",
+)
+app.command("atnet.cli.eval:evaluate", name="eval", help="Evaluate weights on labelled pictures.")
+app.command("atnet.cli.predict:predict", help="Say what pictures show.")
+app.command("atnet.cli.sizes:sizes", help="Print the size table, with parameters counted at 1000 classes.")
+app.command("atnet.cli.digits:digits", help="Write the embedded digits as a folder of pictures.")
 
 
 def _expand(words: list[str]) -> list[str]:

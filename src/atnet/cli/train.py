@@ -13,7 +13,7 @@ def train(
     recipe: Path | None = None,
     /,
     *,
-    config: Annotated[Config | None, Parameter(name="*")] = None,
+    config: Annotated[Config | None, Parameter(name="*", negative_iterable=())] = None,
     out: Path | None = None,
     resume: Path | None = None,
 ) -> None:
