@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import atnet
+from atnet.cli import main
 
 
 def command(*words: object, where: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -83,12 +84,13 @@ def test_digits_writes_a_folder_that_can_be_trained_on(tmp_path):
         (["tran"], 'Did you mean "train"'),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(words, message, tmp_path):
-    done = command(*words, where=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "Traceback" not in done.stderr
+def test_bad_input_is_one_line_and_exit_code_2(words, message, capfd, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    said = capfd.readouterr().err
+    assert ended.value.code == 2
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -106,6 +108,7 @@ def test_names_cannot_command_the_terminal(digits, tmp_path):
     assert "\x1b" not in evaluated.stdout + predicted.stdout
 
 
-def test_debug_shows_the_traceback(tmp_path):
-    done = command("train", "--data", "nowhere", "--debug", where=tmp_path)
-    assert "Traceback" in done.stderr
+def test_a_process_ends_with_exit_code_2_and_a_traceback_only_if_asked(tmp_path):
+    plain = command("train", "--data", "nowhere", where=tmp_path)
+    assert (plain.returncode, "Traceback" in plain.stderr) == (2, False)
+    assert "Traceback" in command("train", "--data", "nowhere", "--debug", where=tmp_path).stderr

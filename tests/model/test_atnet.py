@@ -17,8 +17,7 @@ def _seed():
 
 
 @pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize("sides", [(224, 224), (160, 288)])
-@pytest.mark.parametrize(("channels", "classes"), [(1, 10), (10, 1)])
+@pytest.mark.parametrize(("sides", "channels", "classes"), [((224, 224), 1, 10), ((160, 288), 10, 1)])
 def test_every_size_runs_and_every_parameter_gets_a_gradient(name, sides, channels, classes):
     model = create_model(name, in_chans=channels, num_classes=classes)
     logits = model(torch.randn(2, channels, *sides))
