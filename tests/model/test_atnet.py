@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import timm
 import torch
@@ -92,7 +94,7 @@ def test_conv_mix_is_convmixers_block():
 
 
 def test_trans_mix_is_timms_encoder_block():
-    theirs = Block(32, 4, qkv_bias=True, norm_layer=lambda dim: torch.nn.LayerNorm(dim, eps=1e-6)).eval()
+    theirs = Block(32, 4, qkv_bias=True, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6)).eval()
     ours = TransMix(32, 4, 4.0, 0.0).eval()
     ours.load_state_dict({n.replace("attn.", "attention."): v for n, v in theirs.state_dict().items()})
     tokens = torch.randn(2, 10, 32)
