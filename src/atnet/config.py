@@ -105,8 +105,10 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW."""
+    """The optimizer."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the matrices between input and classifier, AdamW for the other parameters."""
     lr: float = 1e-3
     """Peak learning rate, for the batch as it is: it is not scaled."""
     weight_decay: float = 0.05

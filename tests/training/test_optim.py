@@ -4,7 +4,8 @@ import torch
 
 from atnet import create_model
 from atnet.config import make_config
-from atnet.training.optim import decay_groups, lr_at, make_optimizer
+from atnet.training.muon import Muon, orthogonal
+from atnet.training.optim import decay_groups, lr_at, make_optimizers
 
 STEPS = 10
 
@@ -70,11 +71,62 @@ def test_what_a_model_spares_is_spared():
     assert all(id(p) in spared for n, p in model.named_parameters() if "relative_position_bias_table" in n)
 
 
-def test_a_step_moves_every_parameter():
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["xxxs", "mobilenetv3_small_100"])
+def test_a_step_moves_every_parameter(name, optimizer):
     torch.manual_seed(0)
-    model = create_model("xxxs", num_classes=3)
+    model = create_model(name, num_classes=3)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    optimizer = make_optimizer(model, make_config().optim)
-    model(torch.randn(4, 3, 32, 32)).logsumexp(1).sum().backward()
-    optimizer.step()
+    optimizers = make_optimizers(model, make_config(optim={"name": optimizer}).optim)
+    model(torch.randn(4, 3, 64, 64)).logsumexp(1).sum().backward()
+    for one in optimizers:
+        one.step()
     assert [n for n, p in model.named_parameters() if torch.equal(p, before[n])] == []
+
+
+def test_muon_takes_the_matrices_between_input_and_classifier():
+    model = create_model("xxxs", num_classes=10)
+    muon, adamw = make_optimizers(model, make_config(optim={"name": "muon"}).optim)
+    names = {id(p): n for n, p in model.named_parameters()}
+    taken = {names[id(p)] for p in muon.param_groups[0]["params"]}
+    assert {"stem.0.conv.weight", "conv_mix.0.pointwise.weight", "trans_mix.2.mlp.fc1.weight"} <= taken
+    assert not [n for n in taken if "depthwise" in n or "position" in n or "head" in n or not n.endswith("weight")]
+    decayed, others = adamw.param_groups
+    assert "head.weight" in {names[id(p)] for p in decayed["params"]}
+    assert len(taken) + len(decayed["params"]) + len(others["params"]) == len(names)
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 90), (2, 90, 40), (1, 48, 64)])
+def test_orthogonal_keeps_singular_vectors_and_makes_values_one(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    made = orthogonal(matrices)
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    inner = u.mT @ made @ vh.mT
+    values = inner.diagonal(dim1=1, dim2=2)
+    assert values.min() > 0.3
+    assert values.max() < 1.3
+    assert values.mean() == pytest.approx(0.9, abs=0.1)
+    assert (inner - torch.diag_embed(values)).abs().max() < 1e-3
+
+
+def test_muon_agrees_with_torchs():
+    """Torch's takes two dimensions, and iterates in bf16: hence the tolerance."""
+    generator = torch.Generator().manual_seed(0)
+    begin = [torch.randn(shape, generator=generator) for shape in ((48, 96), (96, 48), (48, 96))]
+    ours = [torch.nn.Parameter(t.clone()) for t in begin]
+    theirs = [torch.nn.Parameter(t.clone()) for t in begin]
+    mine = Muon(ours, lr=0.01, weight_decay=0.1)
+    peer = torch.optim.Muon(theirs, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(10):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        mine.step()
+        peer.step()
+    for one, other, first in zip(ours, theirs, begin, strict=True):
+        assert (one - other).norm() < 0.02 * (one - first).norm()
+
+
+def test_muon_refuses_vectors():
+    with pytest.raises(ValueError, match=r"shape \(5,\)"):
+        Muon([torch.nn.Parameter(torch.zeros(5))], lr=0.1)

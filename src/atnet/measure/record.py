@@ -33,7 +33,7 @@ def new_run(config: Config, out: str | Path | None) -> Path:
     """Makes a run's folder, with its configuration and environment, and points runs/last at it.
 
     out: the folder; runs/DATE-TIME-MODEL if None.
-    Raises ConfigError if there is something in it: nothing is overwritten.
+    Raises ConfigError if there is something in it, or if runs/last is no pointer: nothing is overwritten.
     """
     now = datetime.datetime.now()
     run = Path(out).expanduser() if out else Path("runs") / f"{now:%Y%m%d-%H%M%S}-{config.model}"
@@ -42,6 +42,9 @@ def new_run(config: Config, out: str | Path | None) -> Path:
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         remedy = f"go on with --resume {run}" if (run / CHECKPOINT).exists() else "choose another --out"
         raise ConfigError(f"{run}: exists and is not empty; {remedy}")
+    pointer = LAST_RUN.is_symlink() or (LAST_RUN.is_file() and resolve_run(LAST_RUN).is_dir())
+    if LAST_RUN.exists() and not pointer:
+        raise ConfigError(f"{LAST_RUN}: not a pointer to a run; move it away")
     try:
         run.mkdir(parents=True, exist_ok=True)
         write_whole(run / CONFIG, to_yaml(config).encode())
@@ -53,14 +56,8 @@ def new_run(config: Config, out: str | Path | None) -> Path:
 
 
 def _point_last(run: Path) -> None:
-    """runs/last becomes a link to the run, or where links cannot be made, a file with its path.
-
-    Raises ConfigError if there is something else of this name.
-    """
+    """runs/last becomes a link to the run, or where links cannot be made, a file with its path."""
     target = os.path.relpath(run.resolve(), LAST_RUN.parent.resolve())
-    pointer = LAST_RUN.is_file() and resolve_run(LAST_RUN).is_dir()
-    if LAST_RUN.exists() and not LAST_RUN.is_symlink() and not pointer:
-        raise ConfigError(f"{LAST_RUN}: not a pointer to a run; move it away")
     try:
         LAST_RUN.parent.mkdir(exist_ok=True)
         LAST_RUN.unlink(missing_ok=True)

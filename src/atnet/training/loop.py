@@ -49,7 +49,7 @@ from atnet.model.load import (
 from atnet.progress import progress_bar
 from atnet.show.pictures import CURVES, draw_curves
 from atnet.training.checkpoint import load_checkpoint, save_checkpoint
-from atnet.training.optim import lr_at, make_optimizer
+from atnet.training.optim import lr_at, make_optimizers
 
 log = logging.getLogger("atnet")
 
@@ -139,7 +139,7 @@ class _State:
         self.model = self.model.to(self.device).to(memory_format=torch.channels_last)
         self._try_out()
         self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema else None
-        self.optimizer = make_optimizer(self.model, config.optim)
+        self.optimizers = make_optimizers(self.model, config.optim)
         self.epoch = 0  # whole epochs done
         self.best = -1.0
         self.seconds = 0.0
@@ -179,7 +179,7 @@ class _State:
             "best": self.best,
             "seconds": self.seconds,
             "data": self.data_digest,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
         }
 
@@ -191,7 +191,8 @@ class _State:
             )
         self.epoch, self.best = checkpoint["epoch"], checkpoint["best"]
         self.seconds = checkpoint["seconds"]
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         for name, network in self.networks.items():
             network.load_state_dict(checkpoint["networks"][name])
 
@@ -257,8 +258,9 @@ def _train_epoch(state: _State, batches: Iterator[tuple[Tensor, Tensor]]) -> dic
             images, targets = mix(images, labels) if mix else (images, labels)
 
             lr = lr_at(step, state.steps_per_epoch, config)
-            for group in state.optimizer.param_groups:
-                group["lr"] = lr
+            for optimizer in state.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
             loss = 0.0
             parts = zip(images.chunk(config.optim.accumulate), targets.chunk(config.optim.accumulate), strict=True)
             logits = []
@@ -272,8 +274,9 @@ def _train_epoch(state: _State, batches: Iterator[tuple[Tensor, Tensor]]) -> dic
             _require_finite("loss", loss, step, state)
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or math.inf)
             _require_finite("gradient's norm", float(norm), step, state)
-            state.optimizer.step()
-            state.optimizer.zero_grad()
+            for optimizer in state.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
             if state.ema is not None:
                 state.ema.update(model, step=step)
 

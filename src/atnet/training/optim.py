@@ -1,11 +1,13 @@
-"""The learning rate at each step, and AdamW with decay by role."""
+"""The learning rate at each step; AdamW, or Muon for matrices, with decay by role."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from atnet.config import Config, OptimConfig
+from atnet.training.muon import Muon
 
 DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -31,7 +33,7 @@ def lr_at(step: int, steps_per_epoch: int, config: Config) -> float:
     return low + (peak - low) * (1 + math.cos(math.pi * position)) / 2
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: matrices of layers, decayed, and all others, not decayed.
 
     What is decayed goes by role: the weight of a linear or convolutional layer, unless the model's
@@ -47,7 +49,22 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW, its kernel fused. Source: Loshchilov & Hutter 2019."""
-    groups = decay_groups(model, optim.weight_decay)
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
+def make_optimizers(model: nn.Module, optim: OptimConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for all parameters; or Muon for the matrices between input and classifier, AdamW for the others.
+
+    Muon's are the decayed weights of linear layers and of convolutions that mix channels (one group); the
+    classifier stays with AdamW. Sources: Loshchilov & Hutter 2019; Jordan et al. 2024, "Muon".
+    """
+    decayed, others = decay_groups(model, optim.weight_decay)
+    if optim.name == "adamw":
+        return [torch.optim.AdamW([decayed, others], lr=optim.lr, betas=optim.betas, fused=True)]
+    heads = model.get_classifier()  # type: ignore[operator]
+    heads = heads if isinstance(heads, tuple | list) else (heads,)
+    left = {id(p) for head in heads for p in head.parameters()}
+    left |= {id(m.weight) for m in model.modules() if getattr(m, "groups", 1) > 1 and hasattr(m, "weight")}
+    mixing = [p for p in decayed["params"] if id(p) not in left]
+    decayed["params"] = [p for p in decayed["params"] if id(p) in left]
+    return [
+        Muon(mixing, lr=optim.lr, weight_decay=optim.weight_decay),
+        torch.optim.AdamW([decayed, others], lr=optim.lr, betas=optim.betas, fused=True),
+    ]
