@@ -1,6 +1,7 @@
 # make demo and make test need Python 3.11 to 3.13 and make, nothing else.
 #   make demo                  set up, train on the embedded digits, evaluate, predict
 #   make test                  the tests; photos are tested if ATNET_IMAGENETTE names Imagenette's folder
+#   make table                 README's table and picture, from the records under results/
 #   make ci                    lint, types, tests, timm's own tests, the README's commands
 # PYTHON=python3.12 takes another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # takes torch's CPU build instead of the 5 GB of CUDA that a plain installation brings on Linux.
@@ -12,7 +13,7 @@ TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
 PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test ci lint types peer-tests readme setup dev clean
+.PHONY: demo table test ci lint types peer-tests readme setup dev clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -35,8 +36,12 @@ demo: setup
 	$(BIN)/atnet eval --weights $(DEMO)
 	$(BIN)/atnet digits $(DEMO)/digits
 	cd $(DEMO) && $(BIN)/atnet predict $$(find digits/val -name '*0.png' | sort | awk 'NR % 10 == 1') --weights . --top 2
-	@echo "Demo done: weights, metrics, curves and pictures are in $(DEMO)."
+	$(BIN)/atnet report $(DEMO)
+	@echo "Demo done: weights, metrics, pictures and report.html are in $(DEMO)."
 	@echo "Next: $(VENV)/bin/atnet train --data FOLDER   (a folder with a folder of photos for each class)"
+
+table: setup
+	$(BIN)/atnet table
 
 test: dev
 	$(BIN)/python -m pytest tests --ignore tests/peer --ignore tests/readme

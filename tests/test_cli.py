@@ -29,7 +29,7 @@ def test_train_eval_predict_from_the_command_line(digits, tmp_path):
     assert trained.returncode == 0, trained.stderr
     assert "epoch   2/2" in trained.stderr
     assert "last.safetensors" in trained.stdout
-    assert "Next: atnet eval --weights" in trained.stdout
+    assert "Next: atnet report " in trained.stdout
 
     record = json.loads((tmp_path / "runs" / "last" / "record.json").read_text())
     assert (record["epochs"], record["batch"], record["config"]["optim"]["lr"]) == (2, 20, 0.002)

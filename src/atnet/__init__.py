@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from atnet.model.sizes import SIZES as SIZES
     from atnet.prediction import predict as predict
     from atnet.training.loop import train as train
+    from atnet.training.plan import forecast as forecast
 
 __version__ = "0.1.0"
 
@@ -26,11 +27,12 @@ _HOMES = {
     "SIZES": "atnet.model.sizes",
     "create_model": "atnet.model.load",
     "evaluate": "atnet.measure.evaluate",
+    "forecast": "atnet.training.plan",
     "load": "atnet.model.load",
     "predict": "atnet.prediction",
     "train": "atnet.training.loop",
 }
-__all__ = ["SIZES", "create_model", "evaluate", "load", "predict", "train"]
+__all__ = ["SIZES", "create_model", "evaluate", "forecast", "load", "predict", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,12 +4,13 @@ The command line, recipes and Python all go through `make_config`: one set of na
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 from cyclopts.config import Dict
 
 from atnet.errors import ConfigError
@@ -159,6 +160,16 @@ class ScheduleConfig:
         )
 
 
+def _batch(kind: type, tokens: Sequence[Token]) -> int:
+    """A count, or "auto", kept as 0. Raises ValueError on anything else."""
+    word = tokens[0].value
+    if word == "auto":
+        return 0
+    if not word.isdecimal() or int(word) == 0:
+        raise ValueError(f"--batch {word!r} is neither a count of pictures nor auto")
+    return int(word)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A run."""
@@ -167,8 +178,8 @@ class Config:
     """An AT-Net size (see `atnet sizes`) or any timm architecture."""
     epochs: int = 20
     """Passes over the training pictures."""
-    batch: int = 64
-    """Pictures for each step of the optimizer."""
+    batch: Annotated[int, Parameter(converter=_batch)] = 64
+    """Pictures for each step of the optimizer; auto takes the most that fit, up to 256 (kept as 0 until then)."""
     seed: int = 0
     """Same seed, same run: order, augmentation, initial weights."""
     label_smoothing: float = 0.1
@@ -193,7 +204,7 @@ class Config:
     def __post_init__(self) -> None:
         _check_range(
             epochs=(self.epochs, 1, 1e6),
-            batch=(self.batch, 1, 1e6),
+            batch=(self.batch, 0, 1e6),
             seed=(self.seed, 0, 2**31 - 1),
             label_smoothing=(self.label_smoothing, 0, 0.9),
             drop_path=(self.drop_path, 0, 0.9),

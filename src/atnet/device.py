@@ -1,8 +1,11 @@
-"""The device that a run uses, and its random generators."""
+"""The device that a run uses, its random generators, and its memory when that runs out."""
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 
-from atnet.errors import ConfigError
+from atnet.errors import ConfigError, TrainingError
 
 
 def pick_device(name: str) -> torch.device:
@@ -27,3 +30,15 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def naming_shortage(what: str, remedy: str) -> Iterator[None]:
+    """Makes torch's errors of a full memory, of a GPU's or the machine's, a TrainingError with the remedy."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        full = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+        if not full:
+            raise
+        raise TrainingError(f"out of memory with {what}: {remedy}") from error

@@ -1,5 +1,7 @@
 """What can be wrong with what a user gives; each message names the thing and the remedy."""
 
+from pathlib import Path
+
 
 class AtnetError(ValueError):
     """Base of the errors that a command prints in one line, with exit code 2."""
@@ -19,3 +21,10 @@ class WeightsError(AtnetError):
 
 class TrainingError(AtnetError):
     """A training that cannot go on."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C in a training, after its checkpoint was written."""
+
+    def __init__(self, run: Path, step: int, steps: int) -> None:
+        super().__init__(f"stopped after step {step:,} of {steps:,}, saved; go on with: atnet train --resume {run}")

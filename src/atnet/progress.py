@@ -1,5 +1,6 @@
-"""Progress bars on the terminal, nothing where there is none."""
+"""Progress on the terminal: a bar, or where there is none, a line from time to time."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,10 +8,28 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+LINE_SECONDS = 60.0
+log = logging.getLogger("atnet")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 45 s, 3 min 20 s, 2 h 05 min, 3 d 4 h."""
+    whole = round(max(seconds, 0))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
 
 @contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
-    """A bar that shows itself after a second; the yielded call advances it: advance(1, note="loss 0.3")."""
+def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+    """A bar that shows itself after a second; the yielded call advances it: advance(1, note="loss 0.3").
+
+    Where there is no terminal, a line each minute instead.
+    """
     console = Console(stderr=True)
     progress = Progress(
         TextColumn("{task.description}"),
@@ -22,18 +41,23 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
         transient=True,
         disable=not console.is_terminal,
     )
-    task = progress.add_task(title, total=total, note="")
-    began = time.monotonic()
+    task = progress.add_task(title, total=total, completed=done, note="")
+    began = printed = time.monotonic()
     shown = False
 
     def advance(count: int, note: str | None = None) -> None:
-        nonlocal shown
-        progress.update(task, advance=count)
+        nonlocal done, printed, shown
+        done += count
+        progress.update(task, completed=done)
         if note is not None:
             progress.update(task, note=note)
-        if not shown and time.monotonic() - began > 1:
+        now = time.monotonic()
+        if not shown and now - began > 1:
             progress.start()
             shown = True
+        if not console.is_terminal and now - printed >= LINE_SECONDS:
+            log.info("%s  %s/%s  %s", title, f"{done:,}", f"{total:,}", note or "")
+            printed = now
 
     try:
         yield advance

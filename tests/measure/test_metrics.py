@@ -11,7 +11,7 @@ from sklearn.metrics import (
 from torch.utils.data import DataLoader, TensorDataset
 
 from atnet.measure.evaluate import score
-from atnet.measure.metrics import Scores, hits
+from atnet.measure.metrics import Scores, calibration, hits
 
 
 @pytest.fixture
@@ -42,7 +42,24 @@ def test_top5_of_three_classes_is_everything():
 
 
 def test_a_class_without_pictures_counts_in_no_mean():
-    scores = Scores(loss=0, top1=0, top5=0, confusion=np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
+    labels, predicted = np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    scores = Scores(loss=0, top1=0, top5=0, classes=3, labels=labels, predicted=predicted, confidence=np.ones(8, "f4"))
+    assert scores.confusion.tolist() == [[3, 1, 0], [0, 4, 0], [0, 0, 0]]
     assert np.isnan(scores.recall[2])
     assert scores.balanced_accuracy == pytest.approx((75 + 100) / 2)
     assert scores.macro_f1 == pytest.approx(100 * (6 / 7 + 8 / 9) / 2)
+
+
+def test_calibration_counts_by_hand():
+    sure = np.array([0.30, 0.26, 0.95, 0.99, 1.00], dtype=np.float32)  # bins (0.25, 0.5] and (0.75, 1] of four
+    correct = np.array([False, True, True, True, False])
+    found = calibration(correct, sure, bins=4)
+    assert found.count.tolist() == [0, 2, 0, 3]
+    assert found.accuracy[[1, 3]] == pytest.approx([50, 200 / 3])
+    assert found.confidence[[1, 3]] == pytest.approx([28, 98])
+    assert np.isnan(found.accuracy[[0, 2]]).all()
+    assert found.error == pytest.approx((2 * 22 + 3 * (98 - 200 / 3)) / 5)
+
+
+def test_a_confidence_on_a_bins_edge_belongs_to_the_lower_bin():
+    assert calibration(np.ones(2, dtype=bool), np.array([0.5, 1.0]), bins=2).count.tolist() == [1, 1]

@@ -28,6 +28,8 @@ def test_a_block_does_what_it_says(number, folder):
         assert ci is not None
         assert set(targets) <= set(ci[1].split()), "CI runs the README's make targets, one by one"
         return
+    if language == "text":  # what a command says
+        return
     if language == "sh":  # another package index, which CI does not reach
         assert "download.pytorch.org" in code
         return
@@ -37,18 +39,8 @@ def test_a_block_does_what_it_says(number, folder):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_size_table_is_the_packages():
-    shown = subprocess.run(
-        [sys.executable, "-m", "atnet", "sizes"], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    ours = [re.sub(r" x ", "x", line).split()[:7] for line in shown[1:10]]
-    rows = re.findall(r"^\| (\w+) \| ([\d.]+M .*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
-    theirs = [[name, *re.sub(r" x ", "x", rest).split(" | ")] for name, rest in rows]
-    assert theirs == ours
-
-
 def test_every_source_file_is_on_the_map():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     files = [path for path in (ROOT / "src" / "atnet").rglob("*.py") if path.name not in {"__init__.py", "__main__.py"}]
-    missing = [path.name for path in files if path.parent.name not in {"cli", "show"} and path.name not in text]
+    missing = [path.name for path in files if path.parent.name != "cli" and path.name not in text]
     assert missing == []

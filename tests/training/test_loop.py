@@ -14,15 +14,17 @@ from safetensors.torch import load_file
 
 import atnet
 from atnet.config import Config, make_config, to_yaml
-from atnet.errors import ConfigError, DataError, TrainingError
+from atnet.errors import ConfigError, DataError, Stopped, TrainingError
 from atnet.measure.record import read_metrics
+from atnet.training import loop
 
 
 def test_a_run_leaves_what_is_promised(quick, tmp_path):
     run = atnet.train(**quick | {"epochs": 2}, out=tmp_path / "run")
     assert sorted(p.name for p in run.folder.iterdir()) == [
-        "best.safetensors", "checkpoint.pt", "config.yaml", "curves.png", "ema.safetensors",
-        "environment.yaml", "last.safetensors", "metrics.csv", "record.json",
+        "best.safetensors", "checkpoint.pt", "config.yaml", "confusion.png", "curves.png", "ema.safetensors",
+        "environment.yaml", "last.safetensors", "metrics.csv", "mistakes.png", "predictions.csv", "record.json",
+        "samples.png",
     ]  # fmt: skip
     rows = read_metrics(run.folder)
     assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -85,6 +87,64 @@ def test_killed_run_ends_with_the_weights_of_an_unbroken_run(quick, tmp_path):
         assert [n for n in one if not torch.equal(one[n], other[n])] == []
     losses = [[row["train_loss"] for row in read_metrics(run)] for run in (whole.folder, broken)]
     assert losses[0] == losses[1]
+
+
+def test_ctrl_c_saves_and_the_rest_gives_the_weights_of_an_unbroken_run(quick, tmp_path):
+    """A real process, interrupted in its second epoch."""
+    options = quick | {"epochs": 3, "ema": 0.99, "drop_path": 0.1}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(to_yaml(make_config(**options)))
+    whole = atnet.train(recipe, out=tmp_path / "whole")
+
+    broken = tmp_path / "broken"
+    command = [sys.executable, "-m", "atnet", "train", str(recipe), "--out", str(broken)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (broken / "checkpoint.pt").exists():
+        assert process.poll() is None, "the training ended before it could be interrupted"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert f"saved; go on with: atnet train --resume {broken}" in said
+    assert "Traceback" not in said
+
+    atnet.train(resume=broken)
+    for name in ("last.safetensors", "ema.safetensors", "best.safetensors"):
+        one, other = load_file(whole.folder / name), load_file(broken / name)
+        assert [n for n in one if not torch.equal(one[n], other[n])] == []
+    losses = [[(row["train_loss"], row["val_loss"]) for row in read_metrics(run)] for run in (whole.folder, broken)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("where", ["next batch", "step", "evaluation", "save"])
+def test_an_interruption_anywhere_leaves_a_step_to_go_on_from(quick, tmp_path, monkeypatch, where):
+    options = quick | {"epochs": 2}
+    whole = atnet.train(**options, out=tmp_path / "whole")
+    calls = 0
+
+    def interrupting(function, at):
+        def run(*words, **named):
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                signal.raise_signal(signal.SIGINT)
+            return function(*words, **named)
+
+        return run
+
+    name, at = {
+        "next batch": ("progress_bar", 2), "step": ("take_step", 13), "evaluation": ("score", 3), "save": ("_save", 1),
+    }[where]  # fmt: skip
+    monkeypatch.setattr(loop, name, interrupting(getattr(loop, name), at))
+    with pytest.raises(Stopped, match="saved; go on with"):
+        atnet.train(**options, out=tmp_path / "broken")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    steps = torch.load(tmp_path / "broken" / "checkpoint.pt")["step"]
+    assert steps == {"next batch": 10, "step": 13, "evaluation": 20, "save": 10}[where]
+    again = atnet.train(resume=tmp_path / "broken")
+    assert read_metrics(again.folder)[-1]["val_loss"] == read_metrics(whole.folder)[-1]["val_loss"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_resuming_a_finished_run_says_so(quick, tmp_path):

@@ -20,6 +20,7 @@ app = App(
     result_action="return_value",
     exit_on_error=False,
     print_error=False,
+    suppress_keyboard_interrupt=False,
 )
 app.command(
     "atnet.cli.train:train",
@@ -27,7 +28,10 @@ app.command(
 )
 app.command("atnet.cli.eval:evaluate", name="eval", help="Evaluate weights on labelled pictures.")
 app.command("atnet.cli.predict:predict", help="Say what pictures show.")
+app.command("atnet.cli.report:report", help="Bind what a finished run left into one HTML page.")
+app.command("atnet.cli.compare:compare", help="Lay finished runs side by side.")
 app.command("atnet.cli.sizes:sizes", help="Print the size table, with parameters counted at 1000 classes.")
+app.command("atnet.cli.table:table", help="Make the published table from the records under results/.")
 app.command("atnet.cli.digits:digits", help="Write the embedded digits as a folder of pictures.")
 
 
@@ -80,9 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         Console(stderr=True).print(f"atnet: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        remedy = "; go on from the last whole epoch with: atnet train --resume RUN" if words[:1] == ["train"] else ""
-        Console(stderr=True).print(f"\natnet: stopped{remedy}", style="yellow", highlight=False, soft_wrap=True)
+    except KeyboardInterrupt as stopped:
+        said = str(stopped) or "stopped"
+        Console(stderr=True).print(f"\natnet: {said}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output, `head` for example, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

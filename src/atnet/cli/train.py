@@ -1,12 +1,16 @@
 """`atnet train`"""
 
+import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
 
 from atnet.config import Config
+
+if TYPE_CHECKING:
+    from atnet.training.plan import Forecast
 
 
 def train(
@@ -16,6 +20,8 @@ def train(
     config: Annotated[Config | None, Parameter(name="*", negative_iterable=())] = None,
     out: Path | None = None,
     resume: Path | None = None,
+    check: Annotated[bool, Parameter(negative=())] = False,
+    time_budget: datetime.timedelta | None = None,
 ) -> None:
     """Train a classifier: `atnet train --data FOLDER`, or `atnet train recipes/digits.yaml --epochs 5`.
 
@@ -26,18 +32,25 @@ def train(
     out
         Folder of the run, runs/DATE-TIME-MODEL if not given; nothing is overwritten.
     resume
-        A run to go on with from its last whole epoch, with its own configuration.
+        A run to go on with from where it was saved, with its own configuration.
+    check
+        Build everything, take a few steps, and say what the run will take in time, memory and disk; write nothing.
+    time_budget
+        Train as many epochs as fit, 20m or 3h for example, in place of --epochs.
     """
+    from atnet.errors import ConfigError
     from atnet.training.loop import resume_run, train_config
+    from atnet.training.plan import forecast_config, settle
 
     if resume is not None:
-        if recipe is not None or config is not None or out is not None:
-            from atnet.errors import ConfigError
-
+        if recipe is not None or config is not None or out is not None or check or time_budget is not None:
             raise ConfigError("--resume goes on with the run's own configuration: give no recipe or option with it")
         run = resume_run(resume)
+    elif check:
+        _print_forecast(forecast_config(settle(config or Config(), time_budget)))
+        return
     else:
-        run = train_config(config or Config(), out=out)
+        run = train_config(config or Config(), out=out, time_budget=time_budget)
 
     folder = run.folder
     top1 = ", ".join(f"{value:.2f}% ({name})" for name, value in run.record["top1"].items())
@@ -47,4 +60,27 @@ def train(
     )
     for path in sorted(folder.iterdir()):
         console.print(f"  {path.name}", markup=False)
-    console.print(f"Next: atnet eval --weights {folder}", markup=False, soft_wrap=True)
+    console.print(
+        f"Next: atnet report {folder}   (one page with all of it), or atnet predict PICTURE --weights {folder}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _print_forecast(found: "Forecast") -> None:
+    from atnet.progress import duration
+
+    config = found.config
+    setup = f", and {duration(found.setup)} to fill the cache" if found.setup else ""
+    short = "; MORE THAN THERE IS: use a smaller --batch or --data.size" if found.memory > found.free else ""
+    lines = [
+        f"{config.model} at {config.data.size} px, batch {config.batch}, on {config.data.source_name}: "
+        f"{config.epochs} epochs of {found.steps_per_epoch:,} steps, {config.batch / found.step:.0f} images/s",
+        f"time    {duration(found.seconds)}: {duration(found.epoch)} an epoch, "
+        f"{duration(found.evaluation)} of it evaluation{setup}",
+        f"memory  {found.memory / 1000:.1f} GB, of {found.free / 1000:.1f} GB free{short}",
+        f"disk    {found.disk:.0f} MB",
+    ]
+    console = Console(highlight=False)
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
+    console.print("Nothing was written. Next: the same command without --check", markup=False, soft_wrap=True)

@@ -1,6 +1,8 @@
 """Class names: what a class is called in a data set, and what a person calls it. Free of torch."""
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,6 +25,22 @@ def display_names(classes: tuple[str, ...]) -> tuple[str, ...]:
 def printable(name: str) -> str:
     """The name without what a terminal would obey: control characters become a question mark."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
+def spreadsheet_safe(name: str) -> str:
+    """The printable name, not to be taken for a formula: one that begins like it gets an apostrophe.
+
+    Source: OWASP, "CSV Injection".
+    """
+    shown = printable(name)
+    return f"'{shown}" if shown[:1] in tuple("=+-@") else shown
+
+
+def spreadsheet_names(classes: Sequence[str]) -> list[str]:
+    """Spreadsheet-safe class names; where two became the same, the class's position follows."""
+    names = [spreadsheet_safe(name) for name in classes]
+    alike = Counter(names)
+    return [f"{name} ({i})" if alike[name] > 1 else name for i, name in enumerate(names)]
 
 
 def _wordnet_names() -> dict[str, str]:

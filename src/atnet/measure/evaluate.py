@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
@@ -25,7 +24,9 @@ from atnet.progress import progress_bar
 
 def score(model: nn.Module, batches: DataLoader[Any], *, classes: int, device: torch.device, total: int) -> Scores:
     """Scores of a model on batches of (input, label); the model is left in the mode it was in."""
-    confusion = np.zeros((classes, classes), dtype=np.int64)
+    truth: list[Tensor] = []
+    called: list[Tensor] = []
+    sure: list[Tensor] = []
     loss, top5 = 0.0, 0
     training = model.training
     model.eval()
@@ -35,15 +36,20 @@ def score(model: nn.Module, batches: DataLoader[Any], *, classes: int, device: t
             logits = model(images).float().cpu()
             loss += float(cross_entropy(logits, labels, reduction="sum"))
             top5 += hits(logits, labels, 5)
-            np.add.at(confusion, (labels.numpy(), logits.argmax(1).numpy()), 1)
+            truth.append(labels)
+            called.append(logits.argmax(1))
+            sure.append(logits.softmax(1).amax(1))
             advance(len(labels))
     model.train(training)
-    count = int(confusion.sum())
+    found, predicted, confidence = (torch.cat(parts).numpy() for parts in (truth, called, sure))
     return Scores(
-        loss=loss / count,
-        top1=100.0 * int(confusion.diagonal().sum()) / count,
-        top5=100.0 * top5 / count,
-        confusion=confusion,
+        loss=loss / len(found),
+        top1=100.0 * int((found == predicted).sum()) / len(found),
+        top5=100.0 * top5 / len(found),
+        classes=classes,
+        labels=found,
+        predicted=predicted,
+        confidence=confidence,
     )
 
 

@@ -1,6 +1,8 @@
 """Exact figures of a classifier from its counts."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,20 +20,31 @@ def hits(logits: Tensor, labels: Tensor, k: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """A classifier on labelled pictures.
+    """A classifier on N labelled pictures.
 
-    loss: mean cross-entropy, nats.  top1, top5: percent.
-    confusion: counts, (classes, classes), a row a true class, a column a predicted one.
+    loss: mean cross-entropy, nats.  top1, top5: percent.  classes: how many there are.
+    labels, predicted: the true and the likeliest class of each picture, (N,).
+    confidence: probability of the likeliest class, 0 to 1, (N,).
     """
 
     loss: float
     top1: float
     top5: float
-    confusion: NDArray[np.int64]
+    classes: int
+    labels: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float32]
 
     @property
     def count(self) -> int:
-        return int(self.confusion.sum())
+        return len(self.labels)
+
+    @cached_property
+    def confusion(self) -> NDArray[np.int64]:
+        """Counts, (classes, classes), a row a true class, a column a predicted one."""
+        counts = np.zeros((self.classes, self.classes), dtype=np.int64)
+        np.add.at(counts, (self.labels, self.predicted), 1)
+        return counts
 
     @property
     def recall(self) -> NDArray[np.float64]:
@@ -55,7 +68,38 @@ class Scores:
         return float(np.nanmean(_percent(2 * self.confusion.diagonal(), sizes)))
 
 
-def _percent(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How confidence agrees with accuracy, in bins of equal width.
+
+    error: mean distance of the two over all pictures, percent (expected calibration error).
+    confidence, accuracy: of each bin, percent, nan where it is empty.  count: its pictures.
+    """
+
+    error: float
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    count: NDArray[np.int64]
+
+
+def calibration(correct: NDArray[np.bool_], confidence: NDArray[np.floating[Any]], bins: int = 15) -> Calibration:
+    """Calibration of N answers. Source: Guo et al. 2017, "On Calibration of Modern Neural Networks".
+
+    correct: whether each answer is right, (N,).  confidence: its probability, 0 to 1, (N,).
+    """
+    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)  # a bin is (low, high]
+    count = np.bincount(place, minlength=bins)
+    sure = np.bincount(place, weights=confidence, minlength=bins)
+    right = np.bincount(place, weights=correct, minlength=bins)
+    return Calibration(
+        error=float(100 * np.abs(sure - right).sum() / len(correct)),
+        confidence=_percent(sure, count),
+        accuracy=_percent(right, count),
+        count=count,
+    )
+
+
+def _percent(part: NDArray[Any], whole: NDArray[np.int64]) -> NDArray[np.float64]:
     shares = np.full(len(whole), np.nan)
     np.divide(100.0 * part, whole, out=shares, where=whole > 0)
     return shares

@@ -18,11 +18,14 @@ import torch
 import yaml
 
 from atnet.config import Config, make_config, read_yaml, to_yaml
+from atnet.data.classes import spreadsheet_names, spreadsheet_safe
+from atnet.data.sources import Pictures
 from atnet.errors import ConfigError
 from atnet.files import resolve_run, write_whole
+from atnet.measure.metrics import Scores
 
 CONFIG, ENVIRONMENT, METRICS, RECORD = "config.yaml", "environment.yaml", "metrics.csv", "record.json"
-CHECKPOINT = "checkpoint.pt"
+PREDICTIONS, CHECKPOINT = "predictions.csv", "checkpoint.pt"
 log = logging.getLogger("atnet")
 
 LAST_RUN = Path("runs") / "last"
@@ -153,13 +156,50 @@ def read_metrics(run: Path) -> list[dict[str, str]]:
 
 def write_metrics(run: Path, rows: list[dict[str, Any]]) -> None:
     """Replaces the run's metrics."""
+    write_whole(run / METRICS, _csv(rows))
+
+
+def read_predictions(run: Path) -> list[dict[str, str]]:
+    """What the run's network said of each validation picture, one row a picture."""
+    path = run / PREDICTIONS
+    if not path.is_file():
+        raise ConfigError(f"{run}: no {PREDICTIONS} in it: a run has one when it is finished")
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
+def write_predictions(run: Path, pictures: Pictures, scores: Scores) -> None:
+    """A row for each validation picture: its file, class, the class called, and with which probability."""
+    classes = spreadsheet_names(pictures.classes)
+    answers = zip(pictures.ids, scores.labels, scores.predicted, scores.confidence, strict=True)
+    rows = [
+        {"picture": spreadsheet_safe(name), "class": classes[i], "called": classes[k], "confidence": f"{sure:.6f}"}
+        for name, i, k, sure in answers
+    ]
+    write_whole(run / PREDICTIONS, _csv(rows))
+
+
+def _csv(rows: list[dict[str, Any]]) -> bytes:
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(run / METRICS, table.getvalue().encode())
+    return table.getvalue().encode()
 
 
 def write_record(run: Path, record: dict[str, Any]) -> None:
     """What a table of results needs of a finished run."""
     write_whole(run / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def read_record(where: str | Path) -> tuple[Path, dict[str, Any]]:
+    """A finished run's folder and record. Raises ConfigError if it is no run, or not finished."""
+    run = resolve_run(where)
+    if not (run / RECORD).is_file():
+        if (run / CHECKPOINT).is_file():
+            raise ConfigError(f"{run}: not finished; go on with: atnet train --resume {run}")
+        raise ConfigError(f"{run}: no {RECORD} in it, so it is no finished run; give a folder below runs/")
+    try:
+        record: dict[str, Any] = json.loads((run / RECORD).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{run / RECORD}: damaged ({error})") from error
+    return run, record

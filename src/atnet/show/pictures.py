@@ -1,12 +1,28 @@
 """Pictures of a run: the only file that draws."""
 
 from collections.abc import Sequence
+from functools import cache
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import one_hot
 
-CURVES = "curves.png"
+from atnet.data.sources import Pictures
+from atnet.measure.metrics import Calibration, Scores
+
+CURVES, CONFUSION, MISTAKES, SAMPLES = "curves.png", "confusion.png", "mistakes.png", "samples.png"
+BLUE, RED, GREEN = "#4477aa", "#cc6677", "#228833"
+MOSAIC = 16
+NAMED = 40
+"""Most classes whose names fit beside a confusion matrix."""
 
 
 def draw_curves(rows: Sequence[dict[str, str]], path: Path) -> None:
@@ -20,14 +36,14 @@ def draw_curves(rows: Sequence[dict[str, str]], path: Path) -> None:
     for axes, kind, title in ((loss, "loss", "Cross-entropy"), (top1, "top1", "Top-1, %")):
         train, val = ([float(row[f"{part}_{kind}"]) for row in rows] for part in ("train", "val"))
         axes.fill_between(epochs, train, val, color="0.92")
-        axes.plot(epochs, train, color="#4477aa", label="training", marker=".")
-        axes.plot(epochs, val, color="#cc6677", label="validation", marker=".")
+        axes.plot(epochs, train, color=BLUE, label="training", marker=".")
+        axes.plot(epochs, val, color=RED, label="validation", marker=".")
         if rows[-1][f"ema_val_{kind}"]:
             average = [float(row[f"ema_val_{kind}"]) for row in rows]
-            axes.plot(epochs, average, color="#cc6677", label="validation, moving average", linestyle="--")
+            axes.plot(epochs, average, color=RED, label="validation, moving average", linestyle="--")
         axes.set_title(title)
         axes.legend(fontsize="small")
-    rate.plot(epochs, [float(row["lr"]) for row in rows], color="#228833", marker=".")
+    rate.plot(epochs, [float(row["lr"]) for row in rows], color=GREEN, marker=".")
     rate.set_title("Learning rate at the epoch's end")
     for axes in (loss, top1, rate):
         axes.set_xlabel("Epoch")
@@ -35,3 +51,134 @@ def draw_curves(rows: Sequence[dict[str, str]], path: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
+
+
+def draw_confusion(confusion: NDArray[np.int64], names: Sequence[str], path: Path) -> None:
+    """The confusion matrix as a PNG: a row a true class, its shares over the called ones.
+
+    confusion: counts, (classes, classes).  Names are left out beyond 40 classes, counts beyond 20.
+    """
+    classes = len(names)
+    side = min(4 + 0.32 * classes, 14)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
+    if classes <= NAMED:
+        shown = [drawable(name, 22) for name in names]
+        axes.set_xticks(range(classes), shown, rotation=90, parse_math=False)
+        axes.set_yticks(range(classes), shown, parse_math=False)
+    if classes <= NAMED / 2:
+        for row, column in np.argwhere(confusion):
+            colour = "white" if shares[row, column] > 0.5 else "0.2"
+            axes.text(
+                column, row, str(confusion[row, column]), ha="center", va="center", color=colour, fontsize="x-small"
+            )
+    axes.set_xlabel("called")
+    axes.set_ylabel("is")
+    figure.savefig(path, dpi=100)
+
+
+def draw_mistakes(pictures: Pictures, scores: Scores, names: Sequence[str], path: Path) -> None:
+    """The sixteen most confident mistakes among the pictures scored, as a PNG."""
+    wrong = np.flatnonzero(scores.predicted != scores.labels)
+    worst = wrong[np.argsort(-scores.confidence[wrong], kind="stable")][:MOSAIC].tolist()
+    titles = [
+        f"called {names[scores.predicted[i]]} {100 * scores.confidence[i]:.0f}%\nis {names[scores.labels[i]]}"
+        for i in worst
+    ]
+    images = [pictures.read(i) for i in worst]
+    for image in images:
+        image.thumbnail((256, 256))
+    _mosaic([np.asarray(image) for image in images], titles, path, empty="no mistakes")
+
+
+def draw_samples(pixels: Tensor, targets: Tensor, names: Sequence[str], path: Path) -> None:
+    """Training samples as the network sees them after augmentation, as a PNG.
+
+    pixels: colours 0 to 1, (N, 3, H, W), N up to 16.  targets: labels (N,) or shares (N, classes).
+    """
+    targets = targets[: len(pixels)].cpu()
+    shares = targets if targets.ndim > 1 else one_hot(targets, len(names))
+    titles = []
+    for share in np.asarray(shares, dtype=np.float64):
+        first = np.argsort(-share, kind="stable")[:2]
+        titles.append("\n".join(f"{names[i]} {100 * share[i]:.0f}%" if share[i] < 1 else names[i]
+                                for i in first if share[i] > 0))  # fmt: skip
+    _mosaic(list(pixels.permute(0, 2, 3, 1).numpy()), titles, path, empty="no samples")
+
+
+def draw_calibration(found: Calibration) -> bytes:
+    """Accuracy over confidence, and how many pictures have which, as a PNG."""
+    figure = Figure(figsize=(5.6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    edges = np.linspace(0, 100, len(found.count) + 1)
+    axes.bar(edges[:-1], 100 * found.count / found.count.sum(), np.diff(edges), align="edge", color="0.9",
+             label="share of the pictures")  # fmt: skip
+    axes.plot([0, 100], [0, 100], color="0.6", linewidth=1)
+    axes.plot(found.confidence, found.accuracy, color=BLUE, marker=".", label="accuracy")
+    axes.set_xlabel("confidence, %")
+    axes.set_ylabel("%")
+    axes.legend(fontsize="small")
+    axes.spines[["top", "right"]].set_visible(False)
+    written = BytesIO()
+    figure.savefig(written, dpi=100)
+    return written.getvalue()
+
+
+def draw_accuracy(points: dict[str, list[tuple[str, float, float]]], path: Path) -> None:
+    """Top-1 over parameters, a panel for each protocol, as a PNG.
+
+    points: protocol to (model, parameters in millions, top-1 in percent).
+    """
+    figure = Figure(figsize=(1.5 + 4.5 * len(points), 3.8), layout="constrained")
+    for axes, (protocol, models) in zip(
+        figure.subplots(1, len(points), squeeze=False).flat, points.items(), strict=True
+    ):
+        for model, parameters, top1 in models:
+            ours = model.startswith("atnet_")
+            axes.plot(parameters, top1, "o", color=RED if ours else BLUE)
+            axes.annotate(
+                model.removeprefix("atnet_"), (parameters, top1), xytext=(5, 4), textcoords="offset points",
+                fontsize="small", fontweight="bold" if ours else "normal",
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}M")
+        axes.xaxis.set_minor_formatter("{x:g}M")
+        axes.margins(0.25)
+        axes.set_title(protocol)
+        axes.set_xlabel("Parameters at 1000 classes")
+        axes.set_ylabel("Top-1, %")
+        axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _mosaic(images: list[NDArray[Any]], titles: list[str], path: Path, *, empty: str) -> None:
+    """Images (H, W, 3) with a title each, four in a row."""
+    columns = 4
+    rows = max(-(-len(images) // columns), 1)
+    figure = Figure(figsize=(10, 2.9 * rows), layout="constrained")
+    cells: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for cell in cells:
+        cell.axis("off")
+    for cell, image, title in zip(cells, images, titles, strict=False):
+        cell.imshow(image)
+        lines = "\n".join(drawable(line, 30) for line in title.split("\n"))
+        cell.set_title(lines, fontsize="small", parse_math=False)
+    if not images:
+        cells[0].text(0.5, 0.5, empty, ha="center")
+    figure.savefig(path, dpi=90)
+
+
+def drawable(name: str, length: int) -> str:
+    """The name as the figures' font has it: letters that are not in it become "?"; shortened to the length."""
+    known = _letters()
+    shown = "".join(c if ord(c) in known else "?" for c in name)
+    return shown if len(shown) <= length else shown[: length - 1] + "…"
+
+
+@cache
+def _letters() -> frozenset[int]:
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())

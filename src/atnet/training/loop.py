@@ -1,9 +1,8 @@
 """The training loop, flat: batch, forward, backward, step, moving average; each epoch evaluated and saved."""
 
-import contextlib
 import dataclasses
+import datetime
 import logging
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,18 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from atnet.config import Config, DataConfig, make_config, read_yaml
+from atnet.config import Config, make_config, read_yaml
 from atnet.data.augment import make_mix
-from atnet.data.classes import display_names
-from atnet.data.loader import batches_of, eval_loader, make_preprocess, train_loader
-from atnet.data.order import derive_seed
-from atnet.data.sources import DIGITS, open_parts
-from atnet.device import pick_device, seed_generators
-from atnet.errors import ConfigError, DataError, TrainingError
+from atnet.data.loader import batches_of, eval_loader, train_loader
+from atnet.errors import ConfigError, Stopped
 from atnet.files import resolve_run, write_whole
 from atnet.measure.evaluate import score
 from atnet.measure.metrics import Scores, hits
@@ -35,21 +29,31 @@ from atnet.measure.record import (
     peak_memory_mb,
     read_metrics,
     write_metrics,
+    write_predictions,
     write_record,
 )
 from atnet.model.load import (
     BEST,
     EMA,
     LAST,
-    WeightsInfo,
-    architecture,
-    create_classifier,
     to_safetensors,
 )
-from atnet.progress import progress_bar
-from atnet.show.pictures import CURVES, draw_curves
+from atnet.progress import duration, progress_bar
+from atnet.show.pictures import (
+    CONFUSION,
+    CURVES,
+    MISTAKES,
+    SAMPLES,
+    draw_confusion,
+    draw_curves,
+    draw_mistakes,
+    draw_samples,
+)
 from atnet.training.checkpoint import load_checkpoint, save_checkpoint
-from atnet.training.optim import lr_at, make_optimizers
+from atnet.training.interruption import Interruption
+from atnet.training.optim import lr_at
+from atnet.training.plan import settle
+from atnet.training.state import State, Sums, prepare, take_step
 
 log = logging.getLogger("atnet")
 
@@ -67,6 +71,7 @@ def train(
     *,
     out: str | Path | None = None,
     resume: str | Path | None = None,
+    time_budget: datetime.timedelta | None = None,
     **options: Any,
 ) -> Run:
     """Trains a classifier and leaves a run folder.
@@ -75,19 +80,22 @@ def train(
     out: the run's folder, runs/DATE-TIME-MODEL if None.
     resume: a run to go on with, from its last whole epoch, to the same weights as an unbroken run;
     it has its own configuration, so no recipe, out or options go with it.
+    time_budget: as many epochs as fit, by a forecast from a few steps; in place of epochs.
     Raises ConfigError, DataError or TrainingError naming the thing and the remedy.
     """
     if resume is None:
-        return train_config(make_config(recipe, **options), out=out)
-    if recipe is not None or out is not None or options:
+        return train_config(make_config(recipe, **options), out=out, time_budget=time_budget)
+    if recipe is not None or out is not None or time_budget is not None or options:
         raise ConfigError("resume goes on with the run's own configuration: give nothing else")
     return resume_run(resume)
 
 
-def train_config(config: Config, *, out: str | Path | None = None) -> Run:
+def train_config(
+    config: Config, *, out: str | Path | None = None, time_budget: datetime.timedelta | None = None
+) -> Run:
     """Trains as the configuration says."""
-    config = dataclasses.replace(config, model=architecture(config.model), data=_absolute(config))
-    state = _State(config)
+    config = settle(config, time_budget)
+    state = State(config)
     return _fit(state, new_run(config, out))
 
 
@@ -98,114 +106,42 @@ def resume_run(where: str | Path) -> Run:
     checkpoint = load_checkpoint(run)
     if checkpoint["epoch"] >= config.epochs and (run / RECORD).exists():
         raise ConfigError(f"{run}: all {config.epochs} epochs are done; nothing is left to resume")
-    state = _State(config)
+    state = State(config)
     state.restore(checkpoint)
     note_resumption(run)
     return _fit(state, run)
 
 
-def _absolute(config: Config) -> DataConfig:
-    """The data's section with the folder's absolute path, so that a run is resumed from anywhere."""
-    source = config.data.source
-    if source != DIGITS:
-        source = str(Path(source).expanduser().resolve())
-    return dataclasses.replace(config.data, source=source)
-
-
-class _State:
-    """What a run holds between two steps."""
-
-    def __init__(self, config: Config) -> None:
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        self.config = config
-        self.device = pick_device(config.device)
-        self.train_pictures, self.val_pictures = open_parts(config.data.source, config.data.val_share)
-        self.steps_per_epoch = len(self.train_pictures) // config.batch
-        if not self.steps_per_epoch:
-            raise DataError(
-                f"{config.data.source}: {len(self.train_pictures)} training pictures are fewer than a batch of "
-                f"{config.batch}: use --batch {2 ** int(math.log2(len(self.train_pictures)))}"
-            )
-        classes = self.train_pictures.classes
-        seed_generators(derive_seed(config.seed, "weights"), self.device)
-        self.model = create_classifier(
-            config.model, classes=len(classes), size=config.data.size, drop_path=config.drop_path
-        )
-        if config.checkpointing:
-            if not hasattr(self.model, "set_grad_checkpointing"):
-                raise ConfigError(f"{config.model} has no activation checkpointing: use --no-checkpointing")
-            self.model.set_grad_checkpointing(True)  # type: ignore[operator]
-        self.model = self.model.to(self.device).to(memory_format=torch.channels_last)
-        self._try_out()
-        self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema else None
-        self.optimizers = make_optimizers(self.model, config.optim)
-        self.epoch = 0  # whole epochs done
-        self.best = -1.0
-        self.seconds = 0.0
-        self.info = WeightsInfo(
-            model=config.model,
-            classes=classes,
-            class_names=display_names(classes),
-            preprocess=make_preprocess(config.data),
-            epoch=0,
-            moving_average=False,
-        )
-
-    def _try_out(self) -> None:
-        """One empty picture, so that a network that cannot take the input says so before the run begins."""
-        size = self.config.data.size
-        try:
-            with torch.no_grad():
-                self.model.eval()(torch.zeros(1, 3, size, size, device=self.device))
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(
-                f"{self.config.model} does not take pictures of {size} px ({error}); use --data.size of another"
-            ) from error
-
-    @property
-    def networks(self) -> dict[str, nn.Module]:
-        """The raw network and, if there is one, its moving average, by the file each is saved in."""
-        return {LAST: self.model} if self.ema is None else {LAST: self.model, EMA: self.ema.module}
-
-    @property
-    def data_digest(self) -> str:
-        """Which pictures the run is on."""
-        return f"{self.train_pictures.digest} {self.val_pictures.digest}"
-
-    def checkpoint(self) -> dict[str, Any]:
-        return {
-            "epoch": self.epoch,
-            "best": self.best,
-            "seconds": self.seconds,
-            "data": self.data_digest,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "networks": {name: network.state_dict() for name, network in self.networks.items()},
-        }
-
-    def restore(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint["data"] != self.data_digest:
-            raise ConfigError(
-                f"{self.config.data.source}: its pictures are not those the run began with, so order and split "
-                "would be others; bring them back or start the run anew"
-            )
-        self.epoch, self.best = checkpoint["epoch"], checkpoint["best"]
-        self.seconds = checkpoint["seconds"]
-        for optimizer, saved in zip(self.optimizers, checkpoint["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        for name, network in self.networks.items():
-            network.load_state_dict(checkpoint["networks"][name])
-
-
-def _fit(state: _State, run: Path) -> Run:
-    """Trains the epochs that are left, saves each, and writes the record."""
-    config, device = state.config, state.device
-    per_epoch, last = state.steps_per_epoch, state.steps_per_epoch * config.epochs
+def _fit(state: State, run: Path) -> Run:
+    """Trains what is left, saves each epoch, and writes the record. Ctrl-C saves the step and raises Stopped."""
+    config = state.config
     log.info(
         "%s: %s, %d classes, %s training and %s validation pictures, %s",
         run, config.model, len(state.info.classes), f"{len(state.train_pictures):,}",
-        f"{len(state.val_pictures):,}", device,
+        f"{len(state.val_pictures):,}", state.device,
     )  # fmt: skip
+    with Interruption() as interruption:
+        try:
+            scores, rows = _train_epochs(state, run, interruption)
+        except KeyboardInterrupt:
+            save_checkpoint(run, state.checkpoint())
+            raise Stopped(run, state.step, state.steps_per_epoch * config.epochs) from None
+    record = _record(state, run, scores, rows)
+    final = scores.get(EMA, scores[LAST])
+    write_predictions(run, state.val_pictures, final)
+    names = state.info.class_names
+    draw_curves(read_metrics(run), run / CURVES)
+    draw_confusion(final.confusion, names, run / CONFUSION)
+    draw_mistakes(state.val_pictures, final, names, run / MISTAKES)
+    write_record(run, record)
+    return Run(folder=run, record=record)
+
+
+def _train_epochs(
+    state: State, run: Path, interruption: Interruption
+) -> tuple[dict[str, Scores], list[dict[str, Any]]]:
+    """The epochs that are left: the last one's scores, and the metrics of all."""
+    config, per_epoch = state.config, state.steps_per_epoch
     rows: list[dict[str, Any]] = [dict(row) for row in read_metrics(run)[: state.epoch]]
     validation = eval_loader(
         state.val_pictures,
@@ -214,106 +150,85 @@ def _fit(state: _State, run: Path) -> Run:
         config.data.workers,
         config.data.cache == "ram",
     )
-    batches = batches_of(train_loader(state.train_pictures, config, first=state.epoch * per_epoch, last=last))
+    last = per_epoch * config.epochs
+    batches = batches_of(train_loader(state.train_pictures, config, first=state.step, last=last))
     scores: dict[str, Scores] = {}
     while state.epoch < config.epochs:
+        row = _train_epoch(state, batches, run, interruption)
         began = time.perf_counter()
-        row = _train_epoch(state, batches)
-        row["images_per_s"] = round(per_epoch * config.batch / (time.perf_counter() - began), 1)
         scores = _validate(state, validation)
-        state.epoch += 1
-        state.seconds += time.perf_counter() - began
-        row |= _columns(scores) | {
-            "peak_memory_mb": round(peak_memory_mb(device)),
-            "seconds": round(state.seconds, 1),
-        }
-        rows.append(row)
-        _save(state, run, scores, rows)
+        with interruption.held():
+            state.epoch += 1
+            state.seconds += state.sums.seconds + time.perf_counter() - began
+            state.sums = Sums()
+            row |= _columns(scores) | {
+                "peak_memory_mb": round(peak_memory_mb(state.device)),
+                "seconds": round(state.seconds, 1),
+            }
+            rows.append(row)
+            _save(state, run, scores, rows)
         log.info(_line(state, row))
     batches.close()
-    scores = scores or _validate(state, validation)  # of a run that ended before its record was written
-    record = _record(state, run, scores, rows)
-    write_record(run, record)
-    draw_curves(read_metrics(run), run / CURVES)
-    return Run(folder=run, record=record)
+    return scores or _validate(state, validation), rows  # validated here: a run that ended before its record
 
 
-def _train_epoch(state: _State, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    config, device, model = state.config, state.device, state.model
-    classes = len(state.info.classes)
-    mix = make_mix(config.augment, classes)
-    loss_of = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (config.data.mean, config.data.std))
+def _train_epoch(
+    state: State, batches: Iterator[tuple[Tensor, Tensor]], run: Path, interruption: Interruption
+) -> dict[str, Any]:
+    """The epoch's steps that are left; its row of metrics."""
+    config, sums = state.config, state.sums
+    mix = make_mix(config.augment, len(state.info.classes))
     first = state.epoch * state.steps_per_epoch
-    total_loss, top1, top5, seen, lr = 0.0, 0, 0, 0, 0.0
-    model.train()
+    state.model.train()
     title = f"Epoch {state.epoch + 1}/{config.epochs}"
-    with progress_bar(title, state.steps_per_epoch) as advance:
-        for step in range(first, first + state.steps_per_epoch):
+    with progress_bar(title, state.steps_per_epoch, done=state.step - first) as advance:
+        while state.step < first + state.steps_per_epoch:
+            began = time.perf_counter()
             pixels, labels = next(batches)
-            seed_generators(derive_seed(config.seed, "step", step), device)
-            pixels = pixels.to(device, non_blocking=True, memory_format=torch.channels_last)
-            images = (pixels / 255 - mean) / std
-            labels = labels.to(device, non_blocking=True)
-            images, targets = mix(images, labels) if mix else (images, labels)
-
-            lr = lr_at(step, state.steps_per_epoch, config)
-            for optimizer in state.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-            loss = 0.0
-            parts = zip(images.chunk(config.optim.accumulate), targets.chunk(config.optim.accumulate), strict=True)
-            logits = []
-            for part, target in parts:
-                with _autocast(config, device):
-                    out = model(part)
-                part_loss = loss_of(out.float(), target) / config.optim.accumulate
-                part_loss.backward()
-                loss += part_loss.item()
-                logits.append(out.detach().float())
-            _require_finite("loss", loss, step, state)
-            norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or math.inf)
-            _require_finite("gradient's norm", float(norm), step, state)
-            for optimizer in state.optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            if state.ema is not None:
-                state.ema.update(model, step=step)
-
-            answers = torch.cat(logits)
-            total_loss += loss * len(labels)
-            top1 += hits(answers, labels, 1)
-            top5 += hits(answers, labels, 5)
-            seen += len(labels)
-            advance(1, f"loss {total_loss / seen:.3f}  top-1 {100 * top1 / seen:.1f}%")
+            with interruption.held():
+                images, targets = prepare(state, pixels, labels, mix)
+                if state.step == 0:
+                    draw_samples(_pixels_of(state, images), targets, state.info.class_names, run / SAMPLES)
+                loss, answers = take_step(state, images, targets)
+                state.step += 1
+                sums.loss += loss * len(labels)
+                sums.top1 += hits(answers, labels, 1)
+                sums.top5 += hits(answers, labels, 5)
+                sums.seen += len(labels)
+                sums.seconds += time.perf_counter() - began
+            advance(1, _note(state))
     return {
         "epoch": state.epoch + 1,
-        "step": first + state.steps_per_epoch,
-        "lr": f"{lr:.6g}",
-        "train_loss": round(total_loss / seen, 5),
-        "train_top1": round(100 * top1 / seen, 4),
-        "train_top5": round(100 * top5 / seen, 4),
+        "step": state.step,
+        "lr": f"{lr_at(state.step - 1, state.steps_per_epoch, config):.6g}",
+        "train_loss": round(sums.loss / sums.seen, 5),
+        "train_top1": round(100 * sums.top1 / sums.seen, 4),
+        "train_top5": round(100 * sums.top5 / sums.seen, 4),
+        "images_per_s": round(sums.seen / sums.seconds, 1),
     }
 
 
-def _require_finite(what: str, value: float, step: int, state: _State) -> None:
-    """Stops the run before a step that would spoil the weights."""
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"the {what} is {value} at step {step} (epoch {state.epoch + 1}): lower --optim.lr "
-            f"{state.config.optim.lr:g} or lengthen --schedule.warmup; the epochs before are saved"
-        )
+def _pixels_of(state: State, images: Tensor) -> Tensor:
+    """What `prepare` made of the first sixteen, as colours from 0 to 1 again."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (state.config.data.mean, state.config.data.std))
+    return (images[:16].cpu() * std + mean).clamp(0, 1)
 
 
-def _autocast(config: Config, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """bf16 matrix products where asked for, or where a GPU has them."""
-    bf16 = config.precision == "bf16" or (
-        config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+def _note(state: State) -> str:
+    """What stands beside the bar: the epoch so far, and when the run will be done."""
+    sums, epochs = state.sums, state.config.epochs
+    if state.epoch:
+        left = state.seconds / state.epoch * (epochs - state.epoch) - sums.seconds
+    else:  # without evaluation, whose time is not known yet
+        left = sums.seconds * (state.steps_per_epoch * epochs / state.step - 1)
+    best = f"  best {state.best:.1f}%" if state.epoch else ""
+    return (
+        f"loss {sums.loss / sums.seen:.3f}  top-1 {100 * sums.top1 / sums.seen:.1f}%{best}  "
+        f"{sums.seen / sums.seconds:.0f} images/s  run ends in {duration(left)}"
     )
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
-def _validate(state: _State, loader: DataLoader[tuple[Tensor, Tensor]]) -> dict[str, Scores]:
+def _validate(state: State, loader: DataLoader[tuple[Tensor, Tensor]]) -> dict[str, Scores]:
     classes, total = len(state.info.classes), len(state.val_pictures)
     return {
         name: score(network, loader, classes=classes, device=state.device, total=total)
@@ -332,7 +247,7 @@ def _columns(scores: dict[str, Scores]) -> dict[str, Any]:
     return columns
 
 
-def _save(state: _State, run: Path, scores: dict[str, Scores], rows: list[dict[str, Any]]) -> None:
+def _save(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[str, Any]]) -> None:
     """Weights, metrics, then the checkpoint: what it stands for is whole when it appears."""
     written = {}
     for name, network in state.networks.items():
@@ -353,7 +268,7 @@ def _save(state: _State, run: Path, scores: dict[str, Scores], rows: list[dict[s
     save_checkpoint(run, state.checkpoint())
 
 
-def _line(state: _State, row: dict[str, Any]) -> str:
+def _line(state: State, row: dict[str, Any]) -> str:
     average = f" (average {row['ema_val_top1']:.2f})" if state.ema else ""
     return (
         f"epoch {row['epoch']:>3}/{state.config.epochs}  loss {row['train_loss']:.3f}  "
@@ -362,7 +277,7 @@ def _line(state: _State, row: dict[str, Any]) -> str:
     )
 
 
-def _record(state: _State, run: Path, scores: dict[str, Scores], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _record(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[str, Any]]) -> dict[str, Any]:
     config = state.config
     named = dataclasses.replace(config.data, source=config.data.source_name)
     final = {name.removesuffix(".safetensors"): found for name, found in scores.items()}
@@ -375,6 +290,7 @@ def _record(state: _State, run: Path, scores: dict[str, Scores], rows: list[dict
         "train_pictures": len(state.train_pictures),
         "val_pictures": len(state.val_pictures),
         "classes": len(state.info.classes),
+        "class_names": list(state.info.classes),
         "size": config.data.size,
         "epochs": config.epochs,
         "batch": config.batch,

@@ -1,0 +1,36 @@
+"""`atnet table`"""
+
+from pathlib import Path
+
+from rich.console import Console
+
+
+def table(
+    *,
+    add: tuple[Path, ...] = (),
+    results: Path = Path("results"),
+    readme: Path = Path("README.md"),
+    picture: Path = Path("docs/accuracy.png"),
+) -> None:
+    """Make the published table and its picture from the records under results/.
+
+    Parameters
+    ----------
+    add
+        Finished runs whose records are published first.
+    results
+        The records' folder.
+    readme
+        The Markdown file with the table's markers.
+    picture
+        Accuracy over parameters, a PNG.
+    """
+    from atnet.measure.table import add_record, write_table
+
+    written = [add_record(run, results) for run in add]
+    write_table(results, readme, picture)
+    console = Console(highlight=False)
+    for path in [*written, readme, picture]:
+        if path.exists():
+            console.print(f"Written: {path}", markup=False, soft_wrap=True)
+    console.print("Next: git diff, and commit what is right")

@@ -1,0 +1,73 @@
+"""What a run's curves say, in words: over-fitting, and since when; under-fitting; not finished."""
+
+from collections.abc import Sequence
+from typing import Any
+
+RISE = 0.02
+GAP = 10.0
+GAIN = 0.5
+
+
+def describe_fit(rows: Sequence[dict[str, str]], config: dict[str, Any]) -> list[str]:
+    """Sentences about a run's metrics, each with what to change.
+
+    rows: metrics by epoch.  config: the run's, of which augmentation and schedule are looked at.
+    Over-fitting: the validation loss lies 2% above its lowest while the training loss fell on; or training
+    top-1 lies 10 points above validation's. Not finished: the last fifth of the epochs still gained 0.5 points.
+    """
+    if len(rows) < 3:
+        return ["Fewer than three epochs: too few to tell over-fitting from learning."]
+    kept = "ema_val" if rows[-1]["ema_val_loss"] else "val"
+    loss, top1 = ([float(row[f"{kept}_{kind}"]) for row in rows] for kind in ("loss", "top1"))
+    train_loss, train_top1 = ([float(row[f"train_{kind}"]) for row in rows] for kind in ("loss", "top1"))
+    remedy = _stronger(config)
+    said = []
+    low = min(range(len(loss)), key=loss.__getitem__)
+    if loss[-1] > (1 + RISE) * loss[low] and train_loss[-1] < train_loss[low]:
+        said.append(
+            f"Over-fitting since epoch {low + 1}: from there the validation loss rose from {loss[low]:.3f} to "
+            f"{loss[-1]:.3f} while the training loss fell from {train_loss[low]:.3f} to {train_loss[-1]:.3f}. {remedy}"
+        )
+    mixed = config["augment"]["mixup"] or config["augment"]["cutmix"]
+    gap = train_top1[-1] - top1[-1]
+    if mixed:
+        said.append("Training top-1 is measured on mixed pictures, so its distance to validation tells nothing.")
+    elif gap > GAP:
+        since = next(
+            i for i in range(len(rows)) if all(t - v > GAP for t, v in zip(train_top1[i:], top1[i:], strict=True))
+        )
+        said.append(
+            f"Training top-1 ends {gap:.1f} points above validation, and has been over {GAP:.0f} since epoch "
+            f"{since + 1}: the network knows its training pictures better than new ones. {remedy}"
+        )
+    fifth = max(len(rows) // 5, 1)
+    gain = top1[-1] - max(top1[:-fifth])
+    if gain >= GAIN:
+        more = round(1.5 * len(rows))
+        said.append(
+            f"Still learning: validation top-1 rose by {gain:.1f} points in the last "
+            f"{'epoch' if fifth == 1 else f'{fifth} epochs'}. A longer run will likely be better: --epochs {more}."
+        )
+    if not said or (mixed and len(said) == 1):
+        said.append(
+            "No over-fitting, and nothing gained in the last epochs: a larger --model or more pictures come next."
+        )
+    return said
+
+
+def _stronger(config: dict[str, Any]) -> str:
+    """What to change against over-fitting, of what is not on yet."""
+    augment, optim = config["augment"], config["optim"]
+    steps = []
+    if not augment["randaugment"]:
+        steps.append("--augment.randaugment 2")
+    if not augment["erasing"]:
+        steps.append("--augment.erasing 0.25")
+    if augment["crop_scale"] > 0.2:
+        steps.append("--augment.crop-scale 0.08")
+    if not augment["mixup"]:
+        steps.append("--augment.mixup 0.2")
+    if not config["drop_path"]:
+        steps.append("--drop-path 0.05")
+    steps.append(f"--optim.weight-decay {2 * optim['weight_decay']:g}")
+    return f"Try, in this order: {', '.join(steps[:4])}; a smaller --model, or more pictures."

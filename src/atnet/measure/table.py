@@ -1,0 +1,158 @@
+"""The published table, from the records under results/: no figure is typed by hand."""
+
+import json
+import shlex
+import statistics
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from atnet.errors import ConfigError
+from atnet.files import write_whole
+from atnet.measure.record import read_record
+from atnet.model.load import architecture, create_model
+from atnet.model.sizes import SIZES
+
+BEGIN, END = "<!-- table: begin, made by `make table` -->", "<!-- table: end -->"
+
+
+@dataclass(frozen=True, order=True)
+class Protocol:
+    """What makes results comparable: data, input side in pixels, epochs."""
+
+    data: str
+    size: int
+    epochs: int
+
+    def __str__(self) -> str:
+        return f"{self.data} {self.size} px, {self.epochs} epochs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A model's runs under one protocol, one for each seed.
+
+    top1, top5: means, percent.  spread: standard deviation of top1 in points, None of a single seed.
+    """
+
+    top1: float
+    top5: float
+    spread: float | None
+
+
+Results = dict[tuple[str, Protocol], Result]
+
+
+def add_record(run: str | Path, results: Path) -> Path:
+    """Copies a finished run's record to results/PROTOCOL/MODEL-SEED.json and returns that path.
+
+    Absolute paths in its command become relative to the current folder, or their last part.
+    Raises ConfigError if there is one already.
+    """
+    _, record = read_record(run)
+    path = results / f"{record['data']}-{record['size']}px-{record['epochs']}ep"
+    path = path / f"{record['model'].removeprefix('atnet_')}-seed{record['seed']}.json"
+    if path.exists():
+        raise ConfigError(f"{path}: there is a record already; remove it to publish another")
+    record["environment"]["command"] = _without_paths(record["environment"]["command"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
+    return path
+
+
+def _without_paths(command: str) -> str:
+    words = []
+    for word in shlex.split(command):
+        path = Path(word)
+        if path.is_absolute():
+            word = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
+        words.append(word)
+    return shlex.join(words)
+
+
+def read_results(results: Path) -> Results:
+    """All published results. Raises ConfigError naming a file that is no record."""
+    runs: dict[tuple[str, Protocol], list[dict[str, Any]]] = {}
+    for path in sorted(results.glob("*/*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            protocol = Protocol(record["data"], record["size"], record["epochs"])
+            kept = "ema" if "ema" in record["top1"] else "last"
+            figures = {"top1": record["top1"][kept], "top5": record["top5"][kept]}
+            runs.setdefault((record["model"], protocol), []).append(figures)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path}: not the record of a run ({error!r}); remove it") from error
+    return {
+        key: Result(
+            top1=statistics.mean(one["top1"] for one in found),
+            top5=statistics.mean(one["top5"] for one in found),
+            spread=statistics.stdev(one["top1"] for one in found) if len(found) > 1 else None,
+        )
+        for key, found in runs.items()
+    }
+
+
+@cache
+def cost(model: str, size: int) -> tuple[int, int]:
+    """Parameters at 1000 classes, and multiply-adds of one picture of size x size, fused attention counted."""
+    with torch.device("meta"):
+        network = create_model(model).eval()
+        with FlopCounterMode(display=False) as counter:
+            network(torch.empty(1, 3, size, size))
+    return sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2
+
+
+def make_table(results: Results) -> str:
+    """The table in Markdown: our sizes, then peers; a column pair for each protocol that has a record."""
+    protocols = sorted({protocol for _, protocol in results})
+    head = ["Size", "Params", "Multiply-adds", "ConvMix", "TransMix", "Patch_size", "Conv_Size", "Embed_Dim"]
+    for protocol in protocols:
+        head += [f"Top-1, {protocol}", "Top-5"]
+    rows = []
+    peers = sorted({model for model, _ in results if model.removeprefix("atnet_") not in SIZES})
+    for model in [*(architecture(name) for name in SIZES), *peers]:
+        parameters, macs = cost(model, 224)
+        size = SIZES.get(model.removeprefix("atnet_"))
+        row = [model.removeprefix("atnet_"), f"{parameters / 1e6:.2f}M", f"{macs / 1e6:,.0f}M"]
+        if size is None:
+            row += [""] * 5
+        else:
+            patch = f"{size.patch} x {size.squeeze}" if size.squeeze > 1 else str(size.patch)
+            row += [str(size.conv_mix), str(size.trans_mix), patch, str(size.kernel), f"{size.conv_dim}/{size.dim}"]
+        for protocol in protocols:
+            found = results.get((model, protocol))
+            spread = "" if found is None or found.spread is None else f" ± {found.spread:.2f}"
+            row += ["", ""] if found is None else [f"{found.top1:.2f}{spread}", f"{found.top5:.2f}"]
+        rows.append(row)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_table(results: Path, readme: Path, picture: Path) -> None:
+    """Puts the table between the markers in readme, and the picture of accuracy over parameters in a file."""
+    from atnet.show.pictures import draw_accuracy
+
+    found = read_results(results)
+    text = readme.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ConfigError(f"{readme}: no place for the table; put these lines where it belongs:\n{BEGIN}\n{END}")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    body = f"{make_table(found)}\n"
+    if found:
+        draw_accuracy(_points(found), picture)
+        body += f"\n![Top-1 over parameters]({picture.relative_to(readme.parent).as_posix()})\n"
+    write_whole(readme, f"{before}{BEGIN}\n{body}{END}{after}".encode())
+
+
+def _points(results: Results) -> dict[str, list[tuple[str, float, float]]]:
+    """For each protocol the models with parameters (millions, at 1000 classes) and top-1."""
+    points: dict[str, list[tuple[str, float, float]]] = {}
+    for (model, protocol), result in sorted(results.items()):
+        parameters, _ = cost(model, 224)
+        points.setdefault(str(protocol), []).append((model, parameters / 1e6, result.top1))
+    return points

@@ -1,0 +1,165 @@
+"""A run as one HTML page: nothing is fetched, every text escaped."""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+
+from atnet.config import make_config, read_yaml, to_yaml
+from atnet.data.classes import display_names, printable, spreadsheet_names
+from atnet.errors import ConfigError
+from atnet.files import write_whole
+from atnet.measure.fitting import describe_fit
+from atnet.measure.metrics import Calibration, Scores, calibration
+from atnet.measure.record import CONFIG, ENVIRONMENT, read_metrics, read_predictions, read_record
+from atnet.progress import duration
+from atnet.show.pictures import CONFUSION, CURVES, MISTAKES, SAMPLES, draw_calibration
+
+REPORT = "report.html"
+MOST_CLASSES = 200
+PHOTOS = (MISTAKES, SAMPLES)
+
+
+def write_report(where: str | Path, out: str | Path | None = None) -> Path:
+    """Writes a finished run's report and returns its path.
+
+    out: the file, which must be new; report.html in the run if None, made anew each time.
+    Raises ConfigError if the run is not finished or the file cannot be written.
+    """
+    run, record = read_record(where)
+    path = Path(out).expanduser() if out else run / REPORT
+    if out and path.exists():
+        raise ConfigError(f"{path}: exists; choose another --out")
+    page = _page(run, record)
+    try:
+        write_whole(path, page.encode())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
+    return path
+
+
+def _page(run: Path, record: dict[str, Any]) -> str:
+    rows = read_metrics(run)
+    environment = read_yaml(run / ENVIRONMENT)
+    scores, classes = _scores(run, record)
+    found = calibration(scores.predicted == scores.labels, scores.confidence)
+    kept = "ema" if "ema" in record["top1"] else "last"
+    hardest, left_out = _class_rows(scores, display_names(classes))
+    images = {name.partition(".")[0]: _embedded(run / name) for name in (CURVES, CONFUSION, *PHOTOS)}
+    images["calibration"] = _source("png", draw_calibration(found))
+
+    def picture(name: str, says: str) -> Markup:
+        if images[name] is None:
+            return Markup("<p class='note'>{}.png is not in the run folder.</p>").format(name)
+        return Markup("<p><img src='{}' alt='{}'></p>").format(images[name], says)
+
+    templates = Environment(loader=PackageLoader("atnet", "show"), autoescape=True, undefined=StrictUndefined)
+    return templates.get_template(REPORT).render(
+        title=f"{record['model']} on {printable(record['data'])}",
+        subtitle=f"Run {printable(run.resolve().name)}, begun {environment['started']}, {duration(record['seconds'])}; "
+        f"{record['train_pictures']:,} training and {record['val_pictures']:,} validation pictures of "
+        f"{record['classes']} classes at {record['size']} px. Figures are those of the "
+        f"{'moving average of the weights' if kept == 'ema' else 'weights'} after the last epoch.",
+        figures=[
+            (f"{record['top1'][kept]:.2f}%", "top-1"),
+            (f"{record['top5'][kept]:.2f}%", "top-5"),
+            (f"{scores.balanced_accuracy:.2f}%", "balanced accuracy"),
+            (f"{scores.macro_f1:.2f}%", "macro F1"),
+            (f"{found.error:.1f}%", "calibration error"),
+            (f"{record['parameters'] / 1e6:.2f}M", "parameters"),
+            (f"{record['images_per_s']:.0f}", "training images/s"),
+        ],
+        fit=describe_fit(rows, record["config"]),
+        classes=hardest,
+        left_out=left_out,
+        calibration=_calibration_in_words(found, scores),
+        repeat=_how_to_repeat(record, environment),
+        environment=[(name, value) for name, value in environment.items() if name != "resumed"],
+        config=to_yaml(make_config(run / CONFIG)),
+        picture=picture,
+    )
+
+
+def _scores(run: Path, record: dict[str, Any]) -> tuple[Scores, tuple[str, ...]]:
+    """The scores of the run's predictions, and its classes in their order."""
+    rows = read_predictions(run)
+    classes = tuple(record["class_names"])
+    position = {name: i for i, name in enumerate(spreadsheet_names(classes))}
+    try:
+        labels = np.array([position[row["class"]] for row in rows])
+        predicted = np.array([position[row["called"]] for row in rows])
+        confidence = np.array([float(row["confidence"]) for row in rows], dtype=np.float32)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"{run}: its predictions do not fit its record ({error}); was one of them edited?") from error
+    kept = "ema" if "ema" in record["top1"] else "last"
+    scores = Scores(
+        loss=record["loss"][kept], top1=record["top1"][kept], top5=record["top5"][kept],
+        classes=len(classes), labels=labels, predicted=predicted, confidence=confidence,
+    )  # fmt: skip
+    return scores, classes
+
+
+def _class_rows(scores: Scores, names: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
+    """A row for each of the hardest classes, and how many classes have none."""
+    confusion = scores.confusion
+    counts: NDArray[np.int64] = confusion.sum(1)
+    order = [i for i in np.argsort(scores.recall, kind="stable").tolist() if counts[i]]
+    rows = []
+    for i in order[:MOST_CLASSES]:
+        wrong = confusion[i].copy()
+        wrong[i] = 0
+        k = int(wrong.argmax())
+        rows.append(
+            {
+                "name": printable(names[i]),
+                "count": int(counts[i]),
+                "recall": f"{scores.recall[i]:.1f}%",
+                "bar": round(scores.recall[i]),
+                "precision": "-" if np.isnan(scores.precision[i]) else f"{scores.precision[i]:.1f}%",
+                "instead": f"{printable(names[k])} ({wrong[k]})" if wrong[k] else "",
+            }
+        )
+    return rows, len(order) - len(rows)
+
+
+def _calibration_in_words(found: Calibration, scores: Scores) -> str:
+    accuracy, sure = scores.top1, 100 * float(scores.confidence.mean())
+    leaning = "agrees with" if abs(sure - accuracy) < 1 else "lies above" if sure > accuracy else "lies below"
+    return (
+        f"Mean confidence, {sure:.1f}%, {leaning} accuracy, {accuracy:.1f}%. The expected calibration error over "
+        f"{len(found.count)} bins is {found.error:.1f}%: so far is a stated probability from its accuracy on average."
+    )
+
+
+def _how_to_repeat(record: dict[str, Any], environment: dict[str, Any]) -> str:
+    commit = environment.get("commit") or ""
+    lines = [f"pip install atnet=={environment['atnet']} torch=={environment['torch']}"]
+    if commit:
+        changed = "  # with changes that were not committed" if commit.endswith("+") else ""
+        lines = [f"git checkout {commit.rstrip('+')}{changed}"]
+    lines.append(environment["command"])
+    lines.append(f"# or: atnet train {CONFIG}   (seed {record['seed']}, {environment['threads']} threads)")
+    return "\n".join(printable(line) for line in lines)
+
+
+def _embedded(path: Path) -> str | None:
+    """A picture of the run folder as a data URI, photos as JPEG; None if it is not there."""
+    if not path.is_file():
+        return None
+    if path.name not in PHOTOS:
+        return _source("png", path.read_bytes())
+    written = io.BytesIO()
+    with Image.open(path, formats=["PNG"]) as image:
+        image.convert("RGB").save(written, "JPEG", quality=85)
+    return _source("jpeg", written.getvalue())
+
+
+def _source(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,229 @@
+"""What a run will take, from a few real steps: time, memory, disk; epochs to fit a time, a batch to fit memory."""
+
+import dataclasses
+import datetime
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from atnet.config import Config, make_config
+from atnet.data.augment import make_mix
+from atnet.data.loader import batches_of, eval_loader, train_loader
+from atnet.data.order import BatchOrder
+from atnet.data.sources import DIGITS, Pictures, open_parts
+from atnet.device import pick_device
+from atnet.errors import ConfigError, TrainingError
+from atnet.measure.evaluate import score
+from atnet.measure.record import peak_memory_mb
+from atnet.model.load import architecture, create_classifier
+from atnet.progress import duration, progress_bar
+from atnet.training.state import State, prepare, take_step
+
+log = logging.getLogger("atnet")
+
+WARM_STEPS = 2
+LEAST_STEPS, MOST_STEPS, ENOUGH_SECONDS = 2, 20, 15.0
+EVAL_BATCHES = 4
+SHARE_OF_MEMORY = 0.6
+LARGEST_BATCH, LEAST_STEPS_PER_EPOCH = 256, 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a run will take. Seconds, MB.
+
+    setup: filling the cache.  step, evaluation: one step, one evaluation of all networks.
+    memory: peak of the training process, on the GPU if it is on one.  free: memory that is there.
+    disk: the run folder.
+    """
+
+    config: Config
+    steps_per_epoch: int
+    setup: float
+    step: float
+    evaluation: float
+    memory: float
+    free: float
+    disk: float
+
+    @property
+    def epoch(self) -> float:
+        return self.steps_per_epoch * self.step + self.evaluation
+
+    @property
+    def seconds(self) -> float:
+        return self.setup + self.config.epochs * self.epoch
+
+    def epochs_within(self, seconds: float) -> int:
+        """How many epochs fit. Raises ConfigError if not one does."""
+        epochs = int((seconds - self.setup) / self.epoch)
+        if epochs < 1:
+            raise ConfigError(
+                f"--time-budget {duration(seconds)} is too short: one epoch takes {duration(self.setup + self.epoch)}; "
+                "give more, or a smaller --model or --data.size"
+            )
+        return epochs
+
+
+def settle(config: Config, time_budget: datetime.timedelta | None = None) -> Config:
+    """The configuration with nothing left to find: the model's full name, the folder's absolute path (so that
+    a run is resumed from anywhere), a batch that fits if it was auto, and the epochs that a budget allows.
+    """
+    source = config.data.source
+    if source != DIGITS:
+        source = str(Path(source).expanduser().resolve())
+    config = dataclasses.replace(
+        config, model=architecture(config.model), data=dataclasses.replace(config.data, source=source)
+    )
+    if not config.batch:
+        config = dataclasses.replace(config, batch=fitting_batch(config))
+    if time_budget is not None:
+        epochs = forecast_config(config).epochs_within(time_budget.total_seconds())
+        log.info("--time-budget %s: %d epochs", duration(time_budget.total_seconds()), epochs)
+        config = dataclasses.replace(config, epochs=epochs)
+    return config
+
+
+def forecast(recipe: str | Path | None = None, **options: Any) -> Forecast:
+    """What a run will take, from building everything and taking a few steps; nothing is written.
+
+    recipe and options as for `train`. Raises what `train` would raise at its start.
+    """
+    return forecast_config(make_config(recipe, **options))
+
+
+def forecast_config(config: Config) -> Forecast:
+    """What a run of this configuration will take."""
+    config = settle(config)
+    free = _free_mb(pick_device(config.device))
+    state = State(config)
+    wanted = WARM_STEPS + min(MOST_STEPS, state.steps_per_epoch)
+    order = BatchOrder(seed=config.seed, count=len(state.train_pictures), batch=config.batch, first=0, last=wanted)
+    first = sorted({index for batch in order for _, index in batch})
+    sample = state.train_pictures.only(first)
+
+    began = time.perf_counter()
+    loader = train_loader(sample, config, first=0, last=wanted)  # fills the cache of the sample
+    caching = (time.perf_counter() - began) / len(sample)
+    step = _time_steps(state, batches_of(loader), wanted)
+
+    few = state.val_pictures.only(list(range(min(len(state.val_pictures), EVAL_BATCHES * config.batch))))
+    cached = config.data.cache == "ram"
+    began = time.perf_counter()
+    batches = eval_loader(few, state.info.preprocess, config.batch, config.data.workers, cached)
+    caching_val = (time.perf_counter() - began) / len(few)
+    seconds = []
+    for network in state.networks.values():
+        began = time.perf_counter()
+        score(network, batches, classes=len(few.classes), device=state.device, total=len(few))
+        seconds.append((time.perf_counter() - began) / len(few))
+
+    memory = peak_memory_mb(state.device)
+    setup = 0.0
+    if cached:
+        setup = caching * len(state.train_pictures) + caching_val * len(state.val_pictures)
+        if state.device.type != "cuda":
+            memory += _cache_mb(sample, config) * (len(state.train_pictures) / len(sample) - 1)
+            memory += (len(state.val_pictures) - len(few)) * 3 * config.data.size**2 / 1e6
+    return Forecast(
+        config=config,
+        steps_per_epoch=state.steps_per_epoch,
+        setup=setup,
+        step=step,
+        evaluation=sum(seconds) * len(state.val_pictures),
+        memory=memory,
+        free=free,
+        disk=_disk_mb(state),
+    )
+
+
+def _time_steps(state: State, batches: Any, wanted: int) -> float:
+    """Mean seconds of a step with the loader's work, after two to warm up."""
+    mix = make_mix(state.config.augment, len(state.info.classes))
+    state.model.train()
+    taken, began = 0, time.perf_counter()
+    with progress_bar("Taking a few steps", wanted) as advance:
+        while taken < wanted:
+            pixels, labels = next(batches)
+            take_step(state, *prepare(state, pixels, labels, mix))
+            taken += 1
+            advance(1)
+            if taken == WARM_STEPS:
+                began = time.perf_counter()
+            elif taken >= WARM_STEPS + LEAST_STEPS and time.perf_counter() - began > ENOUGH_SECONDS:
+                break
+        seconds = time.perf_counter() - began
+    batches.close()
+    return seconds / (taken - WARM_STEPS)
+
+
+def _cache_mb(sample: Pictures, config: Config) -> float:
+    """What the sample's training pictures take in the cache."""
+    pixels = 0.0
+    for index in range(min(len(sample), 64)):
+        width, height = sample.read(index).size
+        shrunk = min(1.0, config.data.cache_size / min(width, height))
+        pixels += 3 * width * height * shrunk**2
+    return pixels / min(len(sample), 64) * len(sample) / 1e6
+
+
+def _disk_mb(state: State) -> float:
+    """Weights (last, average, best) and a checkpoint of networks and optimizers, and 3 MB of pictures."""
+
+    def size(tensors: Any) -> int:
+        return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+
+    network = size(state.model.state_dict().values())
+    moments = sum(size(moment.values()) for one in state.optimizers for moment in one.state.values())
+    copies = len(state.networks)
+    return ((2 * copies + 1) * network + moments) / 1e6 + 3
+
+
+def _free_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 1e6
+    return float(psutil.virtual_memory().available) / 1e6
+
+
+def fitting_batch(config: Config) -> int:
+    """The largest power of two, up to 256, that fits in 60% of the free memory and leaves 20 steps an epoch.
+
+    Memory is that of what the forward pass keeps for the backward pass, counted on two pictures.
+    """
+    device = pick_device(config.device)
+    pictures, _ = open_parts(config.data.source, config.data.val_share)
+    model = create_classifier(
+        config.model, classes=len(pictures.classes), size=config.data.size, drop_path=config.drop_path
+    ).to(device)
+    if config.checkpointing and hasattr(model, "set_grad_checkpointing"):
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    parameters = sum(p.numel() for p in model.parameters())
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(torch.zeros(2, 3, config.data.size, config.data.size, device=device))
+    del logits
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    picture = 1.5 * sum(size for pointer, size in kept.items() if pointer not in own) / 2 / 1e6
+    room = SHARE_OF_MEMORY * _free_mb(device) - 4 * 5 * parameters / 1e6  # weights, average, gradient, two moments
+    batch = LARGEST_BATCH
+    while batch > 2 and (batch * picture > room or batch * LEAST_STEPS_PER_EPOCH > len(pictures)):
+        batch //= 2
+    if batch * picture > room:
+        raise TrainingError(
+            f"out of memory: {config.model} at {config.data.size} px needs {picture:.0f} MB a picture and "
+            f"{_free_mb(device):,.0f} MB are free; use --checkpointing, a smaller --data.size or --model"
+        )
+    log.info("--batch auto: %d (%.0f MB a picture, %s MB free)", batch, picture, f"{_free_mb(device):,.0f}")
+    return batch

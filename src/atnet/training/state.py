@@ -1,0 +1,179 @@
+"""What a run holds between two steps, and one step of it."""
+
+import contextlib
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from atnet.config import Config
+from atnet.data.classes import display_names
+from atnet.data.loader import make_preprocess
+from atnet.data.order import derive_seed
+from atnet.data.sources import open_parts
+from atnet.device import naming_shortage, pick_device, seed_generators
+from atnet.errors import ConfigError, DataError, TrainingError
+from atnet.model.load import EMA, LAST, WeightsInfo, create_classifier
+from atnet.training.optim import lr_at, make_optimizers
+
+_SMALLER = "use half the --batch, --optim.accumulate 2 (it in two parts), --checkpointing, or a smaller --data.size"
+
+
+@dataclass
+class Sums:
+    """Sums over the training steps of the epoch under way, and their seconds."""
+
+    loss: float = 0.0
+    top1: int = 0
+    top5: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+
+
+class State:
+    """What a run holds between two steps."""
+
+    def __init__(self, config: Config) -> None:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.config = config
+        self.device = pick_device(config.device)
+        self.train_pictures, self.val_pictures = open_parts(config.data.source, config.data.val_share)
+        self.steps_per_epoch = len(self.train_pictures) // config.batch
+        if not self.steps_per_epoch:
+            raise DataError(
+                f"{config.data.source}: {len(self.train_pictures)} training pictures are fewer than a batch of "
+                f"{config.batch}: use --batch {2 ** int(math.log2(len(self.train_pictures)))}"
+            )
+        classes = self.train_pictures.classes
+        seed_generators(derive_seed(config.seed, "weights"), self.device)
+        self.model = create_classifier(
+            config.model, classes=len(classes), size=config.data.size, drop_path=config.drop_path
+        )
+        if config.checkpointing:
+            if not hasattr(self.model, "set_grad_checkpointing"):
+                raise ConfigError(f"{config.model} has no activation checkpointing: use --no-checkpointing")
+            self.model.set_grad_checkpointing(True)  # type: ignore[operator]
+        self.model = self.model.to(self.device).to(memory_format=torch.channels_last)
+        self._try_out()
+        self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema else None
+        self.optimizers = make_optimizers(self.model, config.optim)
+        self.epoch = 0  # whole epochs done, evaluated and saved
+        self.step = 0  # steps done
+        self.sums = Sums()
+        self.best = -1.0
+        self.seconds = 0.0  # of the whole epochs
+        self.info = WeightsInfo(
+            model=config.model,
+            classes=classes,
+            class_names=display_names(classes),
+            preprocess=make_preprocess(config.data),
+            epoch=0,
+            moving_average=False,
+        )
+
+    def _try_out(self) -> None:
+        """One empty picture, so that a network that cannot take the input says so before the run begins."""
+        size = self.config.data.size
+        try:
+            with torch.no_grad():
+                self.model.eval()(torch.zeros(1, 3, size, size, device=self.device))
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"{self.config.model} does not take pictures of {size} px ({error}); use --data.size of another"
+            ) from error
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The raw network and, if there is one, its moving average, by the file each is saved in."""
+        return {LAST: self.model} if self.ema is None else {LAST: self.model, EMA: self.ema.module}
+
+    @property
+    def data_digest(self) -> str:
+        """Which pictures the run is on."""
+        return f"{self.train_pictures.digest} {self.val_pictures.digest}"
+
+    def checkpoint(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": dataclasses.asdict(self.sums),
+            "best": self.best,
+            "seconds": self.seconds,
+            "data": self.data_digest,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["data"] != self.data_digest:
+            raise ConfigError(
+                f"{self.config.data.source}: its pictures are not those the run began with, so order and split "
+                "would be others; bring them back or start the run anew"
+            )
+        self.epoch, self.step, self.sums = checkpoint["epoch"], checkpoint["step"], Sums(**checkpoint["sums"])
+        self.best, self.seconds = checkpoint["best"], checkpoint["seconds"]
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for name, network in self.networks.items():
+            network.load_state_dict(checkpoint["networks"][name])
+
+
+def prepare(state: State, pixels: Tensor, labels: Tensor, mix: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """uint8 pixels and labels to normalised images and targets on the device, mixed; seeds the step."""
+    config, device = state.config, state.device
+    seed_generators(derive_seed(config.seed, "step", state.step), device)
+    pixels = pixels.to(device, non_blocking=True, memory_format=torch.channels_last)
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (config.data.mean, config.data.std))
+    images = (pixels / 255 - mean) / std
+    targets = labels.to(device, non_blocking=True)
+    return mix(images, targets) if mix else (images, targets)
+
+
+def take_step(state: State, images: Tensor, targets: Tensor) -> tuple[float, Tensor]:
+    """One step of the optimizers and the moving average: the loss, and the logits before it."""
+    config, model = state.config, state.model
+    loss_of = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    lr = lr_at(state.step, state.steps_per_epoch, config)
+    for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+    loss, logits, parts = 0.0, [], config.optim.accumulate
+    with naming_shortage(f"--batch {config.batch} of {config.data.size} px", _SMALLER):
+        for part, target in zip(images.chunk(parts), targets.chunk(parts), strict=True):
+            with _autocast(config, state.device):
+                out = model(part)
+            part_loss = loss_of(out.float(), target) / parts
+            part_loss.backward()
+            loss += part_loss.item()
+            logits.append(out.detach().float())
+    _require_finite("loss", loss, state)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or math.inf)
+    _require_finite("gradient's norm", float(norm), state)
+    for optimizer in state.optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    if state.ema is not None:
+        state.ema.update(model, step=state.step)
+    return loss, torch.cat(logits).cpu()
+
+
+def _require_finite(what: str, value: float, state: State) -> None:
+    """Stops the run before a step that would spoil the weights."""
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"the {what} is {value} at step {state.step} (epoch {state.epoch + 1}): lower --optim.lr "
+            f"{state.config.optim.lr:g} or lengthen --schedule.warmup; the epochs before are saved"
+        )
+
+
+def _autocast(config: Config, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """bf16 matrix products where asked for, or where a GPU has them."""
+    bf16 = config.precision == "bf16" or (
+        config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()

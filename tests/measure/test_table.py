@@ -1,0 +1,126 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import atnet
+from atnet.errors import ConfigError
+from atnet.measure.table import BEGIN, END, add_record, cost, write_table
+
+README = f"# Title\n\n{BEGIN}\nold\n{END}\n\nAfter.\n"
+
+
+def record(model="atnet_xxxs", top1=80.0, seed=0, epochs=10):
+    return {
+        "model": model, "data": "imagenette", "size": 128, "epochs": epochs, "seed": seed,
+        "top1": {"last": 1.0, "ema": top1}, "top5": {"last": 1.0, "ema": 97.5},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A project of a README and two seeds of XXXS and one peer."""
+    (tmp_path / "README.md").write_text(README)
+    folder = tmp_path / "results" / "imagenette-128px-10ep"
+    folder.mkdir(parents=True)
+    for name, one in (
+        ("xxxs-seed0", record()),
+        ("xxxs-seed1", record(top1=81.0, seed=1)),
+        ("mobilenetv3_small_100-seed0", record("mobilenetv3_small_100", 70.0)),
+    ):
+        (folder / f"{name}.json").write_text(json.dumps(one))
+    return tmp_path
+
+
+def make(place):
+    write_table(place / "results", place / "README.md", place / "docs" / "accuracy.png")
+    return (place / "README.md").read_text()
+
+
+def cells(text, name):
+    [row] = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def test_twice_gives_the_same_bytes_and_leaves_the_rest(place):
+    text = make(place)
+    picture = (place / "docs" / "accuracy.png").read_bytes()
+    assert make(place) == text
+    assert (place / "docs" / "accuracy.png").read_bytes() == picture
+    assert text.startswith("# Title\n\n")
+    assert text.endswith("\n\nAfter.\n")
+    assert "old" not in text
+    assert "?" not in text
+
+
+def test_means_and_spreads_come_from_the_records(place):
+    text = make(place)
+    assert cells(text, "xxxs")[8:] == ["80.50 ± 0.71", "97.50"]
+    assert cells(text, "mobilenetv3_small_100")[8:] == ["70.00", "97.50"]
+    assert cells(text, "mobilenetv3_small_100")[1:4] == ["2.54M", "57M", ""]
+    assert cells(text, "s")[8:] == ["", ""]
+
+
+def test_a_column_appears_with_its_record_and_a_deleted_record_empties_its_cell(place):
+    assert "20 epochs" not in make(place)
+    folder = place / "results" / "imagenette-128px-20ep"
+    folder.mkdir()
+    (folder / "xxs-seed0.json").write_text(json.dumps(record("atnet_xxs", epochs=20)))
+    text = make(place)
+    assert "Top-1, imagenette 128 px, 20 epochs" in text
+    assert cells(text, "xxs")[8:] == ["", "", "80.00", "97.50"]
+    (place / "results" / "imagenette-128px-10ep" / "mobilenetv3_small_100-seed0.json").unlink()
+    text = make(place)
+    assert "mobilenetv3" not in text
+    (folder / "xxs-seed0.json").unlink()
+    assert "20 epochs" not in make(place)
+
+
+def test_without_records_there_are_sizes_and_no_accuracy(place):
+    for path in (place / "results").rglob("*.json"):
+        path.unlink()
+    text = make(place)
+    assert "Top-1" not in text
+    assert cells(text, "l")[1:2] == ["55.07M"]
+
+
+def test_a_run_is_published_once_and_without_its_machines_paths(quick, place):
+    run = atnet.train(**quick, out=place / "run")
+    environment = place / "run" / "record.json"
+    known = json.loads(environment.read_text())
+    known["environment"]["command"] = f"atnet train {Path.cwd()}/recipes/a.yaml --data '/home/me/my photos'"
+    environment.write_text(json.dumps(known))
+    path = add_record(run.folder, place / "results")
+    assert path == place / "results" / "digits-32px-1ep" / "xxxs-seed0.json"
+    assert json.loads(path.read_text())["environment"]["command"] == "atnet train recipes/a.yaml --data 'my photos'"
+    with pytest.raises(ConfigError, match="there is a record already"):
+        add_record(run.folder, place / "results")
+    assert "Top-1, digits 32 px, 1 epochs" in make(place)
+
+
+def test_what_cannot_be_a_table_is_said(place):
+    (place / "results" / "imagenette-128px-10ep" / "bad.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"bad.json: not the record of a run"):
+        make(place)
+    (place / "results" / "imagenette-128px-10ep" / "bad.json").unlink()
+    (place / "README.md").write_text("# No place\n")
+    with pytest.raises(ConfigError, match="no place for the table"):
+        make(place)
+
+
+def test_multiply_adds_count_attention_and_agree_with_published_ones():
+    """MobileNetV3-small 1.0: 56M (Howard et al. 2019). ResNet-18: 1,814M, as torchvision states."""
+    assert cost("mobilenetv3_small_100", 224)[1] == pytest.approx(56e6, rel=0.02)
+    assert cost("resnet18", 224) == (11_689_512, pytest.approx(1814e6, rel=0.005))
+    at224, at448 = (cost("atnet_xxxs", side)[1] for side in (224, 448))
+    assert at448 > 4.1 * at224  # attention grows with the square of the tokens
+
+
+def test_the_published_table_is_what_the_records_say(tmp_path):
+    root = Path(__file__).parent.parent.parent
+    text = (root / "README.md").read_text()
+    (tmp_path / "README.md").write_text(text)
+    write_table(root / "results", tmp_path / "README.md", tmp_path / "docs" / "accuracy.png")
+    assert (tmp_path / "README.md").read_text() == text
+    assert not re.search(r"^\|.*\?.*\|$", text, re.M)

@@ -1,0 +1,107 @@
+import datetime
+
+import psutil
+import pytest
+import torch
+
+import atnet
+from atnet.cli import main
+from atnet.config import make_config
+from atnet.errors import ConfigError, TrainingError
+from atnet.training import plan
+from atnet.training.plan import Forecast, fitting_batch, forecast
+
+
+@pytest.fixture
+def known(quick):
+    """A forecast with round figures."""
+    return Forecast(
+        config=make_config(**quick), steps_per_epoch=100, setup=5, step=0.1, evaluation=2, memory=500, free=800, disk=30
+    )
+
+
+def test_figures_add_up(known):
+    assert known.epoch == pytest.approx(12)
+    assert known.seconds == pytest.approx(17)
+
+
+def test_epochs_are_those_that_fit(known):
+    assert known.epochs_within(5 + 12 * 3.9) == 3
+    with pytest.raises(ConfigError, match=r"--time-budget 10 s is too short: one epoch takes 17 s"):
+        known.epochs_within(10)
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_a_forecast_writes_nothing_and_knows_the_run(quick, tmp_path, cache):
+    options = quick | {"data": quick["data"] | {"cache": cache, "cache_size": 32}}
+    before = sorted(tmp_path.rglob("*"))
+    found = forecast(**options)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert found.steps_per_epoch == 10
+    assert min(found.step, found.evaluation, found.memory, found.free) > 0
+    assert bool(found.setup) == (cache == "ram")
+    run = atnet.train(**options, out=tmp_path / "run")
+    sizes = sum(path.stat().st_size for path in run.folder.iterdir()) / 1e6
+    assert found.disk == pytest.approx(sizes, rel=0.1)
+
+
+def test_check_says_time_memory_and_disk_and_writes_nothing(digits, tmp_path, capsys):
+    main(["train", "--data", str(digits), "--data.size", "32", "--data.workers", "0", "--batch", "20", "--check"])
+    said = capsys.readouterr().out
+    for word in (
+        "atnet_xxxs at 32 px, batch 20, on digits: 20 epochs of 10 steps",
+        "time ",
+        "memory ",
+        "disk ",
+        "Nothing was written",
+    ):
+        assert word in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_time_budget_sets_the_epochs(quick, tmp_path, monkeypatch):
+    found = forecast(**quick)
+    monkeypatch.setattr(plan, "forecast_config", lambda config: found)
+    seconds = found.setup + 2.5 * found.epoch
+    run = atnet.train(**quick | {"epochs": 9}, time_budget=datetime.timedelta(seconds=seconds), out=tmp_path / "run")
+    assert run.record["epochs"] == 2
+
+
+def test_auto_takes_a_batch_that_fits_and_writes_it_down(quick, tmp_path, monkeypatch):
+    free = psutil.virtual_memory()
+
+    def with_free(megabytes):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: free._replace(available=int(megabytes * 1e6)))
+
+    with_free(1e6)
+    assert fitting_batch(make_config(**quick | {"batch": "auto"})) == 8  # 20 steps of 200 pictures
+    big = make_config(**quick | {"batch": "auto", "data": quick["data"] | {"size": 224}})
+    with_free(300)
+    assert fitting_batch(big) in (2, 4)
+    with_free(60)
+    with pytest.raises(TrainingError, match=r"out of memory: atnet_xxxs at 224 px needs \d+ MB a picture"):
+        fitting_batch(big)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    run = atnet.train(**quick | {"batch": "auto"}, out=tmp_path / "run")
+    assert run.record["batch"] == 8
+    assert "batch: 8" in (run.folder / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("batch", ["none", "0", "-4", "2.5"])
+def test_a_batch_is_a_count_or_auto(batch):
+    with pytest.raises(ConfigError, match="neither a count of pictures nor auto"):
+        make_config(batch=batch)
+
+
+def test_a_full_memory_names_the_remedy(quick, tmp_path, monkeypatch):
+    """The allocator's own error, from asking for more than any machine has."""
+
+    def ask_for_too_much(*_, **__):
+        return torch.empty(1 << 60)
+
+    monkeypatch.setattr(torch.nn.GELU, "forward", ask_for_too_much)
+    state = plan.State(make_config(**quick | {"model": "mobilenetv3_small_100"}))
+    state.model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.GELU())
+    with pytest.raises(TrainingError, match="out of memory with --batch 20 of 32 px: use half the --batch"):
+        plan.take_step(state, torch.zeros(20, 3, 32, 32), torch.zeros(20, dtype=torch.long))
