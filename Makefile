@@ -43,8 +43,10 @@ demo: setup
 table: setup
 	$(BIN)/atnet table
 
+# Torch's threads in several processes at once would only wait for each other: one thread each.
 test: dev
-	$(BIN)/python -m pytest tests --ignore tests/peer --ignore tests/readme
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/peer --ignore tests/readme \
+		--numprocesses auto --maxprocesses 4 --dist worksteal --durations 15
 
 lint: dev
 	$(BIN)/ruff check .

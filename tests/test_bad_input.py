@@ -26,7 +26,7 @@ def case(message: str) -> Callable[[Case], Case]:
     return register
 
 
-@case("model='xxss' is unknown: did you mean xxs")
+@case("no model is called 'xxss': did you mean xxs")
 def no_such_size(data, run):
     return ["train", "--data", str(data), "--model", "xxss"]
 
@@ -41,7 +41,7 @@ def no_such_option(data, run):
     return ["train", "--data", str(data), "--optim.weight-decays", "1"]
 
 
-@case("optim.lrate")
+@case('[optim][lrate]" from mine.yaml')
 def no_such_key_in_a_recipe(data, run):
     Path("mine.yaml").write_text("optim: {lrate: 1}\n")
     return ["train", "mine.yaml", "--data", str(data)]
@@ -68,12 +68,12 @@ def a_batch_that_is_no_count(data, run):
     return ["train", "--data", str(data), "--batch", "most"]
 
 
-@case("photo.jpg: no such file")
+@case("photo.jpg: no such picture")
 def no_such_picture(data, run):
     return ["predict", "photo.jpg", "--weights", str(run)]
 
 
-@case("notes.jpg: not a picture")
+@case("notes.jpg: not a whole JPEG")
 def not_a_picture(data, run):
     Path("notes.jpg").write_text("a shopping list")
     return ["predict", "notes.jpg", "--weights", str(run)]
@@ -136,7 +136,7 @@ def a_class_that_training_lacks(data, run):
     return ["train", "--data", str(data), *QUICK]
 
 
-@case("data.size=4 is out of range: use 8 to 4096")
+@case("size=4 is out of range: use 8 to 4096")
 def an_input_below_the_stride(data, run):
     return ["train", "--data", str(data), "--data.size", "4"]
 

@@ -105,7 +105,7 @@ def test_a_report_says_which_picture_is_not_there(quick, tmp_path):
 def test_edited_predictions_are_refused(quick, tmp_path):
     run = atnet.train(**quick, out=tmp_path / "run")
     path = run.folder / "predictions.csv"
-    path.write_text(path.read_text().replace("six", "sixty", 1))
+    path.write_text(path.read_text().replace(",six,", ",sixty,", 1))
     with pytest.raises(ConfigError, match="was one of them edited"):
         write_report(run.folder)
 

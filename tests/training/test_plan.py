@@ -79,7 +79,7 @@ def test_auto_takes_a_batch_that_fits_and_writes_it_down(quick, tmp_path, monkey
     with_free(300)
     assert fitting_batch(big) in (2, 4)
     with_free(60)
-    with pytest.raises(TrainingError, match=r"out of memory: atnet_xxxs at 224 px needs \d+ MB a picture"):
+    with pytest.raises(TrainingError, match=r"out of memory: xxxs at 224 px needs \d+ MB a picture"):
         fitting_batch(big)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

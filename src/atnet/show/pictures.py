@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
+import torch
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -88,10 +88,7 @@ def draw_mistakes(pictures: Pictures, scores: Scores, names: Sequence[str], path
         f"called {names[scores.predicted[i]]} {100 * scores.confidence[i]:.0f}%\nis {names[scores.labels[i]]}"
         for i in worst
     ]
-    images = [pictures.read(i) for i in worst]
-    for image in images:
-        image.thumbnail((256, 256))
-    _mosaic([np.asarray(image) for image in images], titles, path, empty="no mistakes")
+    _mosaic([pictures.read(i) for i in worst], titles, path, empty="no mistakes")
 
 
 def draw_samples(pixels: Tensor, targets: Tensor, names: Sequence[str], path: Path) -> None:
@@ -106,7 +103,8 @@ def draw_samples(pixels: Tensor, targets: Tensor, names: Sequence[str], path: Pa
         first = np.argsort(-share, kind="stable")[:2]
         titles.append("\n".join(f"{names[i]} {100 * share[i]:.0f}%" if share[i] < 1 else names[i]
                                 for i in first if share[i] > 0))  # fmt: skip
-    _mosaic(list(pixels.permute(0, 2, 3, 1).numpy()), titles, path, empty="no samples")
+    colours = (255 * pixels).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    _mosaic([Image.fromarray(one) for one in colours], titles, path, empty="no samples")
 
 
 def draw_calibration(found: Calibration) -> bytes:
@@ -155,21 +153,25 @@ def draw_accuracy(points: dict[str, list[tuple[str, float, float]]], path: Path)
     figure.savefig(path, dpi=110)
 
 
-def _mosaic(images: list[NDArray[Any]], titles: list[str], path: Path, *, empty: str) -> None:
-    """Images (H, W, 3) with a title each, four in a row."""
-    columns = 4
+def _mosaic(images: list[Image.Image], titles: list[str], path: Path, *, empty: str) -> None:
+    """Images with a title of two lines above each, four in a row."""
+    side, gap, letters, columns = 232, 8, 13, 4
+    font = ImageFont.truetype(findfont("DejaVu Sans"), letters)
+    head = 2 * letters + 8
     rows = max(-(-len(images) // columns), 1)
-    figure = Figure(figsize=(10, 2.9 * rows), layout="constrained")
-    cells: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for cell in cells:
-        cell.axis("off")
-    for cell, image, title in zip(cells, images, titles, strict=False):
-        cell.imshow(image)
-        lines = "\n".join(drawable(line, 30) for line in title.split("\n"))
-        cell.set_title(lines, fontsize="small", parse_math=False)
+    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (head + side + gap) + gap), "white")
+    pen = ImageDraw.Draw(sheet)
+    for place, (image, title) in enumerate(zip(images, titles, strict=True)):
+        x, y = gap + place % columns * (side + gap), gap + place // columns * (head + side + gap)
+        scale = side / max(image.size)
+        shown = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+        smooth = Image.Resampling.LANCZOS if scale < 2 else Image.Resampling.NEAREST  # pixels stay visible
+        sheet.paste(image.resize(shown, smooth), (x, y + head))
+        for line, words in enumerate(title.split("\n")[:2]):
+            pen.text((x, y + line * (letters + 2)), drawable(words, 30), "black", font)
     if not images:
-        cells[0].text(0.5, 0.5, empty, ha="center")
-    figure.savefig(path, dpi=90)
+        pen.text((gap, gap), empty, "black", font)
+    sheet.save(path)
 
 
 def drawable(name: str, length: int) -> str:
