@@ -161,7 +161,7 @@ class ScheduleConfig:
 
 
 def _batch(kind: type, tokens: Sequence[Token]) -> int:
-    """A count, or "auto", kept as 0. Raises ValueError on anything else."""
+    """A count, or "auto", which is 0 until a batch is found. Raises ValueError on anything else."""
     word = tokens[0].value
     if word == "auto":
         return 0
@@ -179,7 +179,7 @@ class Config:
     epochs: int = 20
     """Passes over the training pictures."""
     batch: Annotated[int, Parameter(converter=_batch)] = 64
-    """Pictures for each step of the optimizer; auto takes the most that fit, up to 256 (kept as 0 until then)."""
+    """Pictures for each step of the optimizer; auto takes the most that fit, up to 256, with 20 steps an epoch."""
     seed: int = 0
     """Same seed, same run: order, augmentation, initial weights."""
     label_smoothing: float = 0.1

@@ -1,9 +1,10 @@
 """`atnet compare`"""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -34,25 +35,31 @@ def compare(
         print(json.dumps(asdict(found), indent=2, default=str))
         return
     console = Console(highlight=False)
-    table = Table(
-        *("run", "model", "params", "data", "size", "epochs", "seed", "top-1 %", "top-5 %", "loss", "time", "images/s"),
-        box=None, header_style="bold",
-    )  # fmt: skip
+    table = Table("", box=None, header_style="bold")
+    figures: list[tuple[str, Callable[[dict[str, Any], str], str]]] = [
+        ("top-1 %", lambda record, kept: f"{record['top1'][kept]:.2f}"),
+        ("top-5 %", lambda record, kept: f"{record['top5'][kept]:.2f}"),
+        ("loss", lambda record, kept: f"{record['loss'][kept]:.4f}"),
+        ("weights", lambda record, kept: "moving average" if kept == "ema" else "last"),
+        ("model", lambda record, kept: printable(record["model"])),
+        ("parameters", lambda record, kept: f"{record['parameters'] / 1e6:.2f}M"),
+        ("data", lambda record, kept: f"{printable(record['data'])} at {record['size']} px"),
+        ("epochs", lambda record, kept: str(record["epochs"])),
+        ("seed", lambda record, kept: str(record["seed"])),
+        ("time", lambda record, kept: duration(record["seconds"])),
+        ("images/s", lambda record, kept: f"{record['images_per_s']:.0f}"),
+    ]
     for entry in found.entries:
-        record = entry.record
-        kept = "ema" if "ema" in record["top1"] else "last"
-        table.add_row(
-            Text(printable(str(entry.run))), Text(printable(record["model"])), f"{record['parameters'] / 1e6:.2f}M",
-            Text(printable(record["data"])), str(record["size"]), str(record["epochs"]), str(record["seed"]),
-            f"{entry.top1:.2f}", f"{record['top5'][kept]:.2f}", f"{record['loss'][kept]:.4f}",
-            duration(record["seconds"]), f"{record['images_per_s']:.0f}",
-        )  # fmt: skip
+        table.add_column(Text(printable(str(entry.run))), overflow="fold")
+    for name, figure in figures:
+        cells = (figure(entry.record, "ema" if "ema" in entry.record["top1"] else "last") for entry in found.entries)
+        table.add_row(name, *map(Text, cells))
     console.print(table)
 
     if found.settings:
         differs = Table("setting", box=None, header_style="bold")
         for entry in found.entries:
-            differs.add_column(Text(printable(str(entry.run))))
+            differs.add_column(Text(printable(str(entry.run))), overflow="fold")
         for name, values in found.settings.items():
             differs.add_row(name, *(Text(printable(str(value))) for value in values))
         console.print("\nSettings that differ", style="bold")
@@ -82,4 +89,5 @@ def compare(
         console.print(line, markup=False, soft_wrap=True)
     if not spreads:
         console.print("The seed spread is not known: repeat a run with --seed 1 and --seed 2, and compare all.")
-    console.print(f"Next: atnet report {found.entries[0].run}", markup=False, soft_wrap=True)
+    best = max(found.entries, key=lambda entry: entry.top1)
+    console.print(f"Next: atnet predict PICTURE --weights {best.run}", markup=False, soft_wrap=True)

@@ -50,6 +50,7 @@ def evaluate(
     console.print(table)
     console.print(
         f"\n{scores.count:,} pictures of {done.pictures} at {info.preprocess.size} px\n"
+        f"weights {done.weights}: {'moving average ' if info.moving_average else ''}after epoch {info.epoch}\n"
         f"top-1 {scores.top1:.4f}%  top-5 {scores.top5:.4f}%  loss {scores.loss:.5f}\n"
         f"balanced accuracy {scores.balanced_accuracy:.2f}%  macro F1 {scores.macro_f1:.2f}%",
         markup=False,

@@ -57,4 +57,4 @@ def predict(
         for name, (_, _, probability) in zip(names, answer.top, strict=True):
             bar = "█" * round(BAR * probability)
             console.print(Text(f"  {name:<{width}}  {bar:<{BAR}}  {100 * probability:5.1f}%"))
-    console.print("\nNext: atnet predict PICTURE --json for programs, atnet eval for a labelled folder")
+    console.print("\nNext: atnet predict PICTURE --json for programs, atnet eval for a labelled folder", soft_wrap=True)

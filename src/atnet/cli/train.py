@@ -39,6 +39,7 @@ def train(
         Train as many epochs as fit, 20m or 3h for example, in place of --epochs.
     """
     from atnet.errors import ConfigError
+    from atnet.progress import duration
     from atnet.training.loop import resume_run, train_config
     from atnet.training.plan import forecast_config, settle
 
@@ -56,7 +57,7 @@ def train(
     top1 = ", ".join(f"{value:.2f}% ({name})" for name, value in run.record["top1"].items())
     console = Console(highlight=False)
     console.print(
-        f"\nTop-1 {top1}, {run.record['seconds'] / 60:.1f} minutes. Written to {folder}:", markup=False, soft_wrap=True
+        f"\nTop-1 {top1}, {duration(run.record['seconds'])}. Written to {folder}:", markup=False, soft_wrap=True
     )
     for path in sorted(folder.iterdir()):
         console.print(f"  {path.name}", markup=False)

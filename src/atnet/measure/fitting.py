@@ -20,12 +20,13 @@ def describe_fit(rows: Sequence[dict[str, str]], config: dict[str, Any]) -> list
     kept = "ema_val" if rows[-1]["ema_val_loss"] else "val"
     loss, top1 = ([float(row[f"{kept}_{kind}"]) for row in rows] for kind in ("loss", "top1"))
     train_loss, train_top1 = ([float(row[f"train_{kind}"]) for row in rows] for kind in ("loss", "top1"))
+    what = "the moving average's validation" if kept == "ema_val" else "the validation"
     remedy = _stronger(config)
     said = []
     low = min(range(len(loss)), key=loss.__getitem__)
     if loss[-1] > (1 + RISE) * loss[low] and train_loss[-1] < train_loss[low]:
         said.append(
-            f"Over-fitting since epoch {low + 1}: from there the validation loss rose from {loss[low]:.3f} to "
+            f"Over-fitting since epoch {low + 1}: from there {what} loss rose from {loss[low]:.3f} to "
             f"{loss[-1]:.3f} while the training loss fell from {train_loss[low]:.3f} to {train_loss[-1]:.3f}. {remedy}"
         )
     mixed = config["augment"]["mixup"] or config["augment"]["cutmix"]
@@ -43,10 +44,10 @@ def describe_fit(rows: Sequence[dict[str, str]], config: dict[str, Any]) -> list
     fifth = max(len(rows) // 5, 1)
     gain = top1[-1] - max(top1[:-fifth])
     if gain >= GAIN:
-        more = round(1.5 * len(rows))
+        last = "epoch" if fifth == 1 else f"{fifth} epochs"
         said.append(
-            f"Still learning: validation top-1 rose by {gain:.1f} points in the last "
-            f"{'epoch' if fifth == 1 else f'{fifth} epochs'}. A longer run will likely be better: --epochs {more}."
+            f"Still learning: {what} top-1 rose by {gain:.1f} points in the last {last}. "
+            f"A longer run will likely be better: --epochs {2 * len(rows)}."
         )
     if not said or (mixed and len(said) == 1):
         said.append(

@@ -134,7 +134,7 @@ def _calibration_in_words(found: Calibration, scores: Scores) -> str:
     leaning = "agrees with" if abs(sure - accuracy) < 1 else "lies above" if sure > accuracy else "lies below"
     return (
         f"Mean confidence, {sure:.1f}%, {leaning} accuracy, {accuracy:.1f}%. The expected calibration error over "
-        f"{len(found.count)} bins is {found.error:.1f}%: so far is a stated probability from its accuracy on average."
+        f"{len(found.count)} bins is {found.error:.1f}%: the mean distance between a stated probability and the truth."
     )
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from atnet.config import Config, make_config, read_yaml
 from atnet.data.augment import make_mix
+from atnet.data.classes import printable
 from atnet.data.loader import batches_of, eval_loader, train_loader
 from atnet.errors import ConfigError, Stopped
 from atnet.files import resolve_run, write_whole
@@ -102,6 +103,7 @@ def train_config(
 def resume_run(where: str | Path) -> Run:
     """Goes on with a run from its last whole epoch. Raises ConfigError if it is finished or damaged."""
     run = resolve_run(where).resolve()
+    run = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
     config = open_run(run)
     checkpoint = load_checkpoint(run)
     if checkpoint["epoch"] >= config.epochs and (run / RECORD).exists():
@@ -116,10 +118,16 @@ def _fit(state: State, run: Path) -> Run:
     """Trains what is left, saves each epoch, and writes the record. Ctrl-C saves the step and raises Stopped."""
     config = state.config
     log.info(
-        "%s: %s, %d classes, %s training and %s validation pictures, %s",
-        run, config.model, len(state.info.classes), f"{len(state.train_pictures):,}",
-        f"{len(state.val_pictures):,}", state.device,
-    )  # fmt: skip
+        "%s: %s at %d px on %s: %d classes, %s training and %s validation pictures, %s",
+        run,
+        config.model,
+        config.data.size,
+        printable(config.data.source_name),
+        len(state.info.classes),
+        f"{len(state.train_pictures):,}",
+        f"{len(state.val_pictures):,}",
+        state.device,
+    )
     with Interruption() as interruption:
         try:
             scores, rows = _train_epochs(state, run, interruption)

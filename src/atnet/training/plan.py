@@ -225,5 +225,6 @@ def fitting_batch(config: Config) -> int:
             f"out of memory: {config.model} at {config.data.size} px needs {picture:.0f} MB a picture and "
             f"{_free_mb(device):,.0f} MB are free; use --checkpointing, a smaller --data.size or --model"
         )
-    log.info("--batch auto: %d (%.0f MB a picture, %s MB free)", batch, picture, f"{_free_mb(device):,.0f}")
+    bound = "fits in memory" if 2 * batch * LEAST_STEPS_PER_EPOCH <= len(pictures) else "leaves 20 steps an epoch"
+    log.info("--batch auto: %d (%s; %.0f MB a picture, %s MB free)", batch, bound, picture, f"{_free_mb(device):,.0f}")
     return batch
