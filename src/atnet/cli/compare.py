@@ -28,6 +28,7 @@ def compare(
         Print JSON.
     """
     from atnet.measure.compare import compare as run
+    from atnet.measure.record import kept_weights
     from atnet.progress import duration
 
     found = run(runs)
@@ -52,7 +53,7 @@ def compare(
     for entry in found.entries:
         table.add_column(Text(printable(str(entry.run))), overflow="fold")
     for name, figure in figures:
-        cells = (figure(entry.record, "ema" if "ema" in entry.record["top1"] else "last") for entry in found.entries)
+        cells = (figure(entry.record, kept_weights(entry.record)) for entry in found.entries)
         table.add_row(name, *map(Text, cells))
     console.print(table)
 

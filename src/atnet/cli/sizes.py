@@ -20,11 +20,7 @@ def sizes() -> None:
     for name, size in SIZES.items():
         with torch.device("meta"):
             count = sum(p.numel() for p in create_model(name).parameters())
-        patch = f"{size.patch} x {size.squeeze}" if size.squeeze > 1 else str(size.patch)
-        table.add_row(
-            name, f"{count / 1e6:.2f}M", str(size.conv_mix), str(size.trans_mix), patch,
-            str(size.kernel), f"{size.conv_dim}/{size.dim}", str(size.heads),
-        )  # fmt: skip
+        table.add_row(name, f"{count / 1e6:.2f}M", *size.columns, str(size.heads))
     console = Console(highlight=False)
     console.print(table)
     console.print(

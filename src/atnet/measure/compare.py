@@ -11,7 +11,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from atnet.errors import ConfigError
-from atnet.measure.record import read_predictions, read_record
+from atnet.measure.record import kept_weights, read_predictions, read_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +70,7 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     entries = []
     for where in runs:
         run, record = read_record(where)
-        kept = "ema" if "ema" in record["top1"] else "last"
-        entries.append(Entry(run=run, record=record, top1=record["top1"][kept]))
+        entries.append(Entry(run=run, record=record, top1=record["top1"][kept_weights(record)]))
     flat = [_flat(entry.record["config"]) for entry in entries]
     names = sorted(set().union(*flat))
     settings = {name: tuple(one.get(name) for one in flat) for name in names}

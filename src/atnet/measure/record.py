@@ -186,9 +186,14 @@ def _csv(rows: list[dict[str, Any]]) -> bytes:
     return table.getvalue().encode()
 
 
-def write_record(run: Path, record: dict[str, Any]) -> None:
+def write_record(path: Path, record: dict[str, Any]) -> None:
     """What a table of results needs of a finished run."""
-    write_whole(run / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+    write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def kept_weights(record: dict[str, Any]) -> str:
+    """Whose figures stand for the run, those of the weights that `load` takes: "ema", or "last" without an average."""
+    return "ema" if "ema" in record["top1"] else "last"
 
 
 def read_record(where: str | Path) -> tuple[Path, dict[str, Any]]:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from atnet.errors import ConfigError
 from atnet.files import write_whole
-from atnet.measure.record import read_record
+from atnet.measure.record import kept_weights, read_record, write_record
 from atnet.model.load import architecture, create_model
 from atnet.model.sizes import SIZES
 
@@ -60,7 +60,7 @@ def add_record(run: str | Path, results: Path) -> Path:
         raise ConfigError(f"{path}: there is a record already; remove it to publish another")
     record["environment"]["command"] = _without_paths(record["environment"]["command"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
+    write_record(path, record)
     return path
 
 
@@ -81,7 +81,7 @@ def read_results(results: Path) -> Results:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             protocol = Protocol(record["data"], record["size"], record["epochs"])
-            kept = "ema" if "ema" in record["top1"] else "last"
+            kept = kept_weights(record)
             figures = {"top1": record["top1"][kept], "top5": record["top5"][kept]}
             runs.setdefault((record["model"], protocol), []).append(figures)
         except (ValueError, KeyError, TypeError) as error:
@@ -121,8 +121,7 @@ def make_table(results: Results) -> str:
         if size is None:
             row += [""] * 5
         else:
-            patch = f"{size.patch} x {size.squeeze}" if size.squeeze > 1 else str(size.patch)
-            row += [str(size.conv_mix), str(size.trans_mix), patch, str(size.kernel), f"{size.conv_dim}/{size.dim}"]
+            row += size.columns
         for protocol in protocols:
             found = results.get((model, protocol))
             spread = "" if found is None or found.spread is None else f" ± {found.spread:.2f}"

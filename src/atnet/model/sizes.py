@@ -34,6 +34,12 @@ class Size:
     mlp_ratio: float = 4.0
     global_pool: Literal["token", "avg", "both"] = "both"
 
+    @property
+    def columns(self) -> tuple[str, str, str, str, str]:
+        """ConvMix, TransMix, Patch_size, Conv_Size and Embed_Dim, as the published table has them."""
+        patch = f"{self.patch} x {self.squeeze}" if self.squeeze > 1 else str(self.patch)
+        return str(self.conv_mix), str(self.trans_mix), patch, str(self.kernel), f"{self.conv_dim}/{self.dim}"
+
 
 def _seed(*, conv_mix: int, trans_mix: int, patch: int, dim: int, heads: int) -> Size:
     """A layout of the author's: one patch convolution, one width, tokens straight into the encoder."""

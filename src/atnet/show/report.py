@@ -18,7 +18,7 @@ from atnet.errors import ConfigError
 from atnet.files import write_whole
 from atnet.measure.fitting import describe_fit
 from atnet.measure.metrics import Calibration, Scores, calibration
-from atnet.measure.record import CONFIG, ENVIRONMENT, read_metrics, read_predictions, read_record
+from atnet.measure.record import CONFIG, ENVIRONMENT, kept_weights, read_metrics, read_predictions, read_record
 from atnet.progress import duration
 from atnet.show.pictures import CONFUSION, CURVES, MISTAKES, SAMPLES, draw_calibration
 
@@ -50,7 +50,7 @@ def _page(run: Path, record: dict[str, Any]) -> str:
     environment = read_yaml(run / ENVIRONMENT)
     scores, classes = _scores(run, record)
     found = calibration(scores.predicted == scores.labels, scores.confidence)
-    kept = "ema" if "ema" in record["top1"] else "last"
+    kept = kept_weights(record)
     hardest, left_out = _class_rows(scores, display_names(classes))
     images = {name.partition(".")[0]: _embedded(run / name) for name in (CURVES, CONFUSION, *PHOTOS)}
     images["calibration"] = _source("png", draw_calibration(found))
@@ -98,7 +98,7 @@ def _scores(run: Path, record: dict[str, Any]) -> tuple[Scores, tuple[str, ...]]
         confidence = np.array([float(row["confidence"]) for row in rows], dtype=np.float32)
     except (KeyError, ValueError) as error:
         raise ConfigError(f"{run}: its predictions do not fit its record ({error}); was one of them edited?") from error
-    kept = "ema" if "ema" in record["top1"] else "last"
+    kept = kept_weights(record)
     scores = Scores(
         loss=record["loss"][kept], top1=record["top1"][kept], top5=record["top5"][kept],
         classes=len(classes), labels=labels, predicted=predicted, confidence=confidence,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from atnet.config import Config, make_config, read_yaml
@@ -52,9 +52,9 @@ from atnet.show.pictures import (
 )
 from atnet.training.checkpoint import load_checkpoint, save_checkpoint
 from atnet.training.interruption import Interruption
-from atnet.training.optim import lr_at
+from atnet.training.optim import classifier_parameters, lr_at
 from atnet.training.plan import settle
-from atnet.training.state import State, Sums, prepare, take_step
+from atnet.training.state import State, Sums, mean_and_std, prepare, take_step
 
 log = logging.getLogger("atnet")
 
@@ -79,7 +79,7 @@ def train(
 
     recipe: a YAML file.  options go before it, nested as it is: epochs=3, optim={"lr": 1e-3}.
     out: the run's folder, runs/DATE-TIME-MODEL if None.
-    resume: a run to go on with, from its last whole epoch, to the same weights as an unbroken run;
+    resume: a run to go on with, from where it was saved, to the same weights as an unbroken run;
     it has its own configuration, so no recipe, out or options go with it.
     time_budget: as many epochs as fit, by a forecast from a few steps; in place of epochs.
     Raises ConfigError, DataError or TrainingError naming the thing and the remedy.
@@ -101,7 +101,7 @@ def train_config(
 
 
 def resume_run(where: str | Path) -> Run:
-    """Goes on with a run from its last whole epoch. Raises ConfigError if it is finished or damaged."""
+    """Goes on with a run from where it was saved. Raises ConfigError if it is finished or damaged."""
     run = resolve_run(where).resolve()
     run = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
     config = open_run(run)
@@ -141,7 +141,7 @@ def _fit(state: State, run: Path) -> Run:
     draw_curves(read_metrics(run), run / CURVES)
     draw_confusion(final.confusion, names, run / CONFUSION)
     draw_mistakes(state.val_pictures, final, names, run / MISTAKES)
-    write_record(run, record)
+    write_record(run / RECORD, record)
     return Run(folder=run, record=record)
 
 
@@ -218,7 +218,7 @@ def _train_epoch(
 
 def _pixels_of(state: State, images: Tensor) -> Tensor:
     """What `prepare` made of the first sixteen, as colours from 0 to 1 again."""
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (state.config.data.mean, state.config.data.std))
+    mean, std = mean_and_std(state.config.data, torch.device("cpu"))
     return (images[:16].cpu() * std + mean).clamp(0, 1)
 
 
@@ -289,11 +289,12 @@ def _record(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[
     config = state.config
     named = dataclasses.replace(config.data, source=config.data.source_name)
     final = {name.removesuffix(".safetensors"): found for name, found in scores.items()}
+    heads = classifier_parameters(state.model)
     speeds = sorted(float(row["images_per_s"]) for row in rows)
     return {
         "model": config.model,
         "parameters": sum(p.numel() for p in state.model.parameters()),
-        "parameters_without_classifier": _trunk_parameters(state.model),
+        "parameters_without_classifier": sum(p.numel() for p in state.model.parameters() if id(p) not in heads),
         "data": config.data.source_name,
         "train_pictures": len(state.train_pictures),
         "val_pictures": len(state.val_pictures),
@@ -314,10 +315,3 @@ def _record(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[
         "environment": read_yaml(run / ENVIRONMENT),
         "config": dataclasses.asdict(dataclasses.replace(config, data=named)),
     }  # fmt: skip
-
-
-def _trunk_parameters(model: nn.Module) -> int:
-    heads = model.get_classifier()  # type: ignore[operator]
-    heads = heads if isinstance(heads, tuple | list) else (heads,)
-    counted = {id(p) for head in heads for p in head.parameters()}
-    return sum(p.numel() for p in model.parameters() if id(p) not in counted)

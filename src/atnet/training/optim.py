@@ -49,6 +49,13 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
+def classifier_parameters(model: nn.Module) -> set[int]:
+    """The ids of the parameters of a timm model's classifier, or classifiers."""
+    heads = model.get_classifier()  # type: ignore[operator]
+    heads = heads if isinstance(heads, tuple | list) else (heads,)
+    return {id(p) for head in heads for p in head.parameters()}
+
+
 def make_optimizers(model: nn.Module, optim: OptimConfig) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters; or Muon for the matrices between input and classifier, AdamW for the others.
 
@@ -58,9 +65,7 @@ def make_optimizers(model: nn.Module, optim: OptimConfig) -> list[torch.optim.Op
     decayed, others = decay_groups(model, optim.weight_decay)
     if optim.name == "adamw":
         return [torch.optim.AdamW([decayed, others], lr=optim.lr, betas=optim.betas, fused=True)]
-    heads = model.get_classifier()  # type: ignore[operator]
-    heads = heads if isinstance(heads, tuple | list) else (heads,)
-    left = {id(p) for head in heads for p in head.parameters()}
+    left = classifier_parameters(model)
     left |= {id(m.weight) for m in model.modules() if getattr(m, "groups", 1) > 1 and hasattr(m, "weight")}
     mixing = [p for p in decayed["params"] if id(p) not in left]
     decayed["params"] = [p for p in decayed["params"] if id(p) in left]

@@ -95,12 +95,11 @@ def forecast(recipe: str | Path | None = None, **options: Any) -> Forecast:
 
     recipe and options as for `train`. Raises what `train` would raise at its start.
     """
-    return forecast_config(make_config(recipe, **options))
+    return forecast_config(settle(make_config(recipe, **options)))
 
 
 def forecast_config(config: Config) -> Forecast:
-    """What a run of this configuration will take."""
-    config = settle(config)
+    """What a run of this configuration, a settled one, will take."""
     free = _free_mb(pick_device(config.device))
     state = State(config)
     wanted = WARM_STEPS + min(MOST_STEPS, state.steps_per_epoch)

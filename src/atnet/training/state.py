@@ -10,7 +10,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from atnet.config import Config
+from atnet.config import Config, DataConfig
 from atnet.data.classes import display_names
 from atnet.data.loader import make_preprocess
 from atnet.data.order import derive_seed
@@ -123,12 +123,18 @@ class State:
             network.load_state_dict(checkpoint["networks"][name])
 
 
+def mean_and_std(data: DataConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of the colours, each (1, 3, 1, 1)."""
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (data.mean, data.std))
+    return mean, std
+
+
 def prepare(state: State, pixels: Tensor, labels: Tensor, mix: nn.Module | None) -> tuple[Tensor, Tensor]:
     """uint8 pixels and labels to normalised images and targets on the device, mixed; seeds the step."""
     config, device = state.config, state.device
     seed_generators(derive_seed(config.seed, "step", state.step), device)
     pixels = pixels.to(device, non_blocking=True, memory_format=torch.channels_last)
-    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (config.data.mean, config.data.std))
+    mean, std = mean_and_std(config.data, device)
     images = (pixels / 255 - mean) / std
     targets = labels.to(device, non_blocking=True)
     return mix(images, targets) if mix else (images, targets)
