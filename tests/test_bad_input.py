@@ -36,12 +36,28 @@ def no_such_recipe(data, run):
     return ["train", "digit.yaml"]
 
 
-@case("Did you mean --optim.weight-decay")
+@case("mine.yml: no such recipe; did you mean mine.yaml?")
+def a_recipe_with_another_ending(data, run):
+    Path("mine.yaml").write_text("epochs: 1\n")
+    return ["train", "mine.yml"]
+
+
+@case("--optim.weight-decays: there is no such option; did you mean --optim.weight-decay?")
 def no_such_option(data, run):
     return ["train", "--data", str(data), "--optim.weight-decays", "1"]
 
 
-@case('[optim][lrate]" from mine.yaml')
+@case("--lr: there is no such option; did you mean --optim.lr?")
+def an_option_without_its_section(data, run):
+    return ["train", "--data", str(data), "--lr", "1e-3"]
+
+
+@case("--batch-size: there is no such option; did you mean --batch?")
+def an_option_of_another_tool(data, run):
+    return ["train", "--data", str(data), "--batch-size", "32"]
+
+
+@case("mine.yaml: optim.lrate: there is no such setting; did you mean optim.lr?")
 def no_such_key_in_a_recipe(data, run):
     Path("mine.yaml").write_text("optim: {lrate: 1}\n")
     return ["train", "mine.yaml", "--data", str(data)]
@@ -53,9 +69,20 @@ def a_recipe_that_is_none(data, run):
     return ["train", "mine.yaml"]
 
 
-@case('unable to convert "many"')
+@case("--epochs: 'many' is not a whole number")
 def a_word_for_a_number(data, run):
     return ["train", "--data", str(data), "--epochs", "many"]
+
+
+@case("mine.yaml: epochs: '2.5' is not a whole number")
+def a_fraction_for_a_whole_number(data, run):
+    Path("mine.yaml").write_text("epochs: 2.5\n")
+    return ["train", "mine.yaml", "--data", str(data)]
+
+
+@case("--time-budget: 'soon' is not a time; write 45s, 20m or 1h30m")
+def a_word_for_a_time(data, run):
+    return ["train", "--data", str(data), "--time-budget", "soon"]
 
 
 @case("optim.lr=-1.0 must be above 0")
@@ -82,6 +109,18 @@ def not_a_picture(data, run):
 @case("no such run, folder or weights file")
 def no_such_weights(data, run):
     return ["eval", "--weights", "runs/nowhere"]
+
+
+@case("runs/frist: no such run, folder or weights file; did you mean runs/first?")
+def weights_of_a_misspelt_run(data, run):
+    Path("runs/first").mkdir(parents=True)
+    return ["eval", "--weights", "runs/frist"]
+
+
+@case("runs/frist: no such run; did you mean runs/first?")
+def resuming_a_misspelt_run(data, run):
+    Path("runs/first").mkdir(parents=True)
+    return ["train", "--resume", "runs/frist"]
 
 
 @case("not a safetensors file")
@@ -115,6 +154,17 @@ def weights_of_another_architecture(data, run):
 def an_empty_folder(data, run):
     Path("empty").mkdir()
     return ["train", "--data", "empty"]
+
+
+@case("its pictures lie in no class folder; give the folder above it if it is one class")
+def the_folder_of_one_class(data, run):
+    return ["train", "--data", str(data / "train" / "one")]
+
+
+@case("photos?; give a folder of class folders")
+def a_misspelt_folder(data, run):
+    Path("photos").mkdir()
+    return ["train", "--data", "photo"]
 
 
 @case("1 class folders with pictures; a classifier needs two or more")

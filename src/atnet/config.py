@@ -3,17 +3,21 @@
 The command line, recipes and Python all go through `make_config`: one set of names and checks.
 """
 
+import datetime
+import difflib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from cyclopts import App, CycloptsError, Parameter, Token
+from cyclopts import App, CoercionError, CycloptsError, Parameter, Token, UnknownOptionError
 from cyclopts.config import Dict
 
 from atnet.errors import ConfigError
+from atnet.files import did_you_mean
 
 MAX_YAML_BYTES = 1_000_000
 SECTIONS = ("data", "augment", "optim", "schedule")
@@ -29,6 +33,31 @@ def _check_range(**values: tuple[float, float, float]) -> None:
         _check(low <= value <= high, f"{name}={value} is out of range: use {low} to {high}")
 
 
+def _whole(kind: type, tokens: Sequence[Token]) -> int:
+    """A whole number; the parser's own conversion rounds 3.7 to 4. Raises ValueError on anything else."""
+    word = tokens[0].value
+    try:
+        number = float(word)
+    except ValueError:
+        number = math.nan
+    if not number.is_integer():
+        raise ValueError(f"{word!r} is not a whole number")
+    return int(number)
+
+
+def _batch(kind: type, tokens: Sequence[Token]) -> int:
+    """A count, or "auto", which is 0 until a batch is found. Raises ValueError on anything else."""
+    word = tokens[0].value
+    if word == "auto":
+        return 0
+    if not word.isdecimal() or int(word) == 0:
+        raise ValueError(f"{word!r} is neither a count of pictures nor auto")
+    return int(word)
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Pictures and how evaluation sees them."""
@@ -37,7 +66,7 @@ class DataConfig:
     """A folder of class folders, or of train/ and val/ with these, or "digits", the embedded set. Short: --data."""
     val_share: float = 0.2
     """Share of each class held out for validation where the source has no validation part."""
-    size: int = 224
+    size: Whole = 224
     """Side of the network's input, in pixels."""
     crop_pct: float = 0.875
     """Evaluation: size over the shorter side of the resized picture, before the centre crop."""
@@ -49,9 +78,9 @@ class DataConfig:
     """Standard deviation of the colours (ImageNet's)."""
     cache: Literal["none", "ram"] = "none"
     """ram: each picture is decoded once and kept, shorter side at most cache_size."""
-    cache_size: int = 256
+    cache_size: Whole = 256
     """Shorter side of a cached training picture, in pixels."""
-    workers: int = 2
+    workers: Whole = 2
     """Loader processes; 0 loads in the training process. Results do not depend on it."""
 
     def __post_init__(self) -> None:
@@ -81,9 +110,9 @@ class AugmentConfig:
     """Smallest share of a picture's area that a random resized crop takes; 1 keeps all of it."""
     flip: float = 0.5
     """Probability of a mirrored picture."""
-    randaugment: int = 0
+    randaugment: Whole = 0
     """RandAugment operations for each picture; 0 is off."""
-    magnitude: int = 9
+    magnitude: Whole = 9
     """RandAugment strength, 0 to 30."""
     erasing: float = 0.0
     """Probability of random erasing."""
@@ -118,7 +147,7 @@ class OptimConfig:
     """Decay of the two moments."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 is off."""
-    accumulate: int = 1
+    accumulate: Whole = 1
     """Parts that a batch is computed in, to save memory."""
 
     def __post_init__(self) -> None:
@@ -160,41 +189,31 @@ class ScheduleConfig:
         )
 
 
-def _batch(kind: type, tokens: Sequence[Token]) -> int:
-    """A count, or "auto", which is 0 until a batch is found. Raises ValueError on anything else."""
-    word = tokens[0].value
-    if word == "auto":
-        return 0
-    if not word.isdecimal() or int(word) == 0:
-        raise ValueError(f"--batch {word!r} is neither a count of pictures nor auto")
-    return int(word)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A run."""
 
     model: str = "xxxs"
     """An AT-Net size (see `atnet sizes`) or any timm architecture."""
-    epochs: int = 20
+    epochs: Whole = 20
     """Passes over the training pictures."""
     batch: Annotated[int, Parameter(converter=_batch)] = 64
     """Pictures for each step of the optimizer; auto takes the most that fit, up to 256, with 20 steps an epoch."""
-    seed: int = 0
+    seed: Whole = 0
     """Same seed, same run: order, augmentation, initial weights."""
     label_smoothing: float = 0.1
     """Share of the target spread over all classes."""
     drop_path: float = 0.0
     """Stochastic depth of the last layer."""
     ema: float = 0.9998
-    """Decay of the moving average of the weights, smaller in the first steps; 0 is off."""
+    """Decay of the moving average of the weights; at step t at most t / (t + 9), a tenth of a short run. 0 is off."""
     checkpointing: bool = False
     """Compute activations twice to save memory."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto takes cuda, then mps, then cpu."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto is bf16 autocast on GPUs that have it, else fp32."""
-    threads: int = 0
+    threads: Whole = 0
     """CPU threads; 0 leaves it to torch."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -254,7 +273,61 @@ def make_config(recipe: str | Path | None = None, **options: Any) -> Config:
     try:
         return maker([])  # type: ignore[no-any-return]
     except CycloptsError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(plainly(error)) from error
+
+
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    datetime.timedelta: "a time; write 45s, 20m or 1h30m",
+}
+OTHER_TOOLS = {
+    "batch_size": "batch", "lr0": "optim.lr", "learning_rate": "optim.lr", "opt": "optim.name",
+    "optimizer": "optim.name",
+    "clip_grad": "optim.clip", "grad_accum_steps": "optim.accumulate",
+    "warmup_epochs": "schedule.warmup", "imgsz": "data.size", "img_size": "data.size", "num_workers": "data.workers",
+    "hflip": "augment.flip", "fliplr": "augment.flip", "scale": "augment.crop_scale", "aa": "augment.randaugment",
+    "reprob": "augment.erasing", "smoothing": "label_smoothing", "model_ema_decay": "ema", "amp": "precision",
+    "grad_checkpointing": "checkpointing", "output": "out", "output_dir": "out",
+}  # fmt: skip
+"""What timm, torchvision, Hugging Face and ultralytics call some of our options."""
+
+
+def plainly(error: CycloptsError) -> str:
+    """The parser's error as a person says it, with the option that was probably meant."""
+    if isinstance(error, UnknownOptionError):
+        names = {name for argument in error.argument_collection for name in argument.names}
+        near = _nearest(_name(error.token), sorted(name.lstrip("-").replace("-", "_") for name in names))
+        typed = error.token.source == "cli"
+        return f"{_place(error.token)}: there is no such {'option' if typed else 'setting'}; " + (
+            f"did you mean {'--' + near.replace('_', '-') if typed else near}?" if near else "`--help` lists them all"
+        )
+    if isinstance(error, CoercionError) and error.token:
+        if error.msg is not None:
+            return f"{_place(error.token)}: {error.msg}"
+        if error.target_type in KINDS:
+            return f"{_place(error.token)}: {error.token.value!r} is not {KINDS[error.target_type]}"
+    return str(error)
+
+
+def _name(token: Token) -> str:
+    """The option's name as Python has it: optim.lr, of --optim.lr and [optim][lr]."""
+    return re.sub(r"\W+", ".", (token.keyword or token.value).replace("-", "_")).strip("._")
+
+
+def _place(token: Token) -> str:
+    """Where the user gave the option: --optim.lr, or mine.yaml: optim.lr."""
+    return str(token.keyword or token.value) if token.source in ("", "cli") else f"{token.source}: {_name(token)}"
+
+
+def _nearest(word: str, names: Sequence[str]) -> str:
+    """The name most like the word, in whole or by its last part (lr for optim.lr); "" if none is."""
+    close = difflib.get_close_matches(word, names, 1, 0.8)
+    if not close and OTHER_TOOLS.get(word) in names:
+        close = [OTHER_TOOLS[word]]
+    last = difflib.get_close_matches(word.rpartition(".")[2], [name.rpartition(".")[2] for name in names], 1)
+    return (close or [name for name in names if last and name.rpartition(".")[2] == last[0]] or [""])[0]
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -270,7 +343,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file's mapping. Raises ConfigError if it is absent, too large, or no mapping."""
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"{path}: no such recipe; the shipped ones are in recipes/")
+        near = did_you_mean(path, "recipes", among=lambda found: found.suffix in (".yaml", ".yml"))
+        raise ConfigError(f"{path}: no such recipe{near or '; the shipped ones are in recipes/'}")
     if path.stat().st_size > MAX_YAML_BYTES:
         raise ConfigError(f"{path}: {path.stat().st_size:,} bytes are too many for a recipe")
     try:

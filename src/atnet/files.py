@@ -1,6 +1,8 @@
-"""Files that are whole or absent, and the pointer to the newest run."""
+"""Files that are whole or absent, names that were nearly right, and the pointer to the newest run."""
 
+import difflib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -24,3 +26,20 @@ def resolve_run(where: str | Path) -> Path:
     if path.name == "last" and path.is_file() and path.stat().st_size < 4096:
         return path.parent / path.read_text(encoding="utf-8").strip()
     return path
+
+
+def did_you_mean(path: Path, *folders: str, among: Callable[[Path], bool] = Path.exists) -> str:
+    """ "; did you mean X?" with what is called most alike beside the path or in the folders; "" if nothing is.
+
+    among: which files and folders can be meant.
+    """
+    for folder in (path.parent, *map(Path, folders)):
+        try:
+            names = sorted(name for name in os.listdir(folder) if among(folder / name))
+        except OSError:
+            continue
+        same = [name for name in names if Path(name).stem == path.name]
+        close = same or difflib.get_close_matches(path.name, names, 1)
+        if close:
+            return f"; did you mean {folder / close[0]}?"
+    return ""

@@ -52,3 +52,11 @@ def test_mixed_pictures_make_no_gap():
 
 def test_two_epochs_tell_nothing():
     assert describe_fit(rows([2, 1], [2, 3], [20, 90], [20, 20]), PLAIN)[0].startswith("Fewer than three epochs")
+
+
+def test_an_average_that_lags_is_named():
+    lagging = rows([2, 1.5, 1.2], [2, 1.5, 1.3], [20, 40, 60], [20, 40, 58])
+    for row, average in zip(lagging, (10, 20, 41.5), strict=True):
+        row |= {"ema_val_loss": "1.6", "ema_val_top1": str(average)}
+    said = describe_fit(lagging, PLAIN)
+    assert any(one.startswith("The moving average ends 16.5 points below the last weights") for one in said)

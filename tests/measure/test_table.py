@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 import atnet
+from atnet.cli.table import table
 from atnet.errors import ConfigError
-from atnet.measure.table import BEGIN, END, add_record, cost, write_table
+from atnet.measure.table import BEGIN, END, add_record, cost
 
 README = f"# Title\n\n{BEGIN}\nold\n{END}\n\nAfter.\n"
 
@@ -34,7 +35,7 @@ def place(tmp_path):
 
 
 def make(place):
-    write_table(place / "results", place / "README.md", place / "docs" / "accuracy.png")
+    table(results=place / "results", readme=place / "README.md", picture=place / "docs" / "accuracy.png")
     return (place / "README.md").read_text()
 
 
@@ -121,6 +122,6 @@ def test_the_published_table_is_what_the_records_say(tmp_path):
     root = Path(__file__).parent.parent.parent
     text = (root / "README.md").read_text()
     (tmp_path / "README.md").write_text(text)
-    write_table(root / "results", tmp_path / "README.md", tmp_path / "docs" / "accuracy.png")
+    table(results=root / "results", readme=tmp_path / "README.md", picture=tmp_path / "docs" / "accuracy.png")
     assert (tmp_path / "README.md").read_text() == text
     assert not re.search(r"^\|.*\?.*\|$", text, re.M)

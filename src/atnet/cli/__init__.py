@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError
 from cyclopts.config import Dict
 from rich.console import Console
 
-from atnet.config import SECTIONS, read_yaml
+from atnet.config import SECTIONS, plainly, read_yaml
 from atnet.errors import AtnetError, ConfigError
 
 app = App(
@@ -82,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (AtnetError, CycloptsError) as error:
         if debug:
             raise
-        Console(stderr=True).print(f"atnet: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        said = plainly(error) if isinstance(error, CycloptsError) else str(error)
+        Console(stderr=True).print(f"atnet: {said}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt as stopped:
         said = str(stopped) or "stopped"

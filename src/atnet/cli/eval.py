@@ -46,12 +46,13 @@ def evaluate(
     for row in sorted(rows, key=lambda r: (np.isnan(r[3]), r[3])):
         names = (Text(printable(name)) for name in row[:2])
         table.add_row(*names, str(row[2]), *("-" if np.isnan(v) else f"{v:.2f}" for v in row[3:]))
+    top = f"top-1 {scores.top1:.4f}%" + (f"  top-5 {scores.top5:.4f}%" if scores.classes > 5 else "")
     console = Console(highlight=False)
     console.print(table)
     console.print(
         f"\n{scores.count:,} pictures of {done.pictures} at {info.preprocess.size} px\n"
         f"weights {done.weights}: {'moving average ' if info.moving_average else ''}after epoch {info.epoch}\n"
-        f"top-1 {scores.top1:.4f}%  top-5 {scores.top5:.4f}%  loss {scores.loss:.5f}\n"
+        f"{top}  loss {scores.loss:.5f}\n"
         f"balanced accuracy {scores.balanced_accuracy:.2f}%  macro F1 {scores.macro_f1:.2f}%",
         markup=False,
         soft_wrap=True,

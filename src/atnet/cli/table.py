@@ -25,10 +25,14 @@ def table(
     picture
         Accuracy over parameters, a PNG.
     """
-    from atnet.measure.table import add_record, write_table
+    from atnet.measure.table import add_record, points_of, read_results, write_table
+    from atnet.show.pictures import draw_accuracy
 
     written = [add_record(run, results) for run in add]
-    write_table(results, readme, picture)
+    found = read_results(results)
+    write_table(found, readme, picture)
+    if found:
+        draw_accuracy(points_of(found), picture)
     console = Console(highlight=False)
     for path in [*written, readme, picture]:
         if path.exists():

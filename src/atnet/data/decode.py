@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from atnet.errors import DataError
+from atnet.files import did_you_mean
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 50_000_000
@@ -41,7 +42,7 @@ def decode(source: str | Path | bytes, name: str = "", max_pixels: int = MAX_PIX
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{name}: no such picture") from error
+        raise DataError(f"{name}: no such picture{did_you_mean(Path(name))}") from error
     except (
         OSError,
         ValueError,

@@ -15,6 +15,7 @@ from PIL import Image
 
 from atnet.data.decode import decode
 from atnet.errors import ConfigError, DataError
+from atnet.files import did_you_mean
 from atnet.progress import progress_bar
 
 log = logging.getLogger("atnet")
@@ -116,7 +117,8 @@ def open_labelled(source: str, part: Literal["train", "val"] = "val") -> Picture
 def _existing(source: str) -> Path:
     root = Path(source).expanduser()
     if not root.is_dir():
-        raise DataError(f"{source}: no such folder; give a folder of class folders, or 'digits'")
+        near = did_you_mean(root, among=Path.is_dir)
+        raise DataError(f"{source}: no such folder{near}; give a folder of class folders, or 'digits'")
     return root
 
 
@@ -142,6 +144,11 @@ def _open_folder(root: Path) -> Pictures:
         counts.append(len(found))
         ids += found
     if not ids:
+        if any(os.path.splitext(name)[1].lower() in SUFFIXES for name in os.listdir(root)):
+            raise DataError(
+                f"{root}: its pictures lie in no class folder; give the folder above it if it is one class, "
+                "else sort them into a folder for each class"
+            )
         raise DataError(
             f"{root}: no class folders with pictures in it; expected {root.name}/CLASS/PICTURE, "
             f"a picture ending in {', '.join(sorted(SUFFIXES))}"

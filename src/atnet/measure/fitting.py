@@ -6,6 +6,7 @@ from typing import Any
 RISE = 0.02
 GAP = 10.0
 GAIN = 0.5
+LAG = 3.0
 
 
 def describe_fit(rows: Sequence[dict[str, str]], config: dict[str, Any]) -> list[str]:
@@ -14,6 +15,7 @@ def describe_fit(rows: Sequence[dict[str, str]], config: dict[str, Any]) -> list
     rows: metrics by epoch.  config: the run's, of which augmentation and schedule are looked at.
     Over-fitting: the validation loss lies 2% above its lowest while the training loss fell on; or training
     top-1 lies 10 points above validation's. Not finished: the last fifth of the epochs still gained 0.5 points.
+    Lagging: the moving average ends 3 points below the last weights.
     """
     if len(rows) < 3:
         return ["Fewer than three epochs: too few to tell over-fitting from learning."]
@@ -48,6 +50,12 @@ def describe_fit(rows: Sequence[dict[str, str]], config: dict[str, Any]) -> list
         said.append(
             f"Still learning: {what} top-1 rose by {gain:.1f} points in the last {last}. "
             f"A longer run will likely be better: --epochs {2 * len(rows)}."
+        )
+    behind = float(rows[-1]["val_top1"]) - top1[-1]
+    if behind > LAG:
+        said.append(
+            f"The moving average ends {behind:.1f} points below the last weights: the run was too short for it. "
+            "Train longer, or name last.safetensors where weights are asked for."
         )
     if not said or (mixed and len(said) == 1):
         said.append(

@@ -21,7 +21,7 @@ from atnet.config import Config, make_config, read_yaml, to_yaml
 from atnet.data.classes import spreadsheet_names, spreadsheet_safe
 from atnet.data.sources import Pictures
 from atnet.errors import ConfigError
-from atnet.files import resolve_run, write_whole
+from atnet.files import did_you_mean, resolve_run, write_whole
 from atnet.measure.metrics import Scores
 
 CONFIG, ENVIRONMENT, METRICS, RECORD = "config.yaml", "environment.yaml", "metrics.csv", "record.json"
@@ -75,9 +75,15 @@ def _point_last(run: Path) -> None:
 
 def open_run(run: Path) -> Config:
     """The configuration of an existing run. Raises ConfigError if the folder is no run."""
+    _require_folder(run)
     if not (run / CONFIG).is_file():
         raise ConfigError(f"{run}: no {CONFIG} in it, so it is no run; give a folder below runs/")
     return make_config(run / CONFIG)
+
+
+def _require_folder(run: Path) -> None:
+    if not run.is_dir():
+        raise ConfigError(f"{run}: no such run{did_you_mean(run, 'runs', among=Path.is_dir)}")
 
 
 def environment() -> dict[str, Any]:
@@ -199,6 +205,7 @@ def kept_weights(record: dict[str, Any]) -> str:
 def read_record(where: str | Path) -> tuple[Path, dict[str, Any]]:
     """A finished run's folder and record. Raises ConfigError if it is no run, or not finished."""
     run = resolve_run(where)
+    _require_folder(run)
     if not (run / RECORD).is_file():
         if (run / CHECKPOINT).is_file():
             raise ConfigError(f"{run}: not finished; go on with: atnet train --resume {run}")

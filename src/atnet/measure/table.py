@@ -131,24 +131,20 @@ def make_table(results: Results) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write_table(results: Path, readme: Path, picture: Path) -> None:
-    """Puts the table between the markers in readme, and the picture of accuracy over parameters in a file."""
-    from atnet.show.pictures import draw_accuracy
-
-    found = read_results(results)
+def write_table(results: Results, readme: Path, picture: Path) -> None:
+    """Puts the table, and below it the picture that is to be there, between the markers in readme."""
     text = readme.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ConfigError(f"{readme}: no place for the table; put these lines where it belongs:\n{BEGIN}\n{END}")
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
-    body = f"{make_table(found)}\n"
-    if found:
-        draw_accuracy(_points(found), picture)
+    body = f"{make_table(results)}\n"
+    if results:
         body += f"\n![Top-1 over parameters]({picture.relative_to(readme.parent).as_posix()})\n"
     write_whole(readme, f"{before}{BEGIN}\n{body}{END}{after}".encode())
 
 
-def _points(results: Results) -> dict[str, list[tuple[str, float, float]]]:
+def points_of(results: Results) -> dict[str, list[tuple[str, float, float]]]:
     """For each protocol the models with parameters (millions, at 1000 classes) and top-1."""
     points: dict[str, list[tuple[str, float, float]]] = {}
     for (model, protocol), result in sorted(results.items()):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import atnet.timm  # noqa: F401  registers the names
 from atnet.data.preprocess import Preprocess
 from atnet.errors import ConfigError, WeightsError
-from atnet.files import resolve_run
+from atnet.files import did_you_mean, resolve_run
 from atnet.model.sizes import SIZES
 
 LAST, EMA, BEST = "last.safetensors", "ema.safetensors", "best.safetensors"
@@ -121,7 +121,7 @@ def find_weights(where: str | Path) -> Path:
                 return path / name
         raise WeightsError(f"{path}: no weights in it ({EMA}, {LAST} or model.safetensors)")
     if not path.is_file():
-        raise WeightsError(f"{path}: no such run, folder or weights file")
+        raise WeightsError(f"{path}: no such run, folder or weights file{did_you_mean(path, 'runs')}")
     return path
 
 

@@ -70,13 +70,13 @@ def draw_confusion(confusion: NDArray[np.int64], names: Sequence[str], path: Pat
         axes.set_xticks(range(classes), shown, rotation=90, parse_math=False)
         axes.set_yticks(range(classes), shown, parse_math=False)
     if classes <= NAMED / 2:
+        size = "medium" if classes <= 10 else "small"
         for row, column in np.argwhere(confusion):
             colour = "white" if shares[row, column] > 0.5 else "0.2"
-            axes.text(
-                column, row, str(confusion[row, column]), ha="center", va="center", color=colour, fontsize="x-small"
-            )
-    axes.set_xlabel("called")
-    axes.set_ylabel("is")
+            count = str(confusion[row, column])
+            axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=size)
+    axes.set_xlabel("class called by the network")
+    axes.set_ylabel("true class")
     figure.savefig(path, dpi=100)
 
 
@@ -155,9 +155,9 @@ def draw_accuracy(points: dict[str, list[tuple[str, float, float]]], path: Path)
 
 def _mosaic(images: list[Image.Image], titles: list[str], path: Path, *, empty: str) -> None:
     """Images with a title of two lines above each, four in a row."""
-    side, gap, letters, columns = 232, 8, 13, 4
+    side, gap, letters, columns = 232, 10, 13, 4
     font = ImageFont.truetype(findfont("DejaVu Sans"), letters)
-    head = 2 * letters + 8
+    head = 2 * letters + 22  # the space above a title is wider than that below it
     rows = max(-(-len(images) // columns), 1)
     sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (head + side + gap) + gap), "white")
     pen = ImageDraw.Draw(sheet)
@@ -168,7 +168,7 @@ def _mosaic(images: list[Image.Image], titles: list[str], path: Path, *, empty: 
         smooth = Image.Resampling.LANCZOS if scale < 2 else Image.Resampling.NEAREST  # pixels stay visible
         sheet.paste(image.resize(shown, smooth), (x, y + head))
         for line, words in enumerate(title.split("\n")[:2]):
-            pen.text((x, y + line * (letters + 2)), drawable(words, 30), "black", font)
+            pen.text((x, y + 14 + line * (letters + 2)), drawable(words, 30), "black", font)
     if not images:
         pen.text((gap, gap), empty, "black", font)
     sheet.save(path)

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def _page(run: Path, record: dict[str, Any]) -> str:
     rows = read_metrics(run)
     environment = read_yaml(run / ENVIRONMENT)
     scores, classes = _scores(run, record)
+    begun = f"{datetime.fromisoformat(environment['started']):%d %B %Y, %H:%M} UTC".lstrip("0")
     found = calibration(scores.predicted == scores.labels, scores.confidence)
     kept = kept_weights(record)
     hardest, left_out = _class_rows(scores, display_names(classes))
@@ -63,13 +65,13 @@ def _page(run: Path, record: dict[str, Any]) -> str:
     templates = Environment(loader=PackageLoader("atnet", "show"), autoescape=True, undefined=StrictUndefined)
     return templates.get_template(REPORT).render(
         title=f"{record['model']} on {printable(record['data'])}",
-        subtitle=f"Run {printable(run.resolve().name)}, begun {environment['started']}, {duration(record['seconds'])}; "
+        subtitle=f"Run {printable(run.resolve().name)}, begun {begun}, {duration(record['seconds'])}; "
         f"{record['train_pictures']:,} training and {record['val_pictures']:,} validation pictures of "
         f"{record['classes']} classes at {record['size']} px. Figures are those of the "
         f"{'moving average of the weights' if kept == 'ema' else 'weights'} after the last epoch.",
         figures=[
             (f"{record['top1'][kept]:.2f}%", "top-1"),
-            (f"{record['top5'][kept]:.2f}%", "top-5"),
+            *([(f"{record['top5'][kept]:.2f}%", "top-5")] if record["classes"] > 5 else []),
             (f"{scores.balanced_accuracy:.2f}%", "balanced accuracy"),
             (f"{scores.macro_f1:.2f}%", "macro F1"),
             (f"{found.error:.1f}%", "calibration error"),

@@ -60,7 +60,9 @@ class State:
             self.model.set_grad_checkpointing(True)  # type: ignore[operator]
         self.model = self.model.to(self.device).to(memory_format=torch.channels_last)
         self._try_out()
-        self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema else None
+        self.ema = None
+        if config.ema:
+            self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
         self.optimizers = make_optimizers(self.model, config.optim)
         self.epoch = 0  # whole epochs done, evaluated and saved
         self.step = 0  # steps done
