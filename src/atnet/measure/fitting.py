@@ -19,7 +19,9 @@ def describe_fit(rows: Sequence[dict[str, str]], config: dict[str, Any]) -> list
     """
     if len(rows) < 3:
         return ["Fewer than three epochs: too few to tell over-fitting from learning."]
-    kept = "ema_val" if rows[-1]["ema_val_loss"] else "val"
+    last = rows[-1]
+    behind = float(last["val_top1"]) - float(last["ema_val_top1"] or last["val_top1"])
+    kept = "ema_val" if last["ema_val_loss"] and behind <= LAG else "val"
     loss, top1 = ([float(row[f"{kept}_{kind}"]) for row in rows] for kind in ("loss", "top1"))
     train_loss, train_top1 = ([float(row[f"train_{kind}"]) for row in rows] for kind in ("loss", "top1"))
     what = "the moving average's validation" if kept == "ema_val" else "the validation"
@@ -46,12 +48,11 @@ def describe_fit(rows: Sequence[dict[str, str]], config: dict[str, Any]) -> list
     fifth = max(len(rows) // 5, 1)
     gain = top1[-1] - max(top1[:-fifth])
     if gain >= GAIN:
-        last = "epoch" if fifth == 1 else f"{fifth} epochs"
+        span = "epoch" if fifth == 1 else f"{fifth} epochs"
         said.append(
-            f"Still learning: {what} top-1 rose by {gain:.1f} points in the last {last}. "
+            f"Still learning: {what} top-1 rose by {gain:.1f} points in the last {span}. "
             f"A longer run will likely be better: --epochs {2 * len(rows)}."
         )
-    behind = float(rows[-1]["val_top1"]) - top1[-1]
     if behind > LAG:
         said.append(
             f"The moving average ends {behind:.1f} points below the last weights: the run was too short for it. "

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -60,7 +61,7 @@ def _page(run: Path, record: dict[str, Any]) -> str:
     def picture(name: str, says: str) -> Markup:
         if images[name] is None:
             return Markup("<p class='note'>{}.png is not in the run folder.</p>").format(name)
-        return Markup("<p><img src='{}' alt='{}'></p>").format(images[name], says)
+        return Markup("<div class='wide'><img class='{}' src='{}' alt='{}'></div>").format(name, images[name], says)
 
     templates = Environment(loader=PackageLoader("atnet", "show"), autoescape=True, undefined=StrictUndefined)
     return templates.get_template(REPORT).render(
@@ -78,7 +79,7 @@ def _page(run: Path, record: dict[str, Any]) -> str:
             (f"{record['parameters'] / 1e6:.2f}M", "parameters"),
             (f"{record['images_per_s']:.0f}", "training images/s"),
         ],
-        fit=describe_fit(rows, record["config"]),
+        fit=[_unbroken(sentence) for sentence in describe_fit(rows, record["config"])],
         classes=hardest,
         left_out=left_out,
         calibration=_calibration_in_words(found, scores),
@@ -129,6 +130,11 @@ def _class_rows(scores: Scores, names: Sequence[str]) -> tuple[list[dict[str, An
             }
         )
     return rows, len(order) - len(rows)
+
+
+def _unbroken(sentence: str) -> Markup:
+    """The sentence with its options as code, which a narrow page does not break."""
+    return Markup(re.sub(r"(--[\w.-]*\w(?: \d[\d.]*\b)?)", r"<code>\1</code>", str(escape(sentence))))
 
 
 def _calibration_in_words(found: Calibration, scores: Scores) -> str:
