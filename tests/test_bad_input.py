@@ -9,7 +9,7 @@ import pytest
 
 import atnet
 from atnet.cli import main
-from atnet.model.load import LAST
+from atnet.model.info import LAST
 
 QUICK = ["--data.size", "32", "--data.workers", "0", "--batch", "20", "--epochs", "1"]
 Case = Callable[[Path, Path], list[str]]
@@ -141,7 +141,7 @@ def weights_of_another_shape(data, run):
     return ["eval", "--weights", str(run / LAST), "--data", str(data)]
 
 
-@case("safetensors without AT-Net's metadata")
+@case("without AT-Net's metadata")
 def weights_of_another_architecture(data, run):
     import torch
     from safetensors.torch import save_file

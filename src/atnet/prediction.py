@@ -1,16 +1,18 @@
 """Named answers for pictures."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from atnet.data.decode import decode
-from atnet.device import pick_device
-from atnet.model.load import load
+from atnet.model.info import WeightsInfo, find_weights
 from atnet.progress import progress_bar
+
+Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,27 +41,50 @@ def predict(
 ) -> list[Prediction]:
     """What each picture shows.
 
-    weights: a run, a folder or a safetensors file.
+    weights: a run, a folder, a safetensors file, or an ONNX file of `atnet export`, which needs no torch.
     Raises DataError naming a picture that cannot be read, WeightsError on unusable weights.
     """
-    chosen = pick_device(device)
-    model, info = load(weights, str(chosen))
+    network, info = _open(find_weights(weights), device)
     paths = [pictures] if isinstance(pictures, str | Path) else list(pictures)
     answers = []
-    with torch.inference_mode(), progress_bar("Predicting", len(paths)) as advance:
+    with progress_bar("Predicting", len(paths)) as advance:
         for path in paths:
             began = time.perf_counter()
-            image = torch.from_numpy(info.preprocess(decode(path)))[None].to(chosen)
-            likely = model(image).float().softmax(1)[0].cpu().topk(min(top, len(info.classes)))
+            [logits] = network(info.preprocess(decode(path))[None])
+            shares = np.exp(logits - logits.max())
+            shares /= shares.sum()
+            likely = np.argsort(-shares, kind="stable")[:top].tolist()
             answers.append(
                 Prediction(
                     picture=str(path),
-                    top=tuple(
-                        (info.classes[i], info.class_names[i], p)
-                        for i, p in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
-                    ),
+                    top=tuple((info.classes[i], info.class_names[i], float(shares[i])) for i in likely),
                     milliseconds=1000 * (time.perf_counter() - began),
                 )
             )
             advance(1)
     return answers
+
+
+def _open(path: Path, device: str) -> tuple[Network, WeightsInfo]:
+    """A function from normalised images (N, 3, size, size) to logits (N, classes), and what the file says of itself."""
+    if path.suffix == ".onnx":
+        from atnet.deploy.onnx import OnnxNetwork, require_cpu
+
+        require_cpu(device)
+        network = OnnxNetwork(path)
+        return network, network.info
+
+    import torch
+
+    from atnet.device import pick_device
+    from atnet.model.load import load
+
+    chosen = pick_device(device)
+    model, info = load(path, str(chosen))
+
+    def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = model(torch.from_numpy(images).to(chosen)).float().cpu().numpy()
+        return logits
+
+    return run, info

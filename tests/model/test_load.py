@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 import atnet
 from atnet.data.preprocess import Preprocess
 from atnet.errors import WeightsError
-from atnet.model.load import WeightsInfo, to_safetensors
+from atnet.model.info import WeightsInfo
+from atnet.model.load import to_safetensors
 
 INFO = WeightsInfo(
     model="atnet_xxxs",

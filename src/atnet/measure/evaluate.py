@@ -18,7 +18,8 @@ from atnet.device import pick_device
 from atnet.errors import ConfigError
 from atnet.measure.metrics import Scores, hits
 from atnet.measure.record import CONFIG
-from atnet.model.load import WeightsInfo, find_weights, load
+from atnet.model.info import WeightsInfo, find_weights
+from atnet.model.load import load
 from atnet.progress import progress_bar
 
 
@@ -90,15 +91,18 @@ def evaluate(
         if timm.get_pretrained_cfg_value(info.model, "fixed_input_size"):
             raise ConfigError(f"{info.model} works at {info.preprocess.size} px only: leave --size out")
         info = dataclasses.replace(info, preprocess=dataclasses.replace(info.preprocess, size=size))
-    pictures = _pictures(path, data).relabel(info.classes)
+    pictures = open_validation(path, data).relabel(info.classes)
     loader = eval_loader(pictures, info.preprocess, batch, workers)
     model = model.to(memory_format=torch.channels_last)
     scores = score(model, loader, classes=len(info.classes), device=chosen, total=len(pictures))
     return Evaluation(weights=path, info=info, pictures=str(pictures.root or "digits (validation part)"), scores=scores)
 
 
-def _pictures(weights: Path, data: str | None) -> Pictures:
-    """The folder's pictures; of the run's own source the part that it was not trained on."""
+def open_validation(weights: Path, data: str | None) -> Pictures:
+    """The folder's pictures; of the run's own source, or without a folder, the part that it was not trained on.
+
+    weights: the file.  Raises ConfigError if no folder is given and the file lies in no run.
+    """
     recipe = weights.parent / CONFIG
     trained = make_config(recipe).data if recipe.is_file() else None
     if data is None and trained is None:

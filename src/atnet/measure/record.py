@@ -23,6 +23,7 @@ from atnet.data.sources import Pictures
 from atnet.errors import ConfigError
 from atnet.files import did_you_mean, resolve_run, write_whole
 from atnet.measure.metrics import Scores
+from atnet.system import process_peak_mb, processor
 
 CONFIG, ENVIRONMENT, METRICS, RECORD = "config.yaml", "environment.yaml", "metrics.csv", "record.json"
 PREDICTIONS, CHECKPOINT = "predictions.csv", "checkpoint.pt"
@@ -95,7 +96,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
@@ -132,24 +133,11 @@ def commit() -> str:
         return ""
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def peak_memory_mb(device: torch.device) -> float:
     """Most memory held so far, MB: of the GPU if the run is on one, else of the process; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+    return process_peak_mb()
 
 
 def read_metrics(run: Path) -> list[dict[str, str]]:

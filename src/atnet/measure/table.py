@@ -4,17 +4,14 @@ import json
 import shlex
 import statistics
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 from atnet.errors import ConfigError
 from atnet.files import write_whole
+from atnet.measure.cost import cost_of
 from atnet.measure.record import kept_weights, read_record, write_record
-from atnet.model.load import architecture, create_model
+from atnet.model.load import architecture
 from atnet.model.sizes import SIZES
 
 BEGIN, END = "<!-- table: begin, made by `make table` -->", "<!-- table: end -->"
@@ -96,16 +93,6 @@ def read_results(results: Path) -> Results:
     }
 
 
-@cache
-def cost(model: str, size: int) -> tuple[int, int]:
-    """Parameters at 1000 classes, and multiply-adds of one picture of size x size, fused attention counted."""
-    with torch.device("meta"):
-        network = create_model(model).eval()
-        with FlopCounterMode(display=False) as counter:
-            network(torch.empty(1, 3, size, size))
-    return sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2
-
-
 def make_table(results: Results) -> str:
     """The table in Markdown: our sizes, then peers; a column pair for each protocol that has a record."""
     protocols = sorted({protocol for _, protocol in results})
@@ -115,9 +102,9 @@ def make_table(results: Results) -> str:
     rows = []
     peers = sorted({model for model, _ in results if model.removeprefix("atnet_") not in SIZES})
     for model in [*(architecture(name) for name in SIZES), *peers]:
-        parameters, macs = cost(model, 224)
+        cost = cost_of(model, 224)
         size = SIZES.get(model.removeprefix("atnet_"))
-        row = [model.removeprefix("atnet_"), f"{parameters / 1e6:.2f}M", f"{macs / 1e6:,.0f}M"]
+        row = [model.removeprefix("atnet_"), f"{cost.parameters / 1e6:.2f}M", f"{cost.macs / 1e6:,.0f}M"]
         if size is None:
             row += [""] * 5
         else:
@@ -148,6 +135,6 @@ def points_of(results: Results) -> dict[str, list[tuple[str, float, float]]]:
     """For each protocol the models with parameters (millions, at 1000 classes) and top-1."""
     points: dict[str, list[tuple[str, float, float]]] = {}
     for (model, protocol), result in sorted(results.items()):
-        parameters, _ = cost(model, 224)
+        parameters = cost_of(model, 224).parameters
         points.setdefault(str(protocol), []).append((model, parameters / 1e6, result.top1))
     return points

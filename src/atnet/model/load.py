@@ -1,10 +1,8 @@
 """Models by name, and weights in safetensors files that say what they are."""
 
 import difflib
-import json
 import re
 import struct
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 import atnet.timm  # noqa: F401  registers the names
-from atnet.data.preprocess import Preprocess
 from atnet.errors import ConfigError, WeightsError
-from atnet.files import did_you_mean, resolve_run
+from atnet.model.info import WeightsInfo, find_weights
 from atnet.model.sizes import SIZES
 
-LAST, EMA, BEST = "last.safetensors", "ema.safetensors", "best.safetensors"
 MAX_HEADER_BYTES = 25_000_000
 
 
@@ -63,47 +59,11 @@ def create_classifier(name: str, *, classes: int, size: int, drop_path: float = 
         raise ConfigError(f"{name} cannot be built with {chosen}: {error}") from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class WeightsInfo:
-    """What a weights file says of itself.
-
-    classes: the data set's own names, in the order of the logits.  class_names: what a person reads.
-    """
-
-    model: str
-    classes: tuple[str, ...]
-    class_names: tuple[str, ...]
-    preprocess: Preprocess
-    epoch: int
-    moving_average: bool
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def to_metadata(self) -> dict[str, str]:
-        return {"format": "pt", "atnet": json.dumps(asdict(self))}
-
-    @classmethod
-    def from_metadata(cls, metadata: dict[str, str] | None, path: Path) -> "WeightsInfo":
-        """Raises WeightsError if the metadata is not such a file's."""
-        try:
-            values = json.loads((metadata or {})["atnet"])
-            made = cls(
-                model=str(values["model"]),
-                classes=tuple(map(str, values["classes"])),
-                class_names=tuple(map(str, values["class_names"])),
-                preprocess=Preprocess.from_dict(values["preprocess"]),
-                epoch=int(values["epoch"]),
-                moving_average=bool(values["moving_average"]),
-                facts=dict(values["facts"]),
-            )
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise WeightsError(
-                f"{path}: safetensors without AT-Net's metadata ({error}); use weights that `atnet train` wrote"
-            ) from error
-        if not made.classes or len(set(made.classes)) != len(made.classes):
-            raise WeightsError(f"{path}: its class list is empty or names a class twice")
-        if len(made.classes) != len(made.class_names):
-            raise WeightsError(f"{path}: its class list does not match its class names")
-        return made
+def classifier_parameters(model: nn.Module) -> set[int]:
+    """The ids of the parameters of a timm model's classifier, or classifiers."""
+    heads = model.get_classifier()  # type: ignore[operator]
+    heads = heads if isinstance(heads, tuple | list) else (heads,)
+    return {id(p) for head in heads for p in head.parameters()}
 
 
 def to_safetensors(state: dict[str, Tensor], info: WeightsInfo) -> bytes:
@@ -112,21 +72,10 @@ def to_safetensors(state: dict[str, Tensor], info: WeightsInfo) -> bytes:
     return safetensors.torch.save(plain, metadata=info.to_metadata())
 
 
-def find_weights(where: str | Path) -> Path:
-    """The weights file of a run or folder (the moving average before the last epoch), or the file itself."""
-    path = resolve_run(where)
-    if path.is_dir():
-        for name in (EMA, LAST, "model.safetensors"):
-            if (path / name).is_file():
-                return path / name
-        raise WeightsError(f"{path}: no weights in it ({EMA}, {LAST} or model.safetensors)")
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such run, folder or weights file{did_you_mean(path, 'runs')}")
-    return path
-
-
 def read_info(path: Path) -> WeightsInfo:
     """What the file says of itself, without its tensors. Raises WeightsError if it is no such file."""
+    if path.suffix == ".onnx":
+        raise WeightsError(f"{path}: an exported network; give the run or the safetensors file that it was made from")
     try:
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]

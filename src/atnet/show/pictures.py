@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from torch.nn.functional import one_hot
 
 from atnet.data.sources import Pictures
 from atnet.measure.metrics import Calibration, Scores
+
+if TYPE_CHECKING:
+    from atnet.measure.bench import Timing
 
 CURVES, CONFUSION, MISTAKES, SAMPLES = "curves.png", "confusion.png", "mistakes.png", "samples.png"
 BLUE, RED, GREEN = "#4477aa", "#cc6677", "#228833"
@@ -151,6 +155,30 @@ def draw_accuracy(points: dict[str, list[tuple[str, float, float]]], path: Path)
         axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+
+
+def draw_bench(timings: "Sequence[Timing]", path: Path) -> None:
+    """Milliseconds of each network, a panel for each engine, thread count and batch, as a PNG."""
+    panels: dict[str, list[Timing]] = {}
+    for timing in timings:
+        title = f"{timing.engine}, {timing.size} px, batch {timing.batch}, {timing.threads} threads"
+        panels.setdefault(title, []).append(timing)
+    tallest = max(map(len, panels.values()))
+    figure = Figure(figsize=(6.5 * len(panels), 1.2 + 0.28 * tallest), layout="constrained")
+    for axes, (title, shown) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
+        shown = sorted(shown, key=lambda timing: -timing.median)
+        bars = axes.barh(
+            [timing.model.removeprefix("atnet_") for timing in shown],
+            [timing.median for timing in shown],
+            color=[RED if timing.model.startswith("atnet_") else BLUE for timing in shown],
+        )
+        axes.bar_label(bars, fmt="%.3g", padding=3, fontsize="small")
+        axes.set_xscale("log")
+        axes.margins(x=0.15)
+        axes.set_xlabel("milliseconds")
+        axes.set_title(title, fontsize="medium")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=100)
 
 
 def _mosaic(images: list[Image.Image], titles: list[str], path: Path, *, empty: str) -> None:

@@ -33,12 +33,8 @@ from atnet.measure.record import (
     write_predictions,
     write_record,
 )
-from atnet.model.load import (
-    BEST,
-    EMA,
-    LAST,
-    to_safetensors,
-)
+from atnet.model.info import BEST, EMA, LAST
+from atnet.model.load import classifier_parameters, to_safetensors
 from atnet.progress import duration, progress_bar
 from atnet.show.pictures import (
     CONFUSION,
@@ -52,7 +48,7 @@ from atnet.show.pictures import (
 )
 from atnet.training.checkpoint import load_checkpoint, save_checkpoint
 from atnet.training.interruption import Interruption
-from atnet.training.optim import classifier_parameters, lr_at
+from atnet.training.optim import lr_at
 from atnet.training.plan import settle
 from atnet.training.state import State, Sums, mean_and_std, prepare, take_step
 

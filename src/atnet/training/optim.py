@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from atnet.config import Config, OptimConfig
+from atnet.model.load import classifier_parameters
 from atnet.training.muon import Muon
 
 DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -47,13 +48,6 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         if parameter.requires_grad:
             (decayed if id(parameter) in matrices and name not in spared else others).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def classifier_parameters(model: nn.Module) -> set[int]:
-    """The ids of the parameters of a timm model's classifier, or classifiers."""
-    heads = model.get_classifier()  # type: ignore[operator]
-    heads = heads if isinstance(heads, tuple | list) else (heads,)
-    return {id(p) for head in heads for p in head.parameters()}
 
 
 def make_optimizers(model: nn.Module, optim: OptimConfig) -> list[torch.optim.Optimizer]:

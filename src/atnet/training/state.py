@@ -17,7 +17,8 @@ from atnet.data.order import derive_seed
 from atnet.data.sources import open_parts
 from atnet.device import naming_shortage, pick_device, seed_generators
 from atnet.errors import ConfigError, DataError, TrainingError
-from atnet.model.load import EMA, LAST, WeightsInfo, create_classifier
+from atnet.model.info import EMA, LAST, WeightsInfo
+from atnet.model.load import create_classifier
 from atnet.training.optim import lr_at, make_optimizers
 
 _SMALLER = "use half the --batch, --optim.accumulate 2 (it in two parts), --checkpointing, or a smaller --data.size"

@@ -1,0 +1,45 @@
+"""An exported network, run by ONNX Runtime. Free of torch."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from atnet.errors import ConfigError, WeightsError
+from atnet.model.info import WeightsInfo
+
+MAX_BYTES = 2_000_000_000
+
+
+class OnnxNetwork:
+    """The network of an ONNX file that `atnet export` wrote, on the CPU.
+
+    info: what the file says of itself.  Files that the model file refers to are not opened.
+    Raises WeightsError if the file is no such file.
+    """
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        if path.stat().st_size > MAX_BYTES:
+            raise WeightsError(f"{path}: more than {MAX_BYTES:,} bytes are too many for an ONNX file")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self.session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no base of their own
+            said = str(error).strip().splitlines()[0]
+            raise WeightsError(f"{path}: not an ONNX file, or a damaged one ({said})") from error
+        self.info = WeightsInfo.from_metadata(self.session.get_modelmeta().custom_metadata_map, path)
+        [self._image] = self.session.get_inputs()
+
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (N, classes) of normalised images (N, 3, size, size)."""
+        logits: NDArray[np.float32] = self.session.run(None, {self._image.name: images})[0]
+        return logits
+
+
+def require_cpu(device: str) -> None:
+    """Raises ConfigError if another device is asked for: exported networks run on the CPU here."""
+    if device not in ("auto", "cpu"):
+        raise ConfigError(f"device={device}: an ONNX file runs on the CPU here; use its weights for a GPU")

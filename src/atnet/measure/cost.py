@@ -1,0 +1,33 @@
+"""What a network costs, counted rather than timed."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from atnet.model.load import classifier_parameters, create_classifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """At 1000 classes.  macs: multiply-adds of one picture, fused attention counted."""
+
+    parameters: int
+    parameters_without_classifier: int
+    macs: int
+
+
+@cache
+def cost_of(model: str, size: int) -> Cost:
+    """The cost of an AT-Net size or a timm architecture at size x size. Raises ConfigError if it cannot be built."""
+    with torch.device("meta"):
+        network = create_classifier(model, classes=1000, size=size).eval()
+        with FlopCounterMode(display=False) as counter:
+            network(torch.empty(1, 3, size, size))
+    heads = classifier_parameters(network)
+    return Cost(
+        parameters=sum(p.numel() for p in network.parameters()),
+        parameters_without_classifier=sum(p.numel() for p in network.parameters() if id(p) not in heads),
+        macs=counter.get_total_flops() // 2,
+    )

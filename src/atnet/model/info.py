@@ -1,0 +1,72 @@
+"""What a weights file says of itself, and which file of a run is meant. Free of torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from atnet.data.preprocess import Preprocess
+from atnet.errors import WeightsError
+from atnet.files import did_you_mean, resolve_run
+
+METADATA = "atnet"
+"""The key, in a weights file's metadata, of what it says of itself."""
+
+LAST, EMA, BEST = "last.safetensors", "ema.safetensors", "best.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsInfo:
+    """What a weights file says of itself.
+
+    classes: the data set's own names, in the order of the logits.  class_names: what a person reads.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
+    preprocess: Preprocess
+    epoch: int
+    moving_average: bool
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def to_metadata(self) -> dict[str, str]:
+        return {"format": "pt", METADATA: json.dumps(asdict(self))}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str] | None, path: Path) -> "WeightsInfo":
+        """Raises WeightsError if the metadata is not such a file's."""
+        try:
+            values = json.loads((metadata or {})[METADATA])
+            made = cls(
+                model=str(values["model"]),
+                classes=tuple(map(str, values["classes"])),
+                class_names=tuple(map(str, values["class_names"])),
+                preprocess=Preprocess.from_dict(values["preprocess"]),
+                epoch=int(values["epoch"]),
+                moving_average=bool(values["moving_average"]),
+                facts=dict(values["facts"]),
+            )
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise WeightsError(
+                f"{path}: without AT-Net's metadata ({error}); use weights that `atnet train` or `atnet export` wrote"
+            ) from error
+        if not made.classes or len(set(made.classes)) != len(made.classes):
+            raise WeightsError(f"{path}: its class list is empty or names a class twice")
+        if len(made.classes) != len(made.class_names):
+            raise WeightsError(f"{path}: its class list does not match its class names")
+        return made
+
+
+def find_weights(where: str | Path) -> Path:
+    """The weights file of a run or folder (the moving average before the last epoch), or the file itself."""
+    path = resolve_run(where)
+    if path.is_dir():
+        for name in (EMA, LAST, "model.safetensors"):
+            if (path / name).is_file():
+                return path / name
+        raise WeightsError(f"{path}: no weights in it ({EMA}, {LAST} or model.safetensors)")
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such run, folder or weights file{did_you_mean(path, 'runs')}")
+    return path

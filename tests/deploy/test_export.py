@@ -1,0 +1,111 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import atnet
+from atnet.cli import main
+from atnet.deploy import export as exporting
+from atnet.deploy.export import export
+from atnet.deploy.onnx import OnnxNetwork
+from atnet.errors import ConfigError, WeightsError
+
+
+@pytest.fixture
+def run(quick, tmp_path):
+    return atnet.train(**quick, out=tmp_path / "run").folder
+
+
+def test_an_exported_network_gives_the_same_answers_without_torch(run, digits):
+    done = export(run)
+    assert done.path == run / "model.onnx"
+    assert done.pictures == 50
+    assert 0 < done.difference < 1e-4
+    pictures = [str(path) for path in sorted((digits / "val").rglob("*.png"))[:7]]
+    code = (
+        "import json, sys, atnet\n"
+        f"answers = atnet.predict({pictures}, {str(done.path)!r}, top=10)\n"
+        "print(json.dumps([[a.picture, a.top] for a in answers]), 'torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip().endswith(" False")
+    there = json.loads(said.rpartition(" ")[0])
+    here = atnet.predict(pictures, run, top=10)
+    for (picture, top), answer in zip(there, here, strict=True):
+        assert picture == answer.picture
+        assert [name for name, _, _ in top] == [name for name, _, _ in answer.top]
+        assert [p for _, _, p in top] == pytest.approx([p for _, _, p in answer.top], abs=1e-5)
+
+
+def test_the_file_says_what_it_is_and_takes_any_batch(run):
+    network = OnnxNetwork(export(run).path)
+    assert network.info == atnet.load(run)[1]
+    images = np.random.default_rng(0).standard_normal((5, 3, 32, 32), np.float32)
+    together = network(images)
+    assert together.shape == (5, 10)
+    assert together[3:4] == pytest.approx(network(images[3:4]), abs=1e-5)
+    model = onnx.load(run / "model.onnx", load_external_data=False)
+    assert not any(tensor.external_data for tensor in model.graph.initializer), "all in one file"
+    assert {entry.domain: entry.version for entry in model.opset_import}[""] == 20
+
+
+def test_a_peer_of_timms_is_exported_too(quick, tmp_path):
+    run = atnet.train(**quick | {"model": "mobilenetv3_small_050"}, out=tmp_path / "run").folder
+    assert export(run, tmp_path / "peer.onnx").difference < 1e-4
+
+
+def test_a_file_that_differs_from_torch_never_gets_its_name(run, monkeypatch):
+    written = exporting.write_onnx
+
+    def spoil(model, *rest):
+        with exporting.torch.no_grad():
+            bias = model.head.bias.clone()
+            model.head.bias += 0.5 * exporting.torch.arange(10)
+            written(model, *rest)
+            model.head.bias.copy_(bias)
+
+    monkeypatch.setattr(exporting, "write_onnx", spoil)
+    with pytest.raises(
+        WeightsError, match=r"ONNX Runtime says \w+, torch \w+, .*: nothing was exported"
+    ):
+        export(run)
+    assert not [path.name for path in run.iterdir() if "onnx" in path.name or path.name.startswith(".")]
+
+
+def test_nothing_is_overwritten(run, tmp_path):
+    (tmp_path / "mine.onnx").write_text("mine")
+    with pytest.raises(ConfigError, match=r"mine.onnx: exists; choose another --out"):
+        export(run, tmp_path / "mine.onnx")
+    with pytest.raises(ConfigError, match=r"nowhere: no such folder"):
+        export(run, tmp_path / "nowhere" / "mine.onnx")
+
+
+def test_a_file_that_is_no_such_file_is_named(run, digits, tmp_path):
+    picture = next((digits / "val").rglob("*.png"))
+    (tmp_path / "text.onnx").write_text("text")
+    with pytest.raises(WeightsError, match=r"text.onnx: not an ONNX file, or a damaged one"):
+        atnet.predict(picture, tmp_path / "text.onnx")
+    whole = export(run).path
+    model = onnx.load(whole)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "bare.onnx")
+    with pytest.raises(WeightsError, match=r"bare.onnx: without AT-Net's metadata"):
+        atnet.predict(picture, tmp_path / "bare.onnx")
+    with pytest.raises(ConfigError, match="an ONNX file runs on the CPU here"):
+        atnet.predict(picture, whole, device="cuda")
+    with pytest.raises(WeightsError, match=r"model.onnx: an exported network; give the run"):
+        atnet.evaluate(whole, str(digits))
+
+
+def test_the_commands_work_together(run, digits, capsys):
+    main(["export", "--weights", str(run)])
+    said = capsys.readouterr().out
+    assert f"Written: {run / 'model.onnx'}" in said
+    assert f"Next: atnet predict PICTURE --weights {run / 'model.onnx'}" in said
+    picture = str(next(Path(digits / "val" / "six").iterdir()))
+    main(["predict", picture, "--weights", str(run / "model.onnx"), "--json"])
+    assert json.loads(capsys.readouterr().out)[0]["picture"] == picture

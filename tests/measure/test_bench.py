@@ -1,0 +1,55 @@
+import csv
+
+import pytest
+
+from atnet.cli import main
+from atnet.errors import ConfigError
+from atnet.measure.bench import bench
+from atnet.measure.cost import cost_of
+
+
+@pytest.mark.parametrize("engine", ["onnx", "eager", "train"])
+def test_networks_are_timed_side_by_side(engine):
+    ours, theirs = bench(["xxxs", "mobilenetv3_small_050"], size=64, batch=4, engine=engine, rounds=3, seconds=0.01)
+    assert (ours.model, theirs.model) == ("atnet_xxxs", "mobilenetv3_small_050")
+    assert (ours.ratio, ours.ratio_low, ours.ratio_high) == (1, 1, 1), "the first is the reference"
+    assert theirs.ratio_low <= theirs.ratio <= theirs.ratio_high
+    for timing in (ours, theirs):
+        assert 0 < timing.median <= timing.p95
+        assert timing.images_per_s == pytest.approx(4000 / timing.median)
+        assert timing.first > 0
+        assert timing.peak > 20
+        assert timing.cost == cost_of(timing.model, 64)
+        assert timing.disk == pytest.approx(4 * timing.cost.parameters / 1e6, rel=0.15)
+
+
+def test_another_reference_is_added_if_it_is_not_among_them():
+    timings = bench(["xxxs"], size=32, reference="mobilenetv3_small_050", rounds=1, seconds=0.01)
+    assert [timing.model for timing in timings] == ["atnet_xxxs", "mobilenetv3_small_050"]
+    assert timings[1].ratio == 1
+
+
+def test_a_network_that_cannot_run_is_named():
+    with pytest.raises(ConfigError, match="no model is called 'xxss'"):
+        bench(["xxss"])
+    with pytest.raises(ConfigError, match=r"crossvit_9_240 on train: .*does not take pictures of 64 px"):
+        bench(["crossvit_9_240"], size=64, engine="train", rounds=1)
+
+
+def test_the_command_prints_and_keeps_a_table_and_a_picture(tmp_path, capsys):
+    words = ["bench", "xxxs", "--size", "32", "--rounds", "1", "--seconds", "0.01", "--engine", "onnx", "--batch", "1",
+             "--batch", "2", "--out", "bench"]  # fmt: skip
+    main(words)
+    said = capsys.readouterr().out
+    assert "onnx, 32 px, batch 2, 1 thread" in said
+    assert "Written: bench/bench.csv, bench.png, machine.yaml" in said
+    rows = list(csv.DictReader((tmp_path / "bench" / "bench.csv").open()))
+    assert [(row["model"], row["batch"], row["ratio"]) for row in rows] == [
+        ("atnet_xxxs", "1", "1"),
+        ("atnet_xxxs", "2", "1"),
+    ]
+    assert (tmp_path / "bench" / "bench.png").stat().st_size > 5_000
+    assert "processor:" in (tmp_path / "bench" / "machine.yaml").read_text()
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "bench: exists; choose another --out" in capsys.readouterr().err
