@@ -95,6 +95,33 @@ def a_batch_that_is_no_count(data, run):
     return ["train", "--data", str(data), "--batch", "most"]
 
 
+@case("nothing to train on: give --data FOLDER")
+def no_data(data, run):
+    return ["train", "--epochs", "1"]
+
+
+@case("photos: a folder, not a recipe; did you mean --data photos?")
+def a_folder_for_a_recipe(data, run):
+    Path("photos").mkdir()
+    return ["train", "photos"]
+
+
+@case("checkpoint.pt: what a run goes on from; for its weights give the run")
+def a_checkpoint_for_weights(data, run):
+    return ["eval", "--weights", str(run / "checkpoint.pt")]
+
+
+@case("empty: no pictures in this folder")
+def an_empty_folder_to_predict(data, run):
+    Path("empty").mkdir()
+    return ["predict", "empty", "--weights", str(run)]
+
+
+@case("tran: there is no such command; did you mean train?")
+def no_such_command(data, run):
+    return ["tran"]
+
+
 @case("photo.jpg: no such picture")
 def no_such_picture(data, run):
     return ["predict", "photo.jpg", "--weights", str(run)]
@@ -167,7 +194,7 @@ def a_misspelt_folder(data, run):
     return ["train", "--data", "photo"]
 
 
-@case("1 class folders with pictures; a classifier needs two or more")
+@case("1 class folder with pictures; a classifier needs two or more")
 def one_class(data, run):
     for folder in sorted((data / "train").iterdir())[1:]:
         shutil.rmtree(folder)
@@ -175,7 +202,7 @@ def one_class(data, run):
     return ["train", "--data", str(data)]
 
 
-@case("200 training pictures are fewer than a batch of 256: use --batch 128")
+@case("200 training pictures are fewer than a batch of 256: use --batch 16")
 def fewer_pictures_than_the_batch(data, run):
     return ["train", "--data", str(data), "--batch", "256"]
 
@@ -186,7 +213,7 @@ def a_class_that_training_lacks(data, run):
     return ["train", "--data", str(data), *QUICK]
 
 
-@case("size=4 is out of range: use 8 to 4096")
+@case("size=4 is out of range: use 8 to 4,096")
 def an_input_below_the_stride(data, run):
     return ["train", "--data", str(data), "--data.size", "4"]
 
@@ -196,8 +223,14 @@ def an_input_that_the_peer_does_not_take(data, run):
     return ["train", "--data", str(data), *QUICK, "--model", "crossvit_9_240"]
 
 
+@case("exists and is not empty; choose another --out")
+def a_finished_run_for_a_new_one(data, run):
+    return ["train", "--data", str(data), *QUICK, "--out", str(run)]
+
+
 @case("exists and is not empty; go on with --resume")
-def an_existing_run(data, run):
+def an_unfinished_run_for_a_new_one(data, run):
+    (run / "record.json").unlink()
     return ["train", "--data", str(data), *QUICK, "--out", str(run)]
 
 

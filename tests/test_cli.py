@@ -49,8 +49,16 @@ def test_train_eval_predict_from_the_command_line(digits, tmp_path):
     answers = json.loads(command("predict", *pictures, "--json", "--top", 3, where=tmp_path).stdout)
     assert [len(answer["top"]) for answer in answers] == [3, 3]
     [again] = atnet.predict(pictures[0], tmp_path / "runs" / "last", top=3)
-    assert again.top[0][0] == answers[0]["top"][0][0]
-    assert again.top[0][2] == pytest.approx(answers[0]["top"][0][2], rel=1e-5)
+    assert again.top[0][0] == answers[0]["top"][0]["class"]
+    assert again.top[0][2] == pytest.approx(answers[0]["top"][0]["probability"], abs=1e-6)
+
+    (tmp_path / "text.jpg").write_text("text")
+    some = command("predict", pictures[0], "text.jpg", pictures[1], "--json", where=tmp_path)
+    assert some.returncode == 2
+    assert "text.jpg: not a whole JPEG" in some.stderr
+    assert [answer["picture"] for answer in json.loads(some.stdout)] == list(map(str, pictures)), "the others are kept"
+    inside = json.loads(command("predict", digits / "val" / "seven", "--json", where=tmp_path).stdout)
+    assert [answer["picture"] for answer in inside] == sorted(map(str, (digits / "val" / "seven").iterdir()))
 
 
 def test_sizes_prints_the_table():
@@ -81,7 +89,7 @@ def test_digits_writes_a_folder_that_can_be_trained_on(tmp_path):
         (["predict"], "no picture given"),
         (["predict", "a.jpg", "--weights", "nowhere"], "no such run, folder or weights file"),
         (["train", "--optim", "3e-4"], "--optim is a section of options: give --optim.NAME"),
-        (["tran"], 'Did you mean "train"'),
+        (["tran"], "tran: there is no such command; did you mean train?"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(words, message, capfd, tmp_path):

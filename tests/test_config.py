@@ -43,7 +43,7 @@ def test_every_shipped_recipe_is_sound_and_says_its_command(recipe):
         ("optm: {lr: 3}", "optm.lr: there is no such setting; did you mean optim.lr"),
         ("epoch: 3", "did you mean epochs"),
         ("epochs: many", "epochs: 'many' is not a whole number"),
-        ("data: {cache: disk}", 'Choose from: "none", "ram"'),
+        ("data: {cache: disk}", "data.cache: 'disk' is not one of: none, ram"),
         ("epochs: 0", "epochs=0 is out of range"),
         ("optim: {lr: -1}", "optim.lr=-1.0 must be above 0"),
         ("batch: 10\noptim: {accumulate: 3}", "batch=10 does not divide into optim.accumulate=3"),

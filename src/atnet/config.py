@@ -10,10 +10,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from cyclopts import App, CoercionError, CycloptsError, Parameter, Token, UnknownOptionError
+from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, Token, UnknownCommandError, UnknownOptionError
 from cyclopts.config import Dict
 
 from atnet.errors import ConfigError
@@ -30,7 +30,7 @@ def _check(holds: bool, message: str) -> None:
 
 def _check_range(**values: tuple[float, float, float]) -> None:
     for name, (value, low, high) in values.items():
-        _check(low <= value <= high, f"{name}={value} is out of range: use {low} to {high}")
+        _check(low <= value <= high, f"{name}={value:g} is out of range: use {low:,.9g} to {high:,.9g}")
 
 
 def _whole(kind: type, tokens: Sequence[Token]) -> int:
@@ -62,7 +62,7 @@ Whole = Annotated[int, Parameter(converter=_whole)]
 class DataConfig:
     """Pictures and how evaluation sees them."""
 
-    source: str = "digits"
+    source: str = ""
     """A folder of class folders, or of train/ and val/ with these, or "digits", the embedded set. Short: --data."""
     val_share: float = 0.2
     """Share of each class held out for validation where the source has no validation part."""
@@ -215,10 +215,14 @@ class Config:
     """auto is bf16 autocast on GPUs that have it, else fp32."""
     threads: Whole = 0
     """CPU threads; 0 leaves it to torch."""
-    data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    data: Annotated[DataConfig, Parameter(group=Group("Pictures", sort_key=1))] = field(default_factory=DataConfig)
+    augment: Annotated[AugmentConfig, Parameter(group=Group("Augmentation", sort_key=2))] = field(
+        default_factory=AugmentConfig
+    )
+    optim: Annotated[OptimConfig, Parameter(group=Group("Optimizer", sort_key=3))] = field(default_factory=OptimConfig)
+    schedule: Annotated[ScheduleConfig, Parameter(group=Group("Learning rate", sort_key=4))] = field(
+        default_factory=ScheduleConfig
+    )
 
     def __post_init__(self) -> None:
         _check_range(
@@ -303,9 +307,16 @@ def plainly(error: CycloptsError) -> str:
         return f"{_place(error.token)}: there is no such {'option' if typed else 'setting'}; " + (
             f"did you mean {'--' + near.replace('_', '-') if typed else near}?" if near else "`--help` lists them all"
         )
+    if isinstance(error, UnknownCommandError) and error.unused_tokens and error.app:
+        word, known = error.unused_tokens[0], [name for name in error.app if not name.startswith("-")]
+        near = (difflib.get_close_matches(word, known, 1) or [""])[0]
+        return f"{word}: there is no such command; " + (f"did you mean {near}?" if near else f"use {', '.join(known)}")
     if isinstance(error, CoercionError) and error.token:
         if error.msg is not None:
             return f"{_place(error.token)}: {error.msg}"
+        if get_origin(error.target_type) is Literal:
+            choices = ", ".join(map(str, get_args(error.target_type)))
+            return f"{_place(error.token)}: {error.token.value!r} is not one of: {choices}"
         if error.target_type in KINDS:
             return f"{_place(error.token)}: {error.token.value!r} is not {KINDS[error.target_type]}"
     return str(error)
@@ -342,6 +353,8 @@ class _PlainLoader(yaml.SafeLoader):
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file's mapping. Raises ConfigError if it is absent, too large, or no mapping."""
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{path}: a folder, not a recipe; did you mean --data {path}?")
     if not path.is_file():
         near = did_you_mean(path, "recipes", among=lambda found: found.suffix in (".yaml", ".yml"))
         raise ConfigError(f"{path}: no such recipe{near or '; the shipped ones are in recipes/'}")

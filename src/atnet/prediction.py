@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from atnet.data.decode import decode
+from atnet.data.decode import SUFFIXES, decode
+from atnet.errors import DataError
 from atnet.model.info import WeightsInfo, find_weights
 from atnet.progress import progress_bar
 
@@ -38,19 +39,30 @@ def predict(
     *,
     top: int = 5,
     device: str = "auto",
+    failed: Callable[[DataError], None] | None = None,
 ) -> list[Prediction]:
     """What each picture shows.
 
+    pictures: files; of a folder the pictures directly in it.
+    failed: takes the error of a picture that cannot be read, which is then left out; it is raised if None.
     weights: a run, a folder, a safetensors file, or an ONNX file of `atnet export`, which needs no torch.
     Raises DataError naming a picture that cannot be read, WeightsError on unusable weights.
     """
     network, info = _open(find_weights(weights), device)
-    paths = [pictures] if isinstance(pictures, str | Path) else list(pictures)
+    paths = _files([pictures] if isinstance(pictures, str | Path) else pictures)
     answers = []
+    network(np.zeros((1, 3, info.preprocess.size, info.preprocess.size), np.float32))  # the first run is slow
     with progress_bar("Predicting", len(paths)) as advance:
         for path in paths:
             began = time.perf_counter()
-            [logits] = network(info.preprocess(decode(path))[None])
+            try:
+                image = info.preprocess(decode(path))
+            except DataError as error:
+                if failed is None:
+                    raise
+                failed(error)
+                continue
+            [logits] = network(image[None])
             shares = np.exp(logits - logits.max())
             shares /= shares.sum()
             likely = np.argsort(-shares, kind="stable")[:top].tolist()
@@ -63,6 +75,16 @@ def predict(
             )
             advance(1)
     return answers
+
+
+def _files(pictures: Sequence[str | Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in map(Path, pictures):
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            raise DataError(f"{path}: no pictures in this folder")
+        found += inside
+    return found
 
 
 def _open(path: Path, device: str) -> tuple[Network, WeightsInfo]:

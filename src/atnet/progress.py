@@ -24,18 +24,24 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
+def counted(count: int, what: str) -> str:
+    """1 epoch, 1,200 epochs, 3 classes."""
+    return f"{count:,} {what}{'' if count == 1 else 'es' if what.endswith('s') else 's'}"
+
+
 @contextmanager
-def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+def progress_bar(title: str, total: int, done: int = 0, eta: bool = True) -> Iterator[Callable[..., None]]:
     """A bar that shows itself after a second; the yielded call advances it: advance(1, note="loss 0.3").
 
+    eta: say when it will be done; False where the note does.
     Where there is no terminal, a line each minute instead.
     """
     console = Console(stderr=True)
     progress = Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(40 if eta else 16),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        *([TimeRemainingColumn()] if eta else []),
         TextColumn("{task.fields[note]}"),
         console=console,
         transient=True,

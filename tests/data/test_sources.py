@@ -103,7 +103,7 @@ def test_no_classes_is_an_error_that_says_what_was_expected(digits, folder):
 def test_one_class_is_an_error(digits):
     for name in NAMES[1:]:
         shutil.rmtree(digits / "train" / name)
-    with pytest.raises(DataError, match="1 class folders"):
+    with pytest.raises(DataError, match="1 class folder"):
         open_parts(str(digits), 0.2)
 
 

@@ -69,9 +69,7 @@ def test_a_file_that_differs_from_torch_never_gets_its_name(run, monkeypatch):
             model.head.bias.copy_(bias)
 
     monkeypatch.setattr(exporting, "write_onnx", spoil)
-    with pytest.raises(
-        WeightsError, match=r"ONNX Runtime says \w+, torch \w+, .*: nothing was exported"
-    ):
+    with pytest.raises(WeightsError, match=r"ONNX Runtime says \w+, torch \w+, .*: nothing was exported"):
         export(run)
     assert not [path.name for path in run.iterdir() if "onnx" in path.name or path.name.startswith(".")]
 

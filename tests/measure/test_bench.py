@@ -43,7 +43,7 @@ def test_the_command_prints_and_keeps_a_table_and_a_picture(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "onnx, 32 px, batch 2, 1 thread" in said
     assert "Written: bench/bench.csv, bench.png, machine.yaml" in said
-    rows = list(csv.DictReader((tmp_path / "bench" / "bench.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "bench" / "bench.csv").read_text().splitlines()))
     assert [(row["model"], row["batch"], row["ratio"]) for row in rows] == [
         ("atnet_xxxs", "1", "1"),
         ("atnet_xxxs", "2", "1"),

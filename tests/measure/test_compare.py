@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import chi2
 
 import atnet
+from atnet.cli import main
 from atnet.errors import ConfigError
 from atnet.measure.compare import compare
 
@@ -83,3 +84,11 @@ def test_comparisons_are_printed_and_machine_readable(runs, capsys):
     assert "± " in said
     main(["compare", *map(str, runs), "--json"])
     assert len(json.loads(capsys.readouterr().out)["pairs"]) == 3
+
+
+def test_a_seed_spread_is_not_held_against_the_runs_that_make_it(runs, capsys):
+    main(["compare", *map(str, runs)])
+    pairs = [line for line in capsys.readouterr().out.splitlines() if " against " in line]
+    assert "points, the same settings;" in pairs[0]
+    assert "times the seed spread;" in pairs[1]
+    assert "times the seed spread;" in pairs[2]

@@ -40,7 +40,7 @@ def test_a_gap_of_exactly_ten_points_is_none():
 def test_a_run_that_still_learns_is_told_to_go_on():
     [said] = describe_fit(rows([2, 1, 0.9], [2, 1.5, 1.2], [20, 50, 60], [20, 55, 60]), PLAIN)
     assert said.startswith("Still learning: the validation top-1 rose by 5.0 points in the last epoch.")
-    assert said.endswith("--epochs 6.")
+    assert said.endswith("train anew with --epochs 6 and another --out.")
 
 
 def test_mixed_pictures_make_no_gap():

@@ -218,7 +218,7 @@ def test_nothing_is_overwritten(quick, tmp_path):
 
 
 def test_fewer_pictures_than_the_batch_says_which_batch_fits(quick, tmp_path):
-    with pytest.raises(DataError, match="200 training pictures are fewer than a batch of 512: use --batch 128"):
+    with pytest.raises(DataError, match="200 training pictures are fewer than a batch of 512: use --batch 16"):
         atnet.train(**quick | {"batch": 512}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -270,3 +270,18 @@ def test_every_option_is_part_of_a_run(quick, tmp_path):
     for field in dataclasses.fields(Config):
         assert field.name in saved
     assert saved["data"]["source"] == os.path.realpath(quick["data"]["source"])
+
+
+def test_a_run_that_fails_before_anything_is_saved_leaves_nothing(quick, digits, tmp_path):
+    first = atnet.train(**quick, out=tmp_path / "first")
+    broken = next((digits / "train" / "six").iterdir())
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:60])
+    with pytest.raises(DataError, match=broken.name):
+        atnet.train(**quick, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert Path("runs/last").resolve() == first.folder.resolve(), "the newest run that has saved something"
+    broken.write_bytes(whole)
+    again = atnet.train(**quick, out=tmp_path / "run")
+    for name in ("last.safetensors", "ema.safetensors", "best.safetensors"):
+        assert (again.folder / name).read_bytes() == (first.folder / name).read_bytes(), "the file's every byte"

@@ -8,7 +8,7 @@ import atnet
 from atnet.cli import main
 from atnet.config import make_config
 from atnet.errors import ConfigError, TrainingError
-from atnet.training import plan
+from atnet.training import loop, plan
 from atnet.training.plan import Forecast, fitting_batch, forecast
 
 
@@ -16,7 +16,17 @@ from atnet.training.plan import Forecast, fitting_batch, forecast
 def known(quick):
     """A forecast with round figures."""
     return Forecast(
-        config=make_config(**quick), steps_per_epoch=100, setup=5, step=0.1, evaluation=2, memory=500, free=800, disk=30
+        config=make_config(**quick),
+        classes=2,
+        train_pictures=9,
+        val_pictures=3,
+        steps_per_epoch=100,
+        setup=5,
+        step=0.1,
+        evaluation=2,
+        memory=500,
+        free=800,
+        disk=30,
     )
 
 
@@ -26,9 +36,9 @@ def test_figures_add_up(known):
 
 
 def test_epochs_are_those_that_fit(known):
-    assert known.epochs_within(5 + 12 * 3.9) == 3
+    assert known.within(datetime.timedelta(seconds=5 + 12 * 3.9)).config.epochs == 3
     with pytest.raises(ConfigError, match=r"--time-budget 10 s is too short: one epoch takes 17 s"):
-        known.epochs_within(10)
+        known.within(datetime.timedelta(seconds=10))
 
 
 @pytest.mark.parametrize("cache", ["none", "ram"])
@@ -61,7 +71,7 @@ def test_check_says_time_memory_and_disk_and_writes_nothing(digits, tmp_path, ca
 
 def test_a_time_budget_sets_the_epochs(quick, tmp_path, monkeypatch):
     found = forecast(**quick)
-    monkeypatch.setattr(plan, "forecast_config", lambda config: found)
+    monkeypatch.setattr(loop, "forecast_config", lambda config: found)
     seconds = found.setup + 2.5 * found.epoch
     run = atnet.train(**quick | {"epochs": 9}, time_budget=datetime.timedelta(seconds=seconds), out=tmp_path / "run")
     assert run.record["epochs"] == 2

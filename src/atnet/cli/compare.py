@@ -78,7 +78,9 @@ def compare(
     console.print("\nPairs", style="bold")
     for pair in found.pairs:
         line = f"  {printable(str(pair.second))} against {printable(str(pair.first))}: {pair.difference:+.2f} points"
-        if spreads:
+        if any({pair.first, pair.second} <= {entry.run for entry in group.entries} for group in found.groups):
+            line += ", the same settings"
+        elif spreads:
             widest = max(spreads)
             line += f", {abs(pair.difference) / widest:.1f} times the seed spread" if widest else ", seed spread 0"
         if pair.p is None:

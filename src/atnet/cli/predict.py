@@ -1,15 +1,17 @@
 """`atnet predict`"""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.text import Text
 
 from atnet.data.classes import printable
+
+if TYPE_CHECKING:
+    from atnet.prediction import Prediction
 
 BAR = 30
 
@@ -26,7 +28,7 @@ def predict(
     Parameters
     ----------
     pictures
-        Picture files.
+        Picture files, or folders with pictures in them.
     weights
         A run, a folder or a safetensors file.
     top
@@ -36,17 +38,32 @@ def predict(
     device
         auto takes cuda, then mps, then cpu.
     """
-    from atnet.errors import ConfigError
+    from atnet.errors import ConfigError, DataError
     from atnet.prediction import predict as run
 
     if not pictures:
         raise ConfigError("no picture given: atnet predict PICTURE... --weights RUN")
     if top < 1:
         raise ConfigError(f"--top {top} must be 1 or more")
-    answers = run(list(pictures), weights, top=top, device=device)
+    failures: list[DataError] = []
+    answers = run(list(pictures), weights, top=top, device=device, failed=failures.append)
     if as_json:
-        print(json.dumps([asdict(answer) for answer in answers], indent=2))
-        return
+        print(json.dumps([_plain(answer) for answer in answers], indent=2))
+    else:
+        _show(answers)
+    if failures:
+        raise DataError("\natnet: ".join(map(str, failures)))
+
+
+def _plain(answer: "Prediction") -> dict[str, Any]:
+    return {
+        "picture": answer.picture,
+        "top": [{"class": c, "name": name, "probability": round(p, 6)} for c, name, p in answer.top],
+        "milliseconds": round(answer.milliseconds, 1),
+    }
+
+
+def _show(answers: list["Prediction"]) -> None:
     console = Console(highlight=False)
     for answer in answers:
         console.print(

@@ -39,22 +39,31 @@ def train(
         Train as many epochs as fit, 20m or 3h for example, in place of --epochs.
     """
     from atnet.errors import ConfigError
+    from atnet.measure.record import kept_weights
     from atnet.progress import duration
     from atnet.training.loop import resume_run, train_config
     from atnet.training.plan import forecast_config, settle
 
+    given, config = config is not None, config or Config()
+
     if resume is not None:
-        if recipe is not None or config is not None or out is not None or check or time_budget is not None:
+        if recipe is not None or given or out is not None or check or time_budget is not None:
             raise ConfigError("--resume goes on with the run's own configuration: give no recipe or option with it")
         run = resume_run(resume)
     elif check:
-        _print_forecast(forecast_config(settle(config or Config(), time_budget)))
+        found = forecast_config(settle(config))
+        _print_forecast(found if time_budget is None else found.within(time_budget))
         return
     else:
-        run = train_config(config or Config(), out=out, time_budget=time_budget)
+        run = train_config(config, out=out, time_budget=time_budget)
 
     folder = run.folder
-    top1 = ", ".join(f"{value:.2f}% ({name})" for name, value in run.record["top1"].items())
+    named = {"ema": "moving average, which --weights RUN takes", "last": "last weights"}
+    kept = kept_weights(run.record)
+    top1 = ", ".join(
+        f"{run.record['top1'][name]:.2f}% ({named[name]})"
+        for name in sorted(run.record["top1"], key=lambda name: name != kept)
+    )
     console = Console(highlight=False)
     console.print(
         f"\nTop-1 {top1}, {duration(run.record['seconds'])}. Written to {folder}:", markup=False, soft_wrap=True
@@ -69,14 +78,17 @@ def train(
 
 
 def _print_forecast(found: "Forecast") -> None:
-    from atnet.progress import duration
+    from atnet.progress import counted, duration
 
     config = found.config
     setup = f", and {duration(found.setup)} to fill the cache" if found.setup else ""
     short = "; MORE THAN THERE IS: use a smaller --batch or --data.size" if found.memory > found.free else ""
     lines = [
         f"{config.model} at {config.data.size} px, batch {config.batch}, on {config.data.source_name}: "
-        f"{config.epochs} epochs of {found.steps_per_epoch:,} steps, {config.batch / found.step:.0f} images/s",
+        f"{counted(config.epochs, 'epoch')} of {counted(found.steps_per_epoch, 'step')}, "
+        f"{config.batch / found.step:.0f} images/s",
+        f"data    {counted(found.classes, 'class')}, {found.train_pictures:,} training and {found.val_pictures:,} "
+        "validation pictures",
         f"time    {duration(found.seconds)}: {duration(found.epoch)} an epoch, "
         f"{duration(found.evaluation)} of it evaluation{setup}",
         f"memory  {found.memory / 1000:.1f} GB, of {found.free / 1000:.1f} GB free{short}",

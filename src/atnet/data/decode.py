@@ -10,6 +10,9 @@ from PIL import Image, ImageOps
 from atnet.errors import DataError
 from atnet.files import did_you_mean
 
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+"""By which a file in a folder is taken for a picture; what it is, its content tells."""
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decoded: a small file can claim any size."""
@@ -27,6 +30,8 @@ def decode(source: str | Path | bytes, name: str = "", max_pixels: int = MAX_PIX
     Raises DataError naming the picture if it cannot be read whole or has more than max_pixels.
     """
     name = name or (str(source) if not isinstance(source, bytes) else "picture")
+    if not isinstance(source, bytes) and Path(source).is_dir():
+        raise DataError(f"{name}: a folder, not a picture")
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         with Image.open(stream, formats=FORMATS) as picture:

@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from atnet.data.decode import decode
+from atnet.data.decode import SUFFIXES, decode
 from atnet.errors import ConfigError, DataError
 from atnet.files import did_you_mean
 from atnet.progress import progress_bar
 
 log = logging.getLogger("atnet")
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "eval", "dev", "test", "testing")}
 DIGITS = "digits"
 
@@ -90,7 +89,7 @@ def open_parts(source: str, val_share: float) -> tuple[Pictures, Pictures]:
     train = _open_folder(train_root or root)
     if len(train.classes) < 2:
         raise DataError(
-            f"{train.root}: {len(train.classes)} class folders with pictures; "
+            f"{train.root}: {len(train.classes)} class folder with pictures; "
             "a classifier needs two or more, one folder a class"
         )
     if train_root is None or val_root is None:

@@ -95,8 +95,10 @@ class Worker:
 
     def close(self) -> None:
         assert self._process.stdin
+        assert self._process.stdout
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
         self._said.close()
 
     def _tell(self, what: dict[str, Any]) -> None:

@@ -51,7 +51,7 @@ def describe_fit(rows: Sequence[dict[str, str]], config: dict[str, Any]) -> list
         span = "epoch" if fifth == 1 else f"{fifth} epochs"
         said.append(
             f"Still learning: {what} top-1 rose by {gain:.1f} points in the last {span}. "
-            f"A longer run will likely be better: --epochs {2 * len(rows)}."
+            f"A longer run will likely be better: train anew with --epochs {2 * len(rows)} and another --out."
         )
     if behind > LAG:
         said.append(

@@ -34,7 +34,7 @@ PACKAGES = ("atnet", "torch", "torchvision", "timm", "numpy", "pillow", "safeten
 
 
 def new_run(config: Config, out: str | Path | None) -> Path:
-    """Makes a run's folder, with its configuration and environment, and points runs/last at it.
+    """Makes a run's folder, with its configuration and environment.
 
     out: the folder; runs/DATE-TIME-MODEL if None.
     Raises ConfigError if there is something in it, or if runs/last is no pointer: nothing is overwritten.
@@ -44,7 +44,8 @@ def new_run(config: Config, out: str | Path | None) -> Path:
     if run.name == LAST_RUN.name:
         raise ConfigError(f"{run}: {LAST_RUN} points to the newest run, so no run is called so; choose another --out")
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        remedy = f"go on with --resume {run}" if (run / CHECKPOINT).exists() else "choose another --out"
+        unfinished = (run / CHECKPOINT).exists() and not (run / RECORD).exists()
+        remedy = f"go on with --resume {run}" if unfinished else "choose another --out"
         raise ConfigError(f"{run}: exists and is not empty; {remedy}")
     pointer = LAST_RUN.is_symlink() or (LAST_RUN.is_file() and resolve_run(LAST_RUN).is_dir())
     if LAST_RUN.exists() and not pointer:
@@ -53,13 +54,22 @@ def new_run(config: Config, out: str | Path | None) -> Path:
         run.mkdir(parents=True, exist_ok=True)
         write_whole(run / CONFIG, to_yaml(config).encode())
         write_whole(run / ENVIRONMENT, yaml.safe_dump(environment(), sort_keys=False).encode())
-        _point_last(run)
     except OSError as error:
         raise ConfigError(f"{run}: cannot be written ({error.strerror}); choose another --out") from error
     return run
 
 
-def _point_last(run: Path) -> None:
+def discard_unsaved(run: Path) -> None:
+    """Removes a run's folder if it ended before anything of it was saved, so that the same command can be repeated."""
+    if (run / CHECKPOINT).exists():
+        return
+    for name in (CONFIG, ENVIRONMENT, "samples.png"):
+        (run / name).unlink(missing_ok=True)
+    if not any(run.iterdir()):
+        run.rmdir()
+
+
+def point_last(run: Path) -> None:
     """runs/last becomes a link to the run, or where links cannot be made, a file with its path."""
     target = os.path.relpath(run.resolve(), LAST_RUN.parent.resolve())
     try:

@@ -32,7 +32,8 @@ class WeightsInfo:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def to_metadata(self) -> dict[str, str]:
-        return {"format": "pt", METADATA: json.dumps(asdict(self))}
+        """One key alone: safetensors writes several in no fixed order, so that equal files would differ."""
+        return {METADATA: json.dumps(asdict(self))}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str] | None, path: Path) -> "WeightsInfo":
@@ -66,7 +67,9 @@ def find_weights(where: str | Path) -> Path:
         for name in (EMA, LAST, "model.safetensors"):
             if (path / name).is_file():
                 return path / name
-        raise WeightsError(f"{path}: no weights in it ({EMA}, {LAST} or model.safetensors)")
+        raise WeightsError(
+            f"{path}: no weights in it ({EMA}, {LAST} or model.safetensors): a run has them after its first epoch"
+        )
     if not path.is_file():
         raise WeightsError(f"{path}: no such run, folder or weights file{did_you_mean(path, 'runs')}")
     return path

@@ -35,18 +35,18 @@ def draw_curves(rows: Sequence[dict[str, str]], path: Path) -> None:
     The gap between training and validation is shaded; training is measured on augmented pictures.
     """
     epochs = [int(row["epoch"]) for row in rows]
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(11, 3.9), layout="constrained")
     loss, top1, rate = figure.subplots(1, 3)
     for axes, kind, title in ((loss, "loss", "Cross-entropy"), (top1, "top1", "Top-1, %")):
         train, val = ([float(row[f"{part}_{kind}"]) for row in rows] for part in ("train", "val"))
-        axes.fill_between(epochs, train, val, color="0.92")
+        axes.fill_between(epochs, train, val, color="0.92", label="gap")
         axes.plot(epochs, train, color=BLUE, label="training", marker=".")
         axes.plot(epochs, val, color=RED, label="validation", marker=".")
         if rows[-1][f"ema_val_{kind}"]:
             average = [float(row[f"ema_val_{kind}"]) for row in rows]
             axes.plot(epochs, average, color=RED, label="validation, moving average", linestyle="--")
         axes.set_title(title)
-        axes.legend(fontsize="small")
+    figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     rate.plot(epochs, [float(row["lr"]) for row in rows], color=GREEN, marker=".")
     rate.set_title("Learning rate at the epoch's end")
     for axes in (loss, top1, rate):
@@ -89,7 +89,7 @@ def draw_mistakes(pictures: Pictures, scores: Scores, names: Sequence[str], path
     wrong = np.flatnonzero(scores.predicted != scores.labels)
     worst = wrong[np.argsort(-scores.confidence[wrong], kind="stable")][:MOSAIC].tolist()
     titles = [
-        f"called {names[scores.predicted[i]]} {100 * scores.confidence[i]:.0f}%\nis {names[scores.labels[i]]}"
+        f"network: {names[scores.predicted[i]]} {100 * scores.confidence[i]:.0f}%\ntruth: {names[scores.labels[i]]}"
         for i in worst
     ]
     _mosaic([pictures.read(i) for i in worst], titles, path, empty="no mistakes")
@@ -185,7 +185,8 @@ def _mosaic(images: list[Image.Image], titles: list[str], path: Path, *, empty: 
     """Images with a title of two lines above each, four in a row."""
     side, gap, letters, columns = 232, 10, 13, 4
     font = ImageFont.truetype(findfont("DejaVu Sans"), letters)
-    head = 2 * letters + 22  # the space above a title is wider than that below it
+    lines = max((title.count("\n") + 1 for title in titles), default=1)
+    head = lines * (letters + 2) + 18  # the space above a title is wider than that below it
     rows = max(-(-len(images) // columns), 1)
     sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (head + side + gap) + gap), "white")
     pen = ImageDraw.Draw(sheet)

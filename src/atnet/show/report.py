@@ -69,9 +69,11 @@ def _page(run: Path, record: dict[str, Any]) -> str:
         subtitle=f"Run {printable(run.resolve().name)}, begun {begun}, {duration(record['seconds'])}; "
         f"{record['train_pictures']:,} training and {record['val_pictures']:,} validation pictures of "
         f"{record['classes']} classes at {record['size']} px. Figures are those of the "
-        f"{'moving average of the weights' if kept == 'ema' else 'weights'} after the last epoch.",
+        f"{'moving average of the weights, which --weights takes,' if kept == 'ema' else 'weights'} "
+        "after the last epoch.",
         figures=[
             (f"{record['top1'][kept]:.2f}%", "top-1"),
+            *([(f"{record['top1']['last']:.2f}%", "top-1 of the last weights")] if kept != "last" else []),
             *([(f"{record['top5'][kept]:.2f}%", "top-5")] if record["classes"] > 5 else []),
             (f"{scores.balanced_accuracy:.2f}%", "balanced accuracy"),
             (f"{scores.macro_f1:.2f}%", "macro F1"),

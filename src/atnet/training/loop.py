@@ -17,17 +17,20 @@ from atnet.config import Config, make_config, read_yaml
 from atnet.data.augment import make_mix
 from atnet.data.classes import printable
 from atnet.data.loader import batches_of, eval_loader, train_loader
-from atnet.errors import ConfigError, Stopped
+from atnet.errors import AtnetError, ConfigError, Stopped
 from atnet.files import resolve_run, write_whole
 from atnet.measure.evaluate import score
 from atnet.measure.metrics import Scores, hits
 from atnet.measure.record import (
+    CHECKPOINT,
     ENVIRONMENT,
     RECORD,
+    discard_unsaved,
     new_run,
     note_resumption,
     open_run,
     peak_memory_mb,
+    point_last,
     read_metrics,
     write_metrics,
     write_predictions,
@@ -49,7 +52,7 @@ from atnet.show.pictures import (
 from atnet.training.checkpoint import load_checkpoint, save_checkpoint
 from atnet.training.interruption import Interruption
 from atnet.training.optim import lr_at
-from atnet.training.plan import settle
+from atnet.training.plan import forecast_config, settle
 from atnet.training.state import State, Sums, mean_and_std, prepare, take_step
 
 log = logging.getLogger("atnet")
@@ -91,7 +94,9 @@ def train_config(
     config: Config, *, out: str | Path | None = None, time_budget: datetime.timedelta | None = None
 ) -> Run:
     """Trains as the configuration says."""
-    config = settle(config, time_budget)
+    config = settle(config)
+    if time_budget is not None:
+        config = forecast_config(config).within(time_budget).config
     state = State(config)
     return _fit(state, new_run(config, out))
 
@@ -113,6 +118,7 @@ def resume_run(where: str | Path) -> Run:
 def _fit(state: State, run: Path) -> Run:
     """Trains what is left, saves each epoch, and writes the record. Ctrl-C saves the step and raises Stopped."""
     config = state.config
+    steps = state.steps_per_epoch * config.epochs
     log.info(
         "%s: %s at %d px on %s: %d classes, %s training and %s validation pictures, %s",
         run,
@@ -124,12 +130,17 @@ def _fit(state: State, run: Path) -> Run:
         f"{len(state.val_pictures):,}",
         state.device,
     )
+    if state.step:
+        log.info("resumed after step %s of %s", f"{state.step:,}", f"{steps:,}")
     with Interruption() as interruption:
         try:
             scores, rows = _train_epochs(state, run, interruption)
         except KeyboardInterrupt:
-            save_checkpoint(run, state.checkpoint())
-            raise Stopped(run, state.step, state.steps_per_epoch * config.epochs) from None
+            _save_checkpoint(state, run)
+            raise Stopped(run, state.step, steps) from None
+        except AtnetError:
+            discard_unsaved(run)
+            raise
     record = _record(state, run, scores, rows)
     final = scores.get(EMA, scores[LAST])
     write_predictions(run, state.val_pictures, final)
@@ -185,7 +196,7 @@ def _train_epoch(
     first = state.epoch * state.steps_per_epoch
     state.model.train()
     title = f"Epoch {state.epoch + 1}/{config.epochs}"
-    with progress_bar(title, state.steps_per_epoch, done=state.step - first) as advance:
+    with progress_bar(title, state.steps_per_epoch, done=state.step - first, eta=False) as advance:
         while state.step < first + state.steps_per_epoch:
             began = time.perf_counter()
             pixels, labels = next(batches)
@@ -269,7 +280,15 @@ def _save(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[st
         state.best = scores[leading].top1
         write_whole(run / BEST, written[leading])
     write_metrics(run, rows)
+    _save_checkpoint(state, run)
+
+
+def _save_checkpoint(state: State, run: Path) -> None:
+    """The first one makes the run the one that runs/last points to: before it there is nothing to go on with."""
+    first = not (run / CHECKPOINT).exists()
     save_checkpoint(run, state.checkpoint())
+    if first:
+        point_last(run)
 
 
 def _line(state: State, row: dict[str, Any]) -> str:

@@ -44,6 +44,9 @@ class Forecast:
     """
 
     config: Config
+    classes: int
+    train_pictures: int
+    val_pictures: int
     steps_per_epoch: int
     setup: float
     step: float
@@ -60,33 +63,35 @@ class Forecast:
     def seconds(self) -> float:
         return self.setup + self.config.epochs * self.epoch
 
-    def epochs_within(self, seconds: float) -> int:
-        """How many epochs fit. Raises ConfigError if not one does."""
+    def within(self, time_budget: datetime.timedelta) -> "Forecast":
+        """The same with as many epochs as fit. Raises ConfigError if not one does."""
+        seconds = time_budget.total_seconds()
         epochs = int((seconds - self.setup) / self.epoch)
         if epochs < 1:
             raise ConfigError(
                 f"--time-budget {duration(seconds)} is too short: one epoch takes {duration(self.setup + self.epoch)}; "
                 "give more, or a smaller --model or --data.size"
             )
-        return epochs
+        log.info("--time-budget %s: %d epochs", duration(seconds), epochs)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, epochs=epochs))
 
 
-def settle(config: Config, time_budget: datetime.timedelta | None = None) -> Config:
+def settle(config: Config) -> Config:
     """The configuration with nothing left to find: the model's full name, the folder's absolute path (so that
-    a run is resumed from anywhere), a batch that fits if it was auto, and the epochs that a budget allows.
+    a run is resumed from anywhere), and a batch that fits if it was auto.
+    Raises ConfigError if no pictures are named.
     """
-    source = config.data.source
+    model, source = architecture(config.model), config.data.source
+    if not source:
+        raise ConfigError(
+            "nothing to train on: give --data FOLDER, one with a folder of pictures for each class, "
+            "or --data digits, the embedded ones"
+        )
     if source != DIGITS:
         source = str(Path(source).expanduser().resolve())
-    config = dataclasses.replace(
-        config, model=architecture(config.model), data=dataclasses.replace(config.data, source=source)
-    )
+    config = dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, source=source))
     if not config.batch:
         config = dataclasses.replace(config, batch=fitting_batch(config))
-    if time_budget is not None:
-        epochs = forecast_config(config).epochs_within(time_budget.total_seconds())
-        log.info("--time-budget %s: %d epochs", duration(time_budget.total_seconds()), epochs)
-        config = dataclasses.replace(config, epochs=epochs)
     return config
 
 
@@ -132,6 +137,9 @@ def forecast_config(config: Config) -> Forecast:
             memory += (len(state.val_pictures) - len(few)) * 3 * config.data.size**2 / 1e6
     return Forecast(
         config=config,
+        classes=len(state.info.classes),
+        train_pictures=len(state.train_pictures),
+        val_pictures=len(state.val_pictures),
         steps_per_epoch=state.steps_per_epoch,
         setup=setup,
         step=step,

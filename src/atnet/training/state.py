@@ -48,7 +48,7 @@ class State:
         if not self.steps_per_epoch:
             raise DataError(
                 f"{config.data.source}: {len(self.train_pictures)} training pictures are fewer than a batch of "
-                f"{config.batch}: use --batch {2 ** int(math.log2(len(self.train_pictures)))}"
+                f"{config.batch}: use --batch {2 ** int(math.log2(max(len(self.train_pictures) / 8, 2)))}"
             )
         classes = self.train_pictures.classes
         seed_generators(derive_seed(config.seed, "weights"), self.device)
