@@ -89,6 +89,6 @@ def test_comparisons_are_printed_and_machine_readable(runs, capsys):
 def test_a_seed_spread_is_not_held_against_the_runs_that_make_it(runs, capsys):
     main(["compare", *map(str, runs)])
     pairs = [line for line in capsys.readouterr().out.splitlines() if " against " in line]
-    assert "points, the same settings;" in pairs[0]
-    assert "times the seed spread;" in pairs[1]
-    assert "times the seed spread;" in pairs[2]
+    assert "points, the same settings; " in pairs[0]
+    assert "seed spread" in pairs[1]
+    assert "seed spread" in pairs[2]
