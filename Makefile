@@ -1,6 +1,7 @@
 # make demo and make test need Python 3.11 to 3.13 and make, nothing else.
 #   make demo                  set up, train on the embedded digits, evaluate, predict
 #   make test                  the tests; photos are tested if ATNET_IMAGENETTE names Imagenette's folder
+#   make bench                 the tables and pictures of docs/performance.md
 #   make table                 README's table and picture, from the records under results/
 #   make ci                    lint, types, tests, timm's own tests, the README's commands
 # PYTHON=python3.12 takes another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -13,7 +14,7 @@ TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
 PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo table test ci lint types peer-tests readme setup dev clean
+.PHONY: demo bench table test ci lint types peer-tests readme setup dev clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -42,6 +43,19 @@ demo: setup
 
 table: setup
 	$(BIN)/atnet table
+
+BENCH := $(BIN)/atnet bench --document docs/performance.md
+
+bench: setup
+	$(BENCH) --title inference --reference edgenext_xx_small xxxs xxs xs s mobilenetv3_small_100 mobilenetv4_conv_small \
+		shvit_s1 edgenext_xx_small starnet_s1 levit_128s mobilevit_xxs efficientformerv2_s0 repvit_m0_9 \
+		deit_tiny_patch16_224 resnet18 vit_small_patch16_224
+	$(BENCH) --title resolution --size 96 --size 128 --size 160 --size 224 --size 320 --size 448 --rounds 3 \
+		xxxs mobilenetv3_small_100
+	$(BENCH) --title engines --engine onnx --engine eager --threads 1 --threads 2 --batch 1 --batch 16 --rounds 5 \
+		xxxs xs mobilenetv3_small_100
+	$(BENCH) --title training --engine train --size 128 --batch 64 --threads 2 --rounds 3 --recipe recipes/imagenette.yaml \
+		xxxs xxs xs mobilenetv3_small_100 edgenext_xx_small
 
 # Torch's threads in several processes at once would only wait for each other: one thread each.
 test: dev

@@ -52,14 +52,6 @@ def test_train_eval_predict_from_the_command_line(digits, tmp_path):
     assert again.top[0][0] == answers[0]["top"][0]["class"]
     assert again.top[0][2] == pytest.approx(answers[0]["top"][0]["probability"], abs=1e-6)
 
-    (tmp_path / "text.jpg").write_text("text")
-    some = command("predict", pictures[0], "text.jpg", pictures[1], "--json", where=tmp_path)
-    assert some.returncode == 2
-    assert "text.jpg: not a whole JPEG" in some.stderr
-    assert [answer["picture"] for answer in json.loads(some.stdout)] == list(map(str, pictures)), "the others are kept"
-    inside = json.loads(command("predict", digits / "val" / "seven", "--json", where=tmp_path).stdout)
-    assert [answer["picture"] for answer in inside] == sorted(map(str, (digits / "val" / "seven").iterdir()))
-
 
 def test_sizes_prints_the_table():
     shown = command("sizes").stdout

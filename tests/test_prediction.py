@@ -1,6 +1,9 @@
+import json
+
 import pytest
 
 import atnet
+from atnet.cli import main
 from atnet.errors import ConfigError, DataError
 
 
@@ -40,6 +43,20 @@ def test_a_broken_picture_is_named(quick, tmp_path):
         atnet.predict([tmp_path / "not_a_picture.jpg"], run.folder)
     with pytest.raises(DataError, match=r"gone.jpg: no such picture"):
         atnet.predict(tmp_path / "gone.jpg", run.folder)
+
+
+def test_a_folders_pictures_are_named_and_one_bad_picture_keeps_the_others(quick, digits, tmp_path, capsys):
+    run = atnet.train(**quick, out=tmp_path / "run")
+    folder = digits / "val" / "seven"
+    whole = sorted(map(str, folder.iterdir()))
+    (folder / "broken.png").write_text("text")
+    (folder / "notes.txt").write_text("text")
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(folder), "--json", "--weights", str(run.folder)])
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "broken.png: not a whole JPEG" in said.err
+    assert [answer["picture"] for answer in json.loads(said.out)] == whole
 
 
 @pytest.mark.parametrize("workers", [0, 2])

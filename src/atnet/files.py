@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from atnet.errors import ConfigError
+
 
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file so that a crash leaves the old one or the new one, never a part."""
@@ -18,6 +20,15 @@ def write_whole(path: Path, content: bytes) -> None:
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
+
+
+def replace_between(path: Path, begin: str, end: str, body: str) -> None:
+    """Puts the body between two lines of a text file. Raises ConfigError if they are not there once, in this order."""
+    text = path.read_text(encoding="utf-8")
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ConfigError(f"{path}: no place for the table; put these lines where it belongs:\n{begin}\n{end}")
+    before, _, rest = text.partition(begin)
+    write_whole(path, f"{before}{begin}\n{body}{end}{rest.partition(end)[2]}".encode())
 
 
 def resolve_run(where: str | Path) -> Path:

@@ -36,6 +36,23 @@ def test_a_network_that_cannot_run_is_named():
         bench(["crossvit_9_240"], size=64, engine="train", rounds=1)
 
 
+def test_a_documents_table_is_put_between_its_markers(tmp_path):
+    document = tmp_path / "performance.md"
+    document.write_text("Before.\n<!-- few: begin, made by `make bench` -->\nold\n<!-- few: end -->\nAfter.\n")
+    words = ["bench", "xxxs", "--size", "32", "--size", "64", "--rounds", "1", "--seconds", "0.01"]
+    main([*words, "--document", str(document), "--title", "few"])
+    text = document.read_text()
+    assert text.startswith("Before.\n")
+    assert text.endswith("After.\n")
+    assert "old" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| xxxs |")]
+    assert [row.split(" | ")[3] for row in rows] == ["32", "64"]
+    assert "![few](performance-few.png)" in text
+    assert (tmp_path / "performance-few.png").stat().st_size > 5_000
+    with pytest.raises(SystemExit):
+        main([*words, "--document", str(document), "--title", "other"])
+
+
 def test_the_command_prints_and_keeps_a_table_and_a_picture(tmp_path, capsys):
     words = ["bench", "xxxs", "--size", "32", "--rounds", "1", "--seconds", "0.01", "--engine", "onnx", "--batch", "1",
              "--batch", "2", "--out", "bench"]  # fmt: skip

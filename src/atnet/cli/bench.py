@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 
 def bench(
     *models: str,
-    size: int = 224,
+    size: tuple[int, ...] = (224,),
     batch: tuple[int, ...] = (1,),
     engine: tuple[Literal["onnx", "eager", "compile", "train"], ...] = ("onnx",),
     threads: tuple[int, ...] = (1,),
@@ -20,6 +21,8 @@ def bench(
     reference: str | None = None,
     recipe: Path | None = None,
     out: Path | None = None,
+    document: Path | None = None,
+    title: str = "",
 ) -> None:
     """Time networks side by side: `atnet bench xxxs edgenext_xx_small mobilenetv3_small_100`.
 
@@ -31,7 +34,7 @@ def bench(
     models
         AT-Net sizes and timm architectures.
     size
-        Side of the input in pixels.
+        Side of the input in pixels; more than one may be given.
     batch
         Pictures at a time; more than one may be given.
     engine
@@ -48,10 +51,15 @@ def bench(
         A recipe for the training step.
     out
         A new folder for bench.csv, bench.png and machine.yaml.
+    document
+        A Markdown file with markers for the title, between which the table is put.
+    title
+        What the document calls the table.
     """
     from atnet.errors import ConfigError
     from atnet.measure.bench import bench as run
-    from atnet.measure.bench import machine, to_csv
+    from atnet.measure.bench import machine, publish, to_csv
+    from atnet.show.pictures import draw_bench
 
     if not models:
         raise ConfigError("no model given: atnet bench xxxs mobilenetv3_small_100")
@@ -59,9 +67,9 @@ def bench(
         raise ConfigError(f"{out}: exists; choose another --out")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     found = []
-    for one, count, pictures in itertools.product(engine, threads, batch):
+    for one, side, count, pictures in itertools.product(engine, size, threads, batch):
         timings = run(
-            models, size=size, batch=pictures, engine=one, threads=count, rounds=rounds, seconds=seconds,
+            models, size=side, batch=pictures, engine=one, threads=count, rounds=rounds, seconds=seconds,
             reference=reference, recipe=recipe,
         )  # fmt: skip
         found += timings
@@ -74,17 +82,17 @@ def bench(
                 f"{t.p95:.2f}", f"{t.images_per_s:.0f}", f"{t.ratio:.2f} ({t.ratio_low:.2f}-{t.ratio_high:.2f})",
                 f"{t.first:.1f}", f"{t.peak:.0f} MB", f"{t.disk:.1f} MB",
             )  # fmt: skip
-        console.print(f"\n{one}, {size} px, batch {pictures}, {count} thread{'s' * (count > 1)}", style="bold")
+        console.print(f"\n{one}, {side} px, batch {pictures}, {count} thread{'s' * (count > 1)}", style="bold")
         console.print(table)
     facts = machine()
     console.print("\n" + ", ".join(f"{k} {v}" for k, v in facts.items() if v), markup=False, soft_wrap=True)
+    if document is not None:
+        picture = publish(found, document, title)
+        draw_bench(found, picture)
+        console.print(f"Written: {document}, {picture}", markup=False, soft_wrap=True)
     if out is None:
         console.print("Next: the same with --out FOLDER keeps the table and a picture", markup=False)
         return
-    import yaml
-
-    from atnet.show.pictures import draw_bench
-
     out.mkdir(parents=True)
     (out / "bench.csv").write_text(to_csv(found), encoding="utf-8")
     (out / "machine.yaml").write_text(yaml.safe_dump(facts, sort_keys=False), encoding="utf-8")

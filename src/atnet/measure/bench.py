@@ -23,6 +23,7 @@ import numpy as np
 
 from atnet.deploy.export import write_onnx
 from atnet.errors import ConfigError
+from atnet.files import replace_between
 from atnet.measure.cost import Cost, cost_of
 from atnet.measure.record import commit
 from atnet.model.load import architecture, create_classifier
@@ -197,6 +198,34 @@ def machine() -> dict[str, Any]:
     """What timings depend on beside the networks."""
     packages = {name: version(name) for name in ("torch", "timm", "onnxruntime")}
     return {"processor": processor(), "cores": os.cpu_count(), "commit": commit(), **packages}
+
+
+def to_markdown(timings: Sequence[Timing]) -> str:
+    """A row a timing."""
+    head = ["Model", "Params", "Multiply-adds", "px", "Batch", "Threads", "Median, ms", "95%, ms", "Images/s",
+            "Ratio (range)", "First answer, s", "Memory, MB", "Disk, MB"]  # fmt: skip
+    rows = [
+        [
+            t.model.removeprefix("atnet_"), f"{t.cost.parameters / 1e6:.2f}M", f"{t.cost.macs / 1e6:,.0f}M",
+            str(t.size), str(t.batch), str(t.threads), f"{t.median:.2f}", f"{t.p95:.2f}", f"{t.images_per_s:.0f}",
+            f"{t.ratio:.2f} ({t.ratio_low:.2f} to {t.ratio_high:.2f})", f"{t.first:.1f}", f"{t.peak:.0f}",
+            f"{t.disk:.1f}",
+        ]
+        for t in timings
+    ]  # fmt: skip
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
+
+
+def publish(timings: Sequence[Timing], document: Path, title: str) -> Path:
+    """Puts the table, a picture's link and the machine between the title's markers in a document.
+
+    Returns where the picture is to be drawn.  Raises ConfigError if the markers are not there.
+    """
+    picture = document.with_name(f"{document.stem}-{title}.png")
+    facts = ", ".join(f"{name} {value}" for name, value in machine().items() if value)
+    body = f"\n{to_markdown(timings)}\n![{title}]({picture.name})\n\n{facts}\n"
+    replace_between(document, f"<!-- {title}: begin, made by `make bench` -->", f"<!-- {title}: end -->", body)
+    return picture
 
 
 def to_csv(timings: Sequence[Timing]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from atnet.errors import ConfigError
-from atnet.files import write_whole
+from atnet.files import replace_between
 from atnet.measure.cost import cost_of
 from atnet.measure.record import kept_weights, read_record, write_record
 from atnet.model.load import architecture
@@ -120,15 +120,10 @@ def make_table(results: Results) -> str:
 
 def write_table(results: Results, readme: Path, picture: Path) -> None:
     """Puts the table, and below it the picture that is to be there, between the markers in readme."""
-    text = readme.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ConfigError(f"{readme}: no place for the table; put these lines where it belongs:\n{BEGIN}\n{END}")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
     body = f"{make_table(results)}\n"
     if results:
         body += f"\n![Top-1 over parameters]({picture.relative_to(readme.parent).as_posix()})\n"
-    write_whole(readme, f"{before}{BEGIN}\n{body}{END}{after}".encode())
+    replace_between(readme, BEGIN, END, body)
 
 
 def points_of(results: Results) -> dict[str, list[tuple[str, float, float]]]:
