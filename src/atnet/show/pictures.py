@@ -89,7 +89,7 @@ def draw_mistakes(pictures: Pictures, scores: Scores, names: Sequence[str], path
     wrong = np.flatnonzero(scores.predicted != scores.labels)
     worst = wrong[np.argsort(-scores.confidence[wrong], kind="stable")][:MOSAIC].tolist()
     titles = [
-        f"network: {names[scores.predicted[i]]} {100 * scores.confidence[i]:.0f}%\ntruth: {names[scores.labels[i]]}"
+        f"network: {names[scores.predicted[i]]}, {100 * scores.confidence[i]:.0f}%\ntruth: {names[scores.labels[i]]}"
         for i in worst
     ]
     _mosaic([pictures.read(i) for i in worst], titles, path, empty="no mistakes")
