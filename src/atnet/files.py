@@ -40,7 +40,9 @@ def resolve_run(where: str | Path) -> Path:
 
 
 def did_you_mean(path: Path, *folders: str, among: Callable[[Path], bool] = Path.exists) -> str:
-    """ "; did you mean X?" with what is called most alike beside the path or in the folders; "" if nothing is.
+    """The end of a message, "; did you mean X?", X being called most alike beside the path or in the folders.
+
+    Empty if nothing is called alike.
 
     among: which files and folders can be meant.
     """

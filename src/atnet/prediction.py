@@ -54,6 +54,7 @@ def predict(
     network(np.zeros((1, 3, info.preprocess.size, info.preprocess.size), np.float32))  # the first run is slow
     with progress_bar("Predicting", len(paths)) as advance:
         for path in paths:
+            advance(1)
             began = time.perf_counter()
             try:
                 image = info.preprocess(decode(path))
@@ -73,7 +74,6 @@ def predict(
                     milliseconds=1000 * (time.perf_counter() - began),
                 )
             )
-            advance(1)
     return answers
 
 

@@ -58,7 +58,7 @@ def bench(
     """
     from atnet.errors import ConfigError
     from atnet.measure.bench import bench as run
-    from atnet.measure.bench import machine, publish, to_csv
+    from atnet.measure.bench import machine, machine_line, publish, to_csv
     from atnet.show.pictures import draw_bench
 
     if not models:
@@ -84,8 +84,7 @@ def bench(
             )  # fmt: skip
         console.print(f"\n{one}, {side} px, batch {pictures}, {count} thread{'s' * (count > 1)}", style="bold")
         console.print(table)
-    facts = machine()
-    console.print("\n" + ", ".join(f"{k} {v}" for k, v in facts.items() if v), markup=False, soft_wrap=True)
+    console.print(f"\n{machine_line()}", markup=False, soft_wrap=True)
     if document is not None:
         picture = publish(found, document, title)
         draw_bench(found, picture)
@@ -95,6 +94,6 @@ def bench(
         return
     out.mkdir(parents=True)
     (out / "bench.csv").write_text(to_csv(found), encoding="utf-8")
-    (out / "machine.yaml").write_text(yaml.safe_dump(facts, sort_keys=False), encoding="utf-8")
+    (out / "machine.yaml").write_text(yaml.safe_dump(machine(), sort_keys=False), encoding="utf-8")
     draw_bench(found, out / "bench.png")
     console.print(f"Written: {out}/bench.csv, bench.png, machine.yaml", markup=False, soft_wrap=True)

@@ -30,7 +30,7 @@ def predict(
     pictures
         Picture files, or folders with pictures in them.
     weights
-        A run, a folder or a safetensors file.
+        A run, a folder, a safetensors file, or an ONNX file of `atnet export`.
     top
         How many classes.
     as_json

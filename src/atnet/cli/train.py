@@ -44,18 +44,16 @@ def train(
     from atnet.training.loop import resume_run, train_config
     from atnet.training.plan import forecast_config, settle
 
-    given, config = config is not None, config or Config()
-
     if resume is not None:
-        if recipe is not None or given or out is not None or check or time_budget is not None:
+        if recipe is not None or config is not None or out is not None or check or time_budget is not None:
             raise ConfigError("--resume goes on with the run's own configuration: give no recipe or option with it")
         run = resume_run(resume)
     elif check:
-        found = forecast_config(settle(config))
+        found = forecast_config(settle(config or Config()))
         _print_forecast(found if time_budget is None else found.within(time_budget))
         return
     else:
-        run = train_config(config, out=out, time_budget=time_budget)
+        run = train_config(config or Config(), out=out, time_budget=time_budget)
 
     folder = run.folder
     named = {"ema": "moving average, which --weights RUN takes", "last": "last weights"}

@@ -30,8 +30,6 @@ def decode(source: str | Path | bytes, name: str = "", max_pixels: int = MAX_PIX
     Raises DataError naming the picture if it cannot be read whole or has more than max_pixels.
     """
     name = name or (str(source) if not isinstance(source, bytes) else "picture")
-    if not isinstance(source, bytes) and Path(source).is_dir():
-        raise DataError(f"{name}: a folder, not a picture")
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         with Image.open(stream, formats=FORMATS) as picture:
@@ -48,6 +46,8 @@ def decode(source: str | Path | bytes, name: str = "", max_pixels: int = MAX_PIX
         raise
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such picture{did_you_mean(Path(name))}") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{name}: a folder, not a picture") from error
     except (
         OSError,
         ValueError,

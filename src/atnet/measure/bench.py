@@ -26,7 +26,7 @@ from atnet.errors import ConfigError
 from atnet.files import replace_between
 from atnet.measure.cost import Cost, cost_of
 from atnet.measure.record import commit
-from atnet.model.load import architecture, create_classifier
+from atnet.model.load import architecture, create_deployed
 from atnet.progress import progress_bar
 from atnet.system import processor
 
@@ -146,7 +146,7 @@ def bench(
                         "recipe": str(recipe) if recipe else None, "onnx": f"{folder}/{name}.onnx",
                     }  # fmt: skip
                     if engine == "onnx":
-                        _export(name, size, Path(case["onnx"]))
+                        write_onnx(create_deployed(name, size=size), size, Path(case["onnx"]))
                     workers[name] = Worker(case)
                     workers[name].run(batch, 0)
                     advance(1, name)
@@ -187,17 +187,15 @@ def bench(
     return timings
 
 
-def _export(name: str, size: int, path: Path) -> None:
-    from timm.utils.model import reparameterize_model
-
-    model = create_classifier(name, classes=1000, size=size)
-    write_onnx(reparameterize_model(model.eval()), size, path)
-
-
 def machine() -> dict[str, Any]:
     """What timings depend on beside the networks."""
     packages = {name: version(name) for name in ("torch", "timm", "onnxruntime")}
     return {"processor": processor(), "cores": os.cpu_count(), "commit": commit(), **packages}
+
+
+def machine_line() -> str:
+    """The same in one line, without what is unknown."""
+    return ", ".join(f"{name} {value}" for name, value in machine().items() if value)
 
 
 def to_markdown(timings: Sequence[Timing]) -> str:
@@ -222,8 +220,7 @@ def publish(timings: Sequence[Timing], document: Path, title: str) -> Path:
     Returns where the picture is to be drawn.  Raises ConfigError if the markers are not there.
     """
     picture = document.with_name(f"{document.stem}-{title}.png")
-    facts = ", ".join(f"{name} {value}" for name, value in machine().items() if value)
-    body = f"\n{to_markdown(timings)}\n![{title}]({picture.name})\n\n{facts}\n"
+    body = f"\n{to_markdown(timings)}\n![{title}]({picture.name})\n\n{machine_line()}\n"
     replace_between(document, f"<!-- {title}: begin, made by `make bench` -->", f"<!-- {title}: end -->", body)
     return picture
 

@@ -61,13 +61,11 @@ def _onnx(case: dict[str, Any]) -> Callable[[int], Step]:
 def _torch(case: dict[str, Any]) -> Callable[[int], Step]:
     """Torch in fp32, channels-last, branches of reparameterisable networks merged; compiled if asked for."""
     import torch
-    from timm.utils.model import reparameterize_model
 
-    from atnet.model.load import create_classifier
+    from atnet.model.load import create_deployed
 
     torch.set_num_threads(case["threads"])
-    model = create_classifier(case["model"], classes=1000, size=case["size"])
-    model = reparameterize_model(model.eval()).to(memory_format=torch.channels_last)
+    model = create_deployed(case["model"], size=case["size"]).to(memory_format=torch.channels_last)
     run = torch.compile(model) if case["engine"] == "compile" else model
 
     def step_of(batch: int) -> Step:

@@ -10,6 +10,7 @@ import safetensors.torch
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
+from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 import atnet.timm  # noqa: F401  registers the names
@@ -57,6 +58,12 @@ def create_classifier(name: str, *, classes: int, size: int, drop_path: float = 
     except (TypeError, AssertionError) as error:
         chosen = ", ".join(f"{option}={value}" for option, value in options.items()) or "these options"
         raise ConfigError(f"{name} cannot be built with {chosen}: {error}") from error
+
+
+def create_deployed(name: str, *, size: int) -> nn.Module:
+    """Fresh weights of 1000 classes as people deploy them: in evaluation mode, reparameterisable branches merged."""
+    model: nn.Module = reparameterize_model(create_classifier(name, classes=1000, size=size).eval())
+    return model
 
 
 def classifier_parameters(model: nn.Module) -> set[int]:

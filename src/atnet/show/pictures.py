@@ -182,7 +182,7 @@ def draw_bench(timings: "Sequence[Timing]", path: Path) -> None:
 
 
 def _mosaic(images: list[Image.Image], titles: list[str], path: Path, *, empty: str) -> None:
-    """Images with a title of two lines above each, four in a row."""
+    """Images with a title of one or two lines above each, four in a row."""
     side, gap, letters, columns = 232, 10, 13, 4
     font = ImageFont.truetype(findfont("DejaVu Sans"), letters)
     lines = max((title.count("\n") + 1 for title in titles), default=1)
