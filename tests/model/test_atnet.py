@@ -3,11 +3,12 @@ from functools import partial
 import pytest
 import timm
 import torch
+from timm.models.cait import ClassAttn
 from timm.models.vision_transformer import Block
 
 from atnet import create_model
 from atnet.model.atnet import ATNet
-from atnet.model.blocks import ConvMix, TransMix
+from atnet.model.blocks import ClassAttention, ConvMix, TransMix
 from atnet.model.sizes import SIZES
 
 LAYOUT = {"conv_mix": 2, "trans_mix": 2, "patch": 8, "kernel": 5, "conv_dim": 16, "dim": 32, "heads": 4}
@@ -75,7 +76,7 @@ def test_checkpointing_changes_no_gradient():
 
 def test_conv_mix_is_convmixers_block():
     theirs = timm.create_model("convmixer_768_32", num_classes=0).blocks[0].eval()
-    ours = ConvMix(768, 7, 0.0).eval()
+    ours = ConvMix(768, 7, 0.0, norm_first=False).eval()
     depthwise, _, norm1 = theirs[0].fn
     pairs = (
         (ours.depthwise, depthwise),
@@ -99,6 +100,33 @@ def test_trans_mix_is_timms_encoder_block():
     ours.load_state_dict({n.replace("attn.", "attention."): v for n, v in theirs.state_dict().items()})
     tokens = torch.randn(2, 10, 32)
     torch.testing.assert_close(ours(tokens), theirs(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_class_attention_of_one_token_is_caits():
+    theirs = ClassAttn(32, 4, qkv_bias=True).eval()
+    ours = ClassAttention(32, 4, prefix=1).eval()
+    state = theirs.state_dict()
+    for part in ("weight", "bias"):
+        state[f"kv.{part}"] = torch.cat([state.pop(f"k.{part}"), state.pop(f"v.{part}")])
+    ours.load_state_dict(state)
+    tokens = torch.randn(2, 10, 32)
+    torch.testing.assert_close(ours(tokens), theirs(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_a_class_attention_layer_updates_the_prefix_alone_and_reads_every_token():
+    layer = TransMix(32, 4, 4.0, 0.0, prefix=3).eval()
+    tokens = torch.randn(2, 10, 32, requires_grad=True)
+    after = layer(tokens)
+    assert after.shape == tokens.shape
+    assert torch.equal(after[:, 3:], tokens[:, 3:])
+    after[:, :3].square().sum().backward()
+    assert (tokens.grad.abs().sum(2) > 0).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_the_last_layers_are_those_of_class_attention(count):
+    model = ATNet(**LAYOUT, class_attention=count, registers=3)
+    assert [layer.prefix for layer in model.trans_mix] == [0] * (2 - count) + [4] * count
 
 
 def test_three_feature_levels_for_detection():
@@ -147,6 +175,7 @@ def test_groups_follow_the_pictures_way():
         ({"heads": 3}, "dim=32 is not divisible by heads=3: try heads=2 or dim=33"),
         ({"kernel": 4}, "kernel=4 is even"),
         ({"patch": 12}, "patch=12 is no power of two"),
+        ({"class_attention": 3}, "class_attention=3 of trans_mix=2 layers"),
         ({"stem": "other"}, "stem='other' is unknown"),
         ({"global_pool": "max"}, "global_pool='max' is unknown"),
     ],

@@ -42,7 +42,9 @@ class ATNet(nn.Module):
         conv_dim: int,
         dim: int,
         heads: int,
+        class_attention: int = 2,
         registers: int = 4,
+        norm_first: bool = True,
         squeeze: int = 2,
         stem: str = "overlap",
         mlp_ratio: float = 4.0,
@@ -54,6 +56,8 @@ class ATNet(nn.Module):
         super().__init__()
         if kernel % 2 == 0:
             raise ValueError(f"kernel={kernel} is even: use an odd one, {kernel + 1} for example")
+        if class_attention > trans_mix:
+            raise ValueError(f"class_attention={class_attention} of trans_mix={trans_mix} layers: use fewer")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = self.embed_dim = dim
@@ -62,18 +66,21 @@ class ATNet(nn.Module):
         rates = drop_path_rates(drop_path_rate, conv_mix + trans_mix)
 
         self.stem = make_stem(stem, in_chans, conv_dim, patch, **factory)
-        self.conv_mix = Stage(*(ConvMix(conv_dim, kernel, rate, **factory) for rate in rates[:conv_mix]))
+        self.conv_mix = Stage(*(ConvMix(conv_dim, kernel, rate, norm_first, **factory) for rate in rates[:conv_mix]))
         self.squeeze = Squeeze(conv_dim, dim, squeeze, **factory)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim, **factory))
         self.reg_token = nn.Parameter(torch.empty(1, registers, dim, **factory)) if registers else None
         self.num_reg_tokens = registers
         self.num_prefix_tokens = 1 + registers
-        self.trans_mix = Stage(*(TransMix(dim, heads, mlp_ratio, rate, **factory) for rate in rates[conv_mix:]))
+        prefixes = [0] * (trans_mix - class_attention) + [self.num_prefix_tokens] * class_attention
+        layers = zip(rates[conv_mix:], prefixes, strict=True)
+        self.trans_mix = Stage(*(TransMix(dim, heads, mlp_ratio, *layer, **factory) for layer in layers))
         self.norm = nn.LayerNorm(dim, eps=1e-6, **factory)
         self.head = nn.Identity()
 
         early = len(self.stem) - 2 if len(self.stem) > 1 else 0
-        width, stride = (conv_dim // 2, patch // 2) if len(self.stem) > 1 else (conv_dim, patch)
+        width = self.stem[early].conv.out_channels  # type: ignore[union-attr]
+        stride = patch // 2 if len(self.stem) > 1 else patch
         self.feature_info = [
             {"num_chs": width, "reduction": stride, "module": f"stem.{early}"},
             {"num_chs": conv_dim, "reduction": patch, "module": "conv_mix"},

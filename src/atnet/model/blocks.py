@@ -13,6 +13,8 @@ from timm.models import checkpoint_seq, register_notrace_function
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
+from atnet.model.ops import DepthwiseConv2d
+
 
 @register_notrace_function
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
@@ -42,9 +44,9 @@ class PatchConv(nn.Module):
 
 
 class OverlapConv(nn.Module):
-    """One step of the overlapping stem: a stride-2 3x3 convolution, BatchNorm, activation.
+    """One step of the overlapping stem: a stride-2 3x3 convolution, BatchNorm, ReLU.
 
-    The norm comes first, so that it folds into the convolution; sides are halved, rounded up.
+    All three are one operation when deployed; sides are halved, rounded up.
     Source: Xiao et al. 2021, "Early Convolutions Help Transformers See Better".
     """
 
@@ -52,14 +54,15 @@ class OverlapConv(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_dim, dim, 3, stride=2, padding=1, bias=False, **factory)
         self.norm = nn.BatchNorm2d(dim, **factory)
-        self.act = nn.GELU()
+        self.act = nn.ReLU(inplace=True)
 
     def forward(self, grid: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(grid)))
 
 
 def make_stem(kind: str, in_chans: int, dim: int, patch: int, **factory: Any) -> nn.Sequential:
-    """The stem of total stride patch; widths of the overlapping one double up to dim.
+    """The stem of total stride patch. The overlapping one starts at 24 channels, or dim / 8 if that is
+    more, and doubles; its last step goes to dim.
 
     Raises ValueError if the kind is unknown, or if it is "overlap" and patch no power of two.
     """
@@ -70,26 +73,36 @@ def make_stem(kind: str, in_chans: int, dim: int, patch: int, **factory: Any) ->
     steps = patch.bit_length() - 1
     if patch < 2 or patch != 2**steps:
         raise ValueError(f"patch={patch} is no power of two: use one, or stem='patch'")
-    widths = [in_chans] + [dim // 2 ** (steps - 1 - step) for step in range(steps)]
+    widths = [in_chans, *(min(max(24, dim // 8) * 2**step, dim) for step in range(steps - 1)), dim]
     return nn.Sequential(*(OverlapConv(w_in, w_out, **factory) for w_in, w_out in itertools.pairwise(widths)))
 
 
 class ConvMix(nn.Module):
-    """A ConvMixer block: depthwise kernel x kernel with residual, then 1x1, each + GELU + BatchNorm.
+    """A ConvMixer block: depthwise kernel x kernel with residual, then 1x1.
 
+    norm_first: BatchNorm and ReLU follow each convolution, one operation with it when deployed; if not, as
+    in ConvMixer, GELU and BatchNorm.
     Source: Trockman & Kolter 2022, section 2.
     """
 
-    def __init__(self, dim: int, kernel: int, drop_path: float, **factory: Any) -> None:
+    if TYPE_CHECKING:  # TorchScript refuses the annotation at run time
+        act: nn.Module
+
+    def __init__(self, dim: int, kernel: int, drop_path: float, norm_first: bool = True, **factory: Any) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim, **factory)
+        self.norm_first = norm_first
+        bias = not norm_first  # BatchNorm would take it away
+        self.depthwise = DepthwiseConv2d(dim, kernel, bias=bias, **factory)
         self.norm1 = nn.BatchNorm2d(dim, **factory)
-        self.pointwise = nn.Conv2d(dim, dim, 1, **factory)
+        self.pointwise = nn.Conv2d(dim, dim, 1, bias=bias, **factory)
         self.norm2 = nn.BatchNorm2d(dim, **factory)
-        self.act = nn.GELU()
+        self.act = nn.ReLU(inplace=True) if norm_first else nn.GELU()
         self.drop_path = DropPath(drop_path)
 
     def forward(self, grid: Tensor) -> Tensor:
+        if self.norm_first:
+            grid = grid + self.drop_path(self.act(self.norm1(self.depthwise(grid))))
+            return self.act(self.norm2(self.pointwise(grid)))
         grid = grid + self.drop_path(self.norm1(self.act(self.depthwise(grid))))
         return self.norm2(self.act(self.pointwise(grid)))
 
@@ -124,21 +137,25 @@ class Squeeze(nn.Module):
         return grid + self.position(grid)
 
 
+def require_whole_heads(dim: int, heads: int) -> None:
+    """Raises ValueError, with what to use, if dim is not divisible by heads."""
+    if dim % heads:
+        raise ValueError(
+            f"dim={dim} is not divisible by heads={heads}: "
+            f"try heads={next(h for h in range(heads, 0, -1) if dim % h == 0)} "
+            f"or dim={-(-dim // heads) * heads}"
+        )
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with fused attention.
 
-    Raises ValueError if dim is not divisible by heads.
     Source: Vaswani et al. 2017; the kernel is torch's scaled_dot_product_attention.
     """
 
     def __init__(self, dim: int, heads: int, **factory: Any) -> None:
         super().__init__()
-        if dim % heads:
-            raise ValueError(
-                f"dim={dim} is not divisible by heads={heads}: "
-                f"try heads={next(h for h in range(heads, 0, -1) if dim % h == 0)} "
-                f"or dim={-(-dim // heads) * heads}"
-            )
+        require_whole_heads(dim, heads)
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, **factory)
         self.proj = nn.Linear(dim, dim, **factory)
@@ -151,23 +168,58 @@ class Attention(nn.Module):
         return self.proj(mixed.transpose(1, 2).reshape(batch, count, dim))
 
 
+class ClassAttention(nn.Module):
+    """Multi-head attention of the first `prefix` tokens to all tokens, fused.
+
+    Source: Touvron et al. 2021, "Going deeper with Image Transformers".
+    """
+
+    def __init__(self, dim: int, heads: int, prefix: int, **factory: Any) -> None:
+        super().__init__()
+        require_whole_heads(dim, heads)
+        self.heads = heads
+        self.prefix = prefix
+        self.q = nn.Linear(dim, dim, **factory)
+        self.kv = nn.Linear(dim, 2 * dim, **factory)
+        self.proj = nn.Linear(dim, dim, **factory)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (batch, count, dim) to what the first of them gather (batch, prefix, dim)."""
+        batch, count, dim = tokens.shape
+        query = self.q(tokens[:, : self.prefix]).reshape(batch, self.prefix, self.heads, dim // self.heads)
+        kv = self.kv(tokens).reshape(batch, count, 2, self.heads, dim // self.heads)
+        key, value = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key, value)
+        return self.proj(mixed.transpose(1, 2).reshape(batch, self.prefix, dim))
+
+
 class TransMix(nn.Module):
     """A pre-norm encoder layer: attention, then an MLP, each with residual.
 
-    Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words".
+    prefix: 0, or how many tokens, the first ones, alone ask and are updated. Such a layer costs little
+    more than the keys and values of the others.
+    Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"; for the prefix, see ClassAttention.
     """
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float, drop_path: float, **factory: Any) -> None:
+    if TYPE_CHECKING:  # TorchScript refuses the annotation at run time
+        attention: nn.Module
+
+    def __init__(
+        self, dim: int, heads: int, mlp_ratio: float, drop_path: float, prefix: int = 0, **factory: Any
+    ) -> None:
         super().__init__()
+        self.prefix = prefix
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, **factory)
-        self.attention = Attention(dim, heads, **factory)
+        self.attention = ClassAttention(dim, heads, prefix, **factory) if prefix else Attention(dim, heads, **factory)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, **factory)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), **factory)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.drop_path(self.attention(self.norm1(tokens)))
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        asked = self.drop_path(self.attention(self.norm1(tokens)))
+        updated = (tokens[:, : self.prefix] if self.prefix else tokens) + asked
+        updated = updated + self.drop_path(self.mlp(self.norm2(updated)))
+        return torch.cat([updated, tokens[:, self.prefix :]], dim=1) if self.prefix else updated
 
 
 class Stage(nn.Sequential):

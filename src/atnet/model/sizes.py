@@ -9,10 +9,12 @@ class Size:
     """One layout of AT-Net.
 
     conv_mix: ConvMix blocks.  trans_mix: TransMix layers.
+    class_attention: how many of the last TransMix layers update the class and register tokens alone.
     patch: total stride of the stem, in pixels.
     kernel: side of the depthwise convolution of a ConvMix block.
     conv_dim: ConvMix width.  dim: TransMix width, a multiple of heads.
     registers: register tokens beside the class token.
+    norm_first: whether BatchNorm and ReLU follow ConvMix's convolutions, or GELU and BatchNorm.
     squeeze: stride between the two stages, 1 (tokens straight into the encoder) or 2.
     stem: "patch", the author's single patch x patch convolution, any patch; or "overlap",
     stride-2 3x3 convolutions, patch a power of two.
@@ -28,7 +30,9 @@ class Size:
     conv_dim: int
     dim: int
     heads: int
+    class_attention: int = 2
     registers: int = 4
+    norm_first: bool = True
     squeeze: Literal[1, 2] = 2
     stem: Literal["patch", "overlap"] = "overlap"
     mlp_ratio: float = 4.0
@@ -45,17 +49,17 @@ def _seed(*, conv_mix: int, trans_mix: int, patch: int, dim: int, heads: int) ->
     """A layout of the author's: one patch convolution, one width, tokens straight into the encoder."""
     return Size(
         conv_mix=conv_mix, trans_mix=trans_mix, patch=patch, kernel=7, conv_dim=dim, dim=dim, heads=heads,
-        squeeze=1, stem="patch", global_pool="token",
+        class_attention=0, norm_first=False, squeeze=1, stem="patch", global_pool="token",
     )  # fmt: skip
 
 
 SIZES: dict[str, Size] = {
     # Ours: an overlapping stem of stride 8, ConvMix there, the encoder at stride 16 in heads of 32.
     "xxxs": Size(conv_mix=6, trans_mix=3, patch=8, kernel=7, conv_dim=96, dim=192, heads=6),
-    "xxs": Size(conv_mix=7, trans_mix=4, patch=8, kernel=7, conv_dim=144, dim=224, heads=7),
-    "xs": Size(conv_mix=7, trans_mix=4, patch=8, kernel=7, conv_dim=192, dim=256, heads=8),
-    "s": Size(conv_mix=10, trans_mix=11, patch=8, kernel=7, conv_dim=288, dim=416, heads=13),
-    "l": Size(conv_mix=12, trans_mix=13, patch=8, kernel=7, conv_dim=352, dim=576, heads=18),
+    "xxs": Size(conv_mix=7, trans_mix=3, patch=8, kernel=7, conv_dim=144, dim=256, heads=8),
+    "xs": Size(conv_mix=8, trans_mix=4, class_attention=3, patch=8, kernel=7, conv_dim=192, dim=256, heads=8),
+    "s": Size(conv_mix=10, trans_mix=11, class_attention=5, patch=8, kernel=7, conv_dim=288, dim=416, heads=13),
+    "l": Size(conv_mix=12, trans_mix=13, class_attention=6, patch=8, kernel=7, conv_dim=352, dim=576, heads=18),
     # The author's, as published: ConvMix blocks, TransMix layers, patch. Widths meet the parameters.
     "seed_xxxs": _seed(conv_mix=5, trans_mix=7, patch=8, dim=130, heads=5),
     "seed_xxs": _seed(conv_mix=6, trans_mix=4, patch=9, dim=220, heads=5),

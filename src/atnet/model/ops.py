@@ -1,0 +1,105 @@
+"""Depthwise convolution in training on a CPU: its weight gradient is `depthwise.c`, where a compiler can build that."""
+
+import ctypes
+import functools
+import logging
+import os
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models import register_notrace_module
+from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
+
+SOURCE = Path(__file__).with_name("depthwise.c")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+log = logging.getLogger("atnet")
+
+
+@functools.cache
+def kernels() -> ctypes.CDLL | None:
+    """`depthwise.c`, compiled for this processor in a quarter of a second; None, and said why, if it can't be.
+
+    CC in the environment names another compiler than cc; ATNET_KERNELS=0 leaves all to torch.
+    """
+    if os.environ.get("ATNET_KERNELS") == "0":
+        return None
+    command = [*shlex.split(os.environ.get("CC") or "cc"), *FLAGS, str(SOURCE), "-o"]
+    try:
+        with tempfile.TemporaryDirectory(prefix="atnet-", ignore_cleanup_errors=True) as folder:
+            library = f"{folder}/depthwise.so"
+            subprocess.run([*command, library], check=True, capture_output=True, text=True, timeout=120)
+            return ctypes.CDLL(library)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        log.info("trains on torch's own depthwise gradient, up to a tenth slower: no C compiler here (%s)", said[0])
+        return None
+
+
+def has_kernel(grid: Tensor, weight: Tensor) -> bool:
+    """Whether the weight gradient of this convolution is ours: on a CPU, fp32, channels-last, where it pays."""
+    return (
+        grid.device.type == "cpu"
+        and grid.dtype == weight.dtype == torch.float32
+        and grid.shape[1] % 8 == 0
+        and weight.shape[-1] >= 5
+        and grid.is_contiguous(memory_format=torch.channels_last)
+        and kernels() is not None
+    )
+
+
+class _Depthwise(torch.autograd.Function):
+    """Torch's forward pass and input gradient, our weight gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, grid: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(grid, weight)
+        return F.conv2d(grid, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grid, weight = ctx.saved_tensors
+        of_grid, of_weight, of_bias = ctx.needs_input_grad
+        count, channels, height, width = grid.shape
+        kernel = weight.shape[-1]
+        ours = of_weight and not torch.is_grad_enabled()  # else a second derivative is wanted, which torch's has
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        grads: list[Tensor | None] = list(
+            torch.ops.aten.convolution_backward(  # with a bias it would compute the weight's too
+                grad, grid, weight, None, [1, 1], [kernel // 2] * 2, [1, 1], False, [0, 0], channels,
+                [of_grid, of_weight and not ours, False],
+            )
+        )  # fmt: skip
+        if of_bias:
+            grads[2] = grad.sum((0, 2, 3))
+        if ours:
+            taps = torch.empty(kernel, kernel, channels)
+            library = kernels()
+            assert library
+            pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (grid, grad, taps))
+            if library.depthwise_weight_gradient(
+                *pointers, count, height, width, channels, kernel, torch.get_num_threads()
+            ):
+                raise MemoryError("can't allocate memory for the gradient of a depthwise convolution")
+            grads[1] = taps.permute(2, 0, 1).unsqueeze(1)
+        return tuple(grads)
+
+
+@register_notrace_module
+class DepthwiseConv2d(nn.Conv2d):
+    """A kernel x kernel convolution of each channel by itself; kernel odd, zeros around, sides kept."""
+
+    def __init__(self, dim: int, kernel: int, **factory: Any) -> None:
+        super().__init__(dim, dim, kernel, padding=kernel // 2, groups=dim, **factory)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        if not is_scripting():
+            trains = torch.is_grad_enabled() and self.weight.requires_grad and not torch.compiler.is_compiling()
+            if trains and has_kernel(grid, self.weight):
+                return _Depthwise.apply(grid, self.weight, self.bias)
+        return super().forward(grid)

@@ -1,0 +1,105 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from atnet.model import ops
+from atnet.model.ops import DepthwiseConv2d, has_kernel, kernels
+
+has_compiler = pytest.mark.skipif(kernels() is None, reason="no C compiler here")
+
+
+@pytest.fixture
+def images():
+    torch.manual_seed(0)
+    return lambda *shape: torch.randn(*shape).to(memory_format=torch.channels_last)
+
+
+def gradients(conv, grid, out_grad):
+    grid = grid.clone(memory_format=torch.preserve_format).requires_grad_()
+    conv.zero_grad()
+    out = conv(grid)
+    out.backward(out_grad)
+    return out.detach(), grid.grad, *(p.grad for p in conv.parameters())
+
+
+@has_compiler
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("count", "channels", "height", "width", "kernel"),
+    [(2, 96, 16, 16, 7), (19, 8, 3, 11, 5), (1, 40, 28, 5, 9), (3, 16, 2, 2, 7), (5, 24, 9, 8, 15)],
+)
+def test_the_kernel_agrees_with_torch_in_double(images, count, channels, height, width, kernel, bias):
+    conv = DepthwiseConv2d(channels, kernel, bias=bias)
+    grid, out_grad = images(count, channels, height, width), images(count, channels, height, width)
+    assert has_kernel(grid, conv.weight)
+    found = gradients(conv, grid, out_grad)
+    expected = gradients(conv.double(), grid.double(), out_grad.double())
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+
+
+@has_compiler
+def test_the_kernel_is_called_in_training_alone(images, monkeypatch):
+    calls = []
+    monkeypatch.setattr(ops._Depthwise, "apply", lambda *args: calls.append(1) or F.conv2d(*args, padding=3, groups=16))
+    conv, grid = DepthwiseConv2d(16, 7), images(1, 16, 8, 8)
+    with torch.no_grad():
+        conv(grid)
+    conv.requires_grad_(False)(grid)
+    conv.double()(grid.double())
+    DepthwiseConv2d(16, 3)(grid)
+    DepthwiseConv2d(12, 7)(images(1, 12, 8, 8))
+    DepthwiseConv2d(16, 7)(torch.randn(1, 16, 8, 8))
+    assert calls == []
+    DepthwiseConv2d(16, 7)(grid)
+    assert calls == [1]
+
+
+@has_compiler
+def test_any_number_of_threads_gives_the_same_bits(images):
+    conv, grid, out_grad = DepthwiseConv2d(32, 7), images(21, 32, 7, 9), images(21, 32, 7, 9)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(gradients(conv, grid, out_grad)[2])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@has_compiler
+def test_a_gradient_of_a_gradient_is_torchs(images):
+    conv, grid = DepthwiseConv2d(8, 5), images(2, 8, 6, 6).requires_grad_()
+    [gradient] = torch.autograd.grad(conv(grid).square().sum(), conv.weight, create_graph=True)
+    gradient.square().sum().backward()
+    plain = torch.autograd.grad(F.conv2d(grid, conv.weight, conv.bias, padding=2, groups=8).square().sum(),
+                                conv.weight, create_graph=True)[0]  # fmt: skip
+    [expected] = torch.autograd.grad(plain.square().sum(), conv.weight)
+    torch.testing.assert_close(conv.weight.grad, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"CC": "no-such-compiler"}, "no-such-compiler"), ({"CC": "false"}, "false"), ({"ATNET_KERNELS": "0"}, "")],
+)
+def test_without_a_compiler_it_trains_on_and_says_why(change, said):
+    script = (
+        "import logging, torch; logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
+        "from atnet.model.ops import DepthwiseConv2d\n"
+        "conv = DepthwiseConv2d(16, 7)\n"
+        "for _ in range(2): conv(torch.randn(1, 16, 8, 8).to(memory_format=torch.channels_last)).sum().backward()\n"
+        "print(float(conv.bias.grad.sum()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | change, capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) == 2 * 16 * 64
+    lines = [line for line in done.stderr.splitlines() if "depthwise" in line]
+    assert len(lines) == (1 if said else 0)
+    assert all(said in line for line in lines)
