@@ -3,6 +3,7 @@
 #   make test                  the tests; photos are tested if ATNET_IMAGENETTE names Imagenette's folder
 #   make bench                 the tables and pictures of docs/performance.md
 #   make table                 README's table and picture, from the records under results/
+#   make proof-training-speed  our training beside timm's train.py on the same network and photos (8 minutes)
 #   make ci                    lint, types, tests, timm's own tests, the README's commands
 # PYTHON=python3.12 takes another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # takes torch's CPU build instead of the 5 GB of CUDA that a plain installation brings on Linux.
@@ -14,7 +15,7 @@ TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
 PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo bench table test ci lint types peer-tests readme setup dev clean
+.PHONY: demo bench table test ci lint types peer-tests proof-training-speed readme setup dev clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -51,9 +52,11 @@ bench: setup
 		shvit_s1 edgenext_xx_small starnet_s1 levit_128s mobilevit_xxs efficientformerv2_s0 repvit_m0_9 \
 		deit_tiny_patch16_224 resnet18 vit_small_patch16_224
 	$(BENCH) --title resolution --size 96 --size 128 --size 160 --size 224 --size 320 --size 448 --rounds 3 \
-		xxxs mobilenetv3_small_100
-	$(BENCH) --title engines --engine onnx --engine eager --threads 1 --threads 2 --batch 1 --batch 16 --rounds 5 \
+		xxxs xs s mobilenetv3_small_100
+	$(BENCH) --title batch --batch 1 --batch 4 --batch 16 --batch 64 --threads 1 --threads 2 --rounds 3 \
 		xxxs xs mobilenetv3_small_100
+	$(BIN)/atnet blocks --document docs/performance.md
+	$(BENCH) --title engines --engine onnx --engine eager --engine compile --rounds 5 xxxs mobilenetv3_small_100
 	$(BENCH) --title training --engine train --size 128 --batch 64 --threads 2 --rounds 3 --recipe recipes/imagenette.yaml \
 		xxxs xxs xs mobilenetv3_small_100 edgenext_xx_small
 
@@ -74,11 +77,14 @@ $(PEER).tar.gz: | dev
 	$(BIN)/python -m pip download --quiet --no-deps --no-binary timm --dest build timm==$(TIMM)
 
 $(PEER)/tests: $(PEER).tar.gz
-	tar -xzf $< -C build timm-$(TIMM)/tests timm-$(TIMM)/pyproject.toml
+	tar -xzf $< -C build timm-$(TIMM)/tests timm-$(TIMM)/pyproject.toml timm-$(TIMM)/train.py
 	@touch $@
 
 peer-tests: dev $(PEER)/tests
 	cd $(PEER) && PYTHONPATH=$(CURDIR)/tests/peer $(BIN)/python -m pytest -q -p atnet_peer tests/test_models.py
+
+proof-training-speed: dev $(PEER)/tests
+	$(BIN)/python tests/peer/train_beside_timm.py $(PEER)/train.py $(ATNET_IMAGENETTE)
 
 readme: dev
 	$(BIN)/python -m pytest tests/readme

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from atnet import create_model
 from atnet.model import ops
 from atnet.model.ops import DepthwiseConv2d, has_kernel, kernels
 
@@ -103,3 +104,32 @@ def test_without_a_compiler_it_trains_on_and_says_why(change, said):
     lines = [line for line in done.stderr.splitlines() if "depthwise" in line]
     assert len(lines) == (1 if said else 0)
     assert all(said in line for line in lines)
+
+
+def test_under_bf16_on_a_cpu_depthwise_and_attention_stay_fp32_and_the_gradient_close(monkeypatch):
+    torch.manual_seed(0)
+    model, images = create_model("xxxs", num_classes=5), torch.randn(4, 3, 64, 64)
+    types = {}
+    attention = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *qkv: types.setdefault("attention", qkv[0].dtype) and attention(*qkv)
+    )
+    for name in ("conv_mix.0.depthwise", "conv_mix.0.pointwise", "trans_mix.0.mlp.fc1"):
+        model.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: types.update({name: out.dtype}))
+
+    def gradient(bf16):
+        model.zero_grad()
+        types.clear()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            out = model(images)
+        out.float().square().sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    plain, lowered = gradient(False), gradient(True)
+    assert types == {
+        "attention": torch.float32,
+        "conv_mix.0.depthwise": torch.float32,
+        "conv_mix.0.pointwise": torch.bfloat16,
+        "trans_mix.0.mlp.fc1": torch.bfloat16,
+    }
+    assert torch.cosine_similarity(plain, lowered, dim=0) > 0.97

@@ -7,7 +7,8 @@ from typing import Literal
 
 import yaml
 from rich.console import Console
-from rich.table import Table
+
+from atnet.cli.tables import table_of
 
 
 def bench(
@@ -58,14 +59,15 @@ def bench(
     """
     from atnet.errors import ConfigError
     from atnet.measure.bench import bench as run
-    from atnet.measure.bench import machine, machine_line, publish, to_csv
+    from atnet.measure.bench import columns_of, machine, machine_line, publish, to_csv
+    from atnet.measure.roof import measure_roof
     from atnet.show.pictures import draw_bench
 
     if not models:
         raise ConfigError("no model given: atnet bench xxxs mobilenetv3_small_100")
     if out is not None and out.exists():
         raise ConfigError(f"{out}: exists; choose another --out")
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     found = []
     for one, side, count, pictures in itertools.product(engine, size, threads, batch):
         timings = run(
@@ -73,20 +75,12 @@ def bench(
             reference=reference, recipe=recipe,
         )  # fmt: skip
         found += timings
-        table = Table("model", box=None, header_style="bold")
-        for name in ("params", "macs", "median ms", "p95", "images/s", "ratio", "first s", "memory", "disk"):
-            table.add_column(name, justify="right")
-        for t in timings:
-            table.add_row(
-                t.model, f"{t.cost.parameters / 1e6:.2f}M", f"{t.cost.macs / 1e6:,.0f}M", f"{t.median:.2f}",
-                f"{t.p95:.2f}", f"{t.images_per_s:.0f}", f"{t.ratio:.2f} ({t.ratio_low:.2f}-{t.ratio_high:.2f})",
-                f"{t.first:.1f}", f"{t.peak:.0f} MB", f"{t.disk:.1f} MB",
-            )  # fmt: skip
         console.print(f"\n{one}, {side} px, batch {pictures}, {count} thread{'s' * (count > 1)}", style="bold")
-        console.print(table)
-    console.print(f"\n{machine_line()}", markup=False, soft_wrap=True)
+        console.print(table_of(*columns_of(timings)))
+    notes = "; ".join([machine_line(), *(str(measure_roof(count)) for count in threads)])
+    console.print(f"\n{notes}", markup=False, soft_wrap=True)
     if document is not None:
-        picture = publish(found, document, title)
+        picture = publish([columns_of(found)], notes, document, title)
         draw_bench(found, picture)
         console.print(f"Written: {document}, {picture}", markup=False, soft_wrap=True)
     if out is None:

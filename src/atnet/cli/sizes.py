@@ -24,6 +24,7 @@ def sizes() -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        "\nPatch_size: stride of the stem x squeeze before the encoder. Embed_Dim: ConvMix/TransMix.\n"
+        "\nTransMix: layers of all tokens + layers of class attention. Patch_size: stride of the stem x\n"
+        "squeeze before the encoder. Embed_Dim: ConvMix/TransMix.\n"
         "Next: atnet train --model xxs --data FOLDER"
     )

@@ -49,7 +49,7 @@ def export(weights: str | Path = "runs/last", out: str | Path | None = None, *, 
     some = np.linspace(0, len(pictures) - 1, min(PICTURES, len(pictures))).round().astype(int).tolist()
     partial = path.with_name(f".{path.name}.partial")
     try:
-        write_onnx(model, info.preprocess.size, partial, info)
+        write_onnx(model, (3, info.preprocess.size, info.preprocess.size), partial, info)
         network = OnnxNetwork(partial)
         worst = 0.0
         with progress_bar("Comparing with torch", len(some)) as advance, torch.inference_mode():
@@ -71,11 +71,11 @@ def export(weights: str | Path = "runs/last", out: str | Path | None = None, *, 
     return Exported(path=path, pictures=len(some), difference=worst)
 
 
-def write_onnx(model: nn.Module, size: int, path: Path, info: WeightsInfo | None = None) -> None:
-    """The network in evaluation mode as an ONNX file: image (N, 3, size, size) to logits, N free."""
+def write_onnx(model: nn.Module, shape: tuple[int, ...], path: Path, info: WeightsInfo | None = None) -> None:
+    """The network in evaluation mode as an ONNX file: image (N, *shape) to logits, N free."""
     program = torch.onnx.export(
         model.eval(),
-        (torch.zeros(2, 3, size, size),),
+        (torch.zeros(2, *shape),),
         dynamo=True,
         input_names=["image"],
         output_names=["logits"],

@@ -5,6 +5,7 @@ does meets all of them, and a ratio is taken within its round.
 """
 
 import csv
+import functools
 import io
 import json
 import os
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,11 +27,14 @@ from atnet.errors import ConfigError
 from atnet.files import replace_between
 from atnet.measure.cost import Cost, cost_of
 from atnet.measure.record import commit
+from atnet.measure.roof import measure_roof
 from atnet.model.load import architecture, create_deployed
 from atnet.progress import progress_bar
 from atnet.system import processor
 
 ENGINES = ("onnx", "eager", "compile", "train")
+Columns = tuple[list[str], list[list[str]]]
+"""The heads of a table and its rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,8 @@ class Timing:
 
     median, p95: milliseconds of a run of the whole batch.  images_per_s: at the median.
     ratio: its time over the reference's, median over the rounds; low and high the least and greatest of them.
+    compute, memory: shares, 0 to 1, of what the machine can do at most in these threads: of the multiply-adds
+    (three times those of inference in training), and of the bandwidth, to read the weights once in each run.
     first: from the start of a process to its first answer, seconds.  peak: memory of the process, MB.
     disk: the ONNX file, or the fp32 weights, MB.
     """
@@ -55,6 +61,8 @@ class Timing:
     ratio: float
     ratio_low: float
     ratio_high: float
+    compute: float
+    memory: float
     first: float
     peak: float
     disk: float
@@ -136,29 +144,25 @@ def bench(
     base = architecture(reference) if reference else names[0]
     if base not in names:
         names.append(base)
-    workers: dict[str, Worker] = {}
+    roof = measure_roof(threads)
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            with progress_bar(f"{engine}, {threads} threads, batch {batch}", len(names) * (rounds + 1)) as advance:
-                for name in names:
-                    case: dict[str, Any] = {
-                        "engine": engine, "model": name, "size": size, "threads": threads,
-                        "recipe": str(recipe) if recipe else None, "onnx": f"{folder}/{name}.onnx",
-                    }  # fmt: skip
-                    if engine == "onnx":
-                        write_onnx(create_deployed(name, size=size), size, Path(case["onnx"]))
-                    workers[name] = Worker(case)
-                    workers[name].run(batch, 0)
-                    advance(1, name)
-                for turn in range(rounds):
-                    for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                        workers[name].rounds.append(workers[name].run(batch, seconds))
-                        advance(1, name)
-        finally:
-            for worker in workers.values():
-                worker.close()
+
+        def case_of(name: str) -> dict[str, Any]:
+            case: dict[str, Any] = {
+                "engine": engine, "model": name, "size": size, "threads": threads,
+                "recipe": str(recipe) if recipe else None, "onnx": f"{folder}/{name}.onnx",
+            }  # fmt: skip
+            if engine == "onnx":
+                write_onnx(create_deployed(name, size=size), (3, size, size), Path(case["onnx"]))
+            return case
+
+        workers = take_turns(
+            {name: functools.partial(case_of, name) for name in names},
+            batch=batch, rounds=rounds, seconds=seconds, title=f"{engine}, {threads} threads, batch {batch}",
+        )  # fmt: skip
         disk = {name: Path(f"{folder}/{name}.onnx").stat().st_size / 1e6 for name in names if engine == "onnx"}
     medians = {name: [statistics.median(times) for times in worker.rounds] for name, worker in workers.items()}
+    passes = 3 if engine == "train" else 1  # forward, and the gradients of inputs and of weights
     timings = []
     for name, worker in workers.items():
         cost = cost_of(name, size)
@@ -179,12 +183,35 @@ def bench(
                 ratio=statistics.median(ratios),
                 ratio_low=min(ratios),
                 ratio_high=max(ratios),
+                compute=2 * passes * cost.macs * batch / median / roof.flops,
+                memory=4 * cost.parameters / median / roof.bytes,
                 first=worker.first,
                 peak=worker.peak,
                 disk=disk.get(name, 4 * cost.parameters / 1e6),
             )
         )
     return timings
+
+
+def take_turns(
+    cases: Mapping[str, Callable[[], dict[str, Any]]], *, batch: int, rounds: int, seconds: float, title: str
+) -> dict[str, Worker]:
+    """Builds each case, then times all of them in rounds, each round from another one on; their workers, closed."""
+    names, workers = list(cases), dict[str, Worker]()
+    try:
+        with progress_bar(title, len(names) * (rounds + 1)) as advance:
+            for name in names:
+                workers[name] = Worker(cases[name]())
+                workers[name].run(batch, 0)
+                advance(1, name)
+            for turn in range(rounds):
+                for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                    workers[name].rounds.append(workers[name].run(batch, seconds))
+                    advance(1, name)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return workers
 
 
 def machine() -> dict[str, Any]:
@@ -198,29 +225,47 @@ def machine_line() -> str:
     return ", ".join(f"{name} {value}" for name, value in machine().items() if value)
 
 
-def to_markdown(timings: Sequence[Timing]) -> str:
-    """A row a timing."""
-    head = ["Model", "Params", "Multiply-adds", "px", "Batch", "Threads", "Median, ms", "95%, ms", "Images/s",
-            "Ratio (range)", "First answer, s", "Memory, MB", "Disk, MB"]  # fmt: skip
-    rows = [
-        [
-            t.model.removeprefix("atnet_"), f"{t.cost.parameters / 1e6:.2f}M", f"{t.cost.macs / 1e6:,.0f}M",
-            str(t.size), str(t.batch), str(t.threads), f"{t.median:.2f}", f"{t.p95:.2f}", f"{t.images_per_s:.0f}",
-            f"{t.ratio:.2f} ({t.ratio_low:.2f} to {t.ratio_high:.2f})", f"{t.first:.1f}", f"{t.peak:.0f}",
-            f"{t.disk:.1f}",
-        ]
-        for t in timings
-    ]  # fmt: skip
-    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
+COLUMNS: dict[str, Callable[[Timing], str]] = {
+    "Model": lambda t: t.model.removeprefix("atnet_"),
+    "Params": lambda t: f"{t.cost.parameters / 1e6:.2f}M",
+    "Multiply-adds": lambda t: f"{t.cost.macs / 1e6:,.0f}M",
+    "px": lambda t: str(t.size),
+    "Batch": lambda t: str(t.batch),
+    "Threads": lambda t: str(t.threads),
+    "Engine": lambda t: t.engine,
+    "Median, ms": lambda t: f"{t.median:.2f}",
+    "95%, ms": lambda t: f"{t.p95:.2f}",
+    "Images/s": lambda t: f"{t.images_per_s:.0f}",
+    "Ratio (range)": lambda t: f"{t.ratio:.2f} ({t.ratio_low:.2f} to {t.ratio_high:.2f})",
+    "Of compute": lambda t: f"{t.compute:.0%}",
+    "Of memory": lambda t: f"{t.memory:.0%}",
+    "First answer, s": lambda t: f"{t.first:.1f}",
+    "Memory, MB": lambda t: f"{t.peak:.0f}",
+    "Disk, MB": lambda t: f"{t.disk:.1f}",
+}
+SETTING = ("px", "Batch", "Threads", "Engine")
 
 
-def publish(timings: Sequence[Timing], document: Path, title: str) -> Path:
-    """Puts the table, a picture's link and the machine between the title's markers in a document.
+def columns_of(timings: Sequence[Timing]) -> Columns:
+    """The table of timings, without the settings that all of them share."""
+    shared = {name for name in SETTING if len({COLUMNS[name](timing) for timing in timings}) == 1}
+    heads = [name for name in COLUMNS if name not in shared]
+    return heads, [[COLUMNS[head](timing) for head in heads] for timing in timings]
+
+
+def to_markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "".join(f"| {' | '.join(row)} |\n" for row in (heads, ["---"] * len(heads), *rows))
+
+
+def publish(tables: Sequence[Columns], notes: str, document: Path, title: str) -> Path:
+    """Puts the tables, a picture's link and the notes between the title's markers in a document.
 
     Returns where the picture is to be drawn.  Raises ConfigError if the markers are not there.
     """
     picture = document.with_name(f"{document.stem}-{title}.png")
-    body = f"\n{to_markdown(timings)}\n![{title}]({picture.name})\n\n{machine_line()}\n"
+    laid = "\n".join(to_markdown(*table) for table in tables)
+    body = f"\n{laid}\n![{title}]({picture.name})\n\n{notes}\n"
     replace_between(document, f"<!-- {title}: begin, made by `make bench` -->", f"<!-- {title}: end -->", body)
     return picture
 

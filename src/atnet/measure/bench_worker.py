@@ -1,8 +1,9 @@
 """One network in a process of its own, timed when asked: what `atnet bench` runs side by side.
 
-`python -m atnet.measure.bench_worker` reads a JSON object a line. The first says what to build: engine, model,
-onnx (the file), size, threads, recipe, began (time at its start).  Each after it, {"batch": pictures, "seconds":
-least time}, is answered with the seconds of each run, of the first answer since began, and the peak of memory, MB.
+`python -m atnet.measure.bench_worker` reads a JSON object a line. The first says what to build: engine, model, size,
+threads, recipe, began (time at its start); of these ONNX needs threads and began, and onnx, the file.  Each after
+it, {"batch": pictures, "seconds": least time}, is answered with the seconds of each run, of the first answer since
+began, and the peak of memory, MB.
 Torch is imported by the engines that need it only: memory and time to the first answer are an engine's own.
 """
 
@@ -52,7 +53,7 @@ def _onnx(case: dict[str, Any]) -> Callable[[int], Step]:
     [entry] = session.get_inputs()
 
     def step_of(batch: int) -> Step:
-        images = np.random.default_rng(0).standard_normal((batch, 3, case["size"], case["size"]), np.float32)
+        images = np.random.default_rng(0).standard_normal((batch, *entry.shape[1:]), np.float32)
         return lambda: session.run(None, {entry.name: images})
 
     return step_of

@@ -13,7 +13,7 @@ from timm.models import checkpoint_seq, register_notrace_function
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
-from atnet.model.ops import DepthwiseConv2d
+from atnet.model.ops import DepthwiseConv2d, attend
 
 
 @register_notrace_function
@@ -150,7 +150,7 @@ def require_whole_heads(dim: int, heads: int) -> None:
 class Attention(nn.Module):
     """Multi-head self-attention with fused attention.
 
-    Source: Vaswani et al. 2017; the kernel is torch's scaled_dot_product_attention.
+    Source: Vaswani et al. 2017.
     """
 
     def __init__(self, dim: int, heads: int, **factory: Any) -> None:
@@ -164,7 +164,7 @@ class Attention(nn.Module):
         batch, count, dim = tokens.shape
         qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, dim // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = attend(query, key, value)
         return self.proj(mixed.transpose(1, 2).reshape(batch, count, dim))
 
 
@@ -189,7 +189,7 @@ class ClassAttention(nn.Module):
         query = self.q(tokens[:, : self.prefix]).reshape(batch, self.prefix, self.heads, dim // self.heads)
         kv = self.kv(tokens).reshape(batch, count, 2, self.heads, dim // self.heads)
         key, value = kv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key, value)
+        mixed = attend(query.transpose(1, 2), key, value)
         return self.proj(mixed.transpose(1, 2).reshape(batch, self.prefix, dim))
 
 

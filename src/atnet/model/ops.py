@@ -1,4 +1,8 @@
-"""Depthwise convolution in training on a CPU: its weight gradient is `depthwise.c`, where a compiler can build that."""
+"""Operations that want more care on a CPU than torch gives them: depthwise convolution and attention.
+
+The weight gradient of a depthwise convolution is `depthwise.c`, where a compiler can build that. Under bf16 autocast
+both run in fp32: there the backward passes of torch's bf16 ones are several times slower than fp32.
+"""
 
 import ctypes
 import functools
@@ -12,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models import register_notrace_module
+from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
@@ -99,7 +103,24 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, grid: Tensor) -> Tensor:
         if not is_scripting():
+            if autocasts(grid):
+                with torch.autocast("cpu", enabled=False):
+                    return self.forward(grid.float())
             trains = torch.is_grad_enabled() and self.weight.requires_grad and not torch.compiler.is_compiling()
             if trains and has_kernel(grid, self.weight):
                 return _Depthwise.apply(grid, self.weight, self.bias)
         return super().forward(grid)
+
+
+@register_notrace_function
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Fused attention (batch, heads, queries, width) of queries to keys and values (batch, heads, count, width)."""
+    if not is_scripting() and autocasts(query):
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+def autocasts(tensor: Tensor) -> bool:
+    """Whether autocast would lower the precision of what a CPU does with the tensor."""
+    return tensor.device.type == "cpu" and torch.is_autocast_enabled("cpu")

@@ -42,7 +42,9 @@ class Size:
     def columns(self) -> tuple[str, str, str, str, str]:
         """ConvMix, TransMix, Patch_size, Conv_Size and Embed_Dim, as the published table has them."""
         patch = f"{self.patch} x {self.squeeze}" if self.squeeze > 1 else str(self.patch)
-        return str(self.conv_mix), str(self.trans_mix), patch, str(self.kernel), f"{self.conv_dim}/{self.dim}"
+        ordinary = self.trans_mix - self.class_attention
+        layers = f"{ordinary} + {self.class_attention}" if self.class_attention else str(ordinary)
+        return str(self.conv_mix), layers, patch, str(self.kernel), f"{self.conv_dim}/{self.dim}"
 
 
 def _seed(*, conv_mix: int, trans_mix: int, patch: int, dim: int, heads: int) -> Size:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator
@@ -21,6 +22,7 @@ from atnet.measure.metrics import Calibration, Scores
 
 if TYPE_CHECKING:
     from atnet.measure.bench import Timing
+    from atnet.measure.blocks import Block
 
 CURVES, CONFUSION, MISTAKES, SAMPLES = "curves.png", "confusion.png", "mistakes.png", "samples.png"
 BLUE, RED, GREEN = "#4477aa", "#cc6677", "#228833"
@@ -158,27 +160,64 @@ def draw_accuracy(points: dict[str, list[tuple[str, float, float]]], path: Path)
 
 
 def draw_bench(timings: "Sequence[Timing]", path: Path) -> None:
-    """Milliseconds of each network, a panel for each engine, thread count and batch, as a PNG."""
+    """Milliseconds a picture of each network as a PNG: curves over what was varied, else bars."""
+    varied = next((name for name in ("size", "batch", "threads") if len({getattr(t, name) for t in timings}) > 1), None)
     panels: dict[str, list[Timing]] = {}
     for timing in timings:
-        title = f"{timing.engine}, {timing.size} px, batch {timing.batch}, {timing.threads} threads"
+        setting = {
+            "size": f"{timing.size} px",
+            "batch": f"batch {timing.batch}",
+            "threads": f"{timing.threads} thread{'s' * (timing.threads > 1)}",
+        }
+        title = ", ".join([timing.engine, *(words for name, words in setting.items() if name != varied)])
         panels.setdefault(title, []).append(timing)
     tallest = max(map(len, panels.values()))
-    figure = Figure(figsize=(6.5 * len(panels), 1.2 + 0.28 * tallest), layout="constrained")
+    height = 4.2 if varied else 1.2 + 0.28 * tallest
+    figure = Figure(figsize=(6.5 * len(panels), height), layout="constrained")
     for axes, (title, shown) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
+        axes.set_title(title, fontsize="medium")
+        axes.spines[["top", "right"]].set_visible(False)
+        if varied:
+            _curves(axes, [(t.model.removeprefix("atnet_"), getattr(t, varied), t.median / t.batch) for t in shown])
+            axes.set_xlabel({"size": "side of the picture, px", "batch": "pictures at a time"}.get(varied, varied))
+            axes.set_ylabel("milliseconds a picture")
+            continue
         shown = sorted(shown, key=lambda timing: -timing.median)
         bars = axes.barh(
             [timing.model.removeprefix("atnet_") for timing in shown],
-            [timing.median for timing in shown],
+            [timing.median / timing.batch for timing in shown],
             color=[RED if timing.model.startswith("atnet_") else BLUE for timing in shown],
         )
         axes.bar_label(bars, fmt="%.3g", padding=3, fontsize="small")
         axes.set_xscale("log")
         axes.margins(x=0.15)
-        axes.set_xlabel("milliseconds")
-        axes.set_title(title, fontsize="medium")
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("milliseconds a picture")
     figure.savefig(path, dpi=100)
+
+
+def draw_blocks(blocks: "Sequence[Block]", path: Path) -> None:
+    """Milliseconds of each block over its width, a curve for each stride, as a PNG."""
+    figure = Figure(figsize=(6.5, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    _curves(axes, [(f"{block.name}, stride {block.stride}", block.width, block.median) for block in blocks])
+    axes.set_xlabel("width, channels")
+    axes.set_ylabel("milliseconds")
+    figure.savefig(path, dpi=100)
+
+
+def _curves(axes: Axes, points: "Sequence[tuple[str, int, float]]") -> None:
+    """A curve a name through its points (x, y), on logarithmic axes whose x ticks are the values there are."""
+    for name in dict.fromkeys(point[0] for point in points):
+        curve = sorted(point[1:] for point in points if point[0] == name)
+        axes.plot(*zip(*curve, strict=True), marker=".", label=name)
+    ticks = sorted({x for _, x, _ in points})
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.legend(frameon=False, fontsize="small")
 
 
 def _mosaic(images: list[Image.Image], titles: list[str], path: Path, *, empty: str) -> None:

@@ -17,6 +17,7 @@ from atnet.config import Config, make_config, read_yaml
 from atnet.data.augment import make_mix
 from atnet.data.classes import printable
 from atnet.data.loader import batches_of, eval_loader, train_loader
+from atnet.device import keep_freed_memory
 from atnet.errors import AtnetError, ConfigError, Stopped
 from atnet.files import resolve_run, write_whole
 from atnet.measure.evaluate import score
@@ -141,6 +142,8 @@ def _fit(state: State, run: Path) -> Run:
         except AtnetError:
             discard_unsaved(run)
             raise
+        finally:
+            keep_freed_memory(False)
     record = _record(state, run, scores, rows)
     final = scores.get(EMA, scores[LAST])
     write_predictions(run, state.val_pictures, final)

@@ -15,7 +15,7 @@ from atnet.data.classes import display_names
 from atnet.data.loader import make_preprocess
 from atnet.data.order import derive_seed
 from atnet.data.sources import open_parts
-from atnet.device import naming_shortage, pick_device, seed_generators
+from atnet.device import keep_freed_memory, naming_shortage, pick_device, seed_generators
 from atnet.errors import ConfigError, DataError, TrainingError
 from atnet.model.info import EMA, LAST, WeightsInfo
 from atnet.model.load import create_classifier
@@ -43,6 +43,8 @@ class State:
             torch.set_num_threads(config.threads)
         self.config = config
         self.device = pick_device(config.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.train_pictures, self.val_pictures = open_parts(config.data.source, config.data.val_share)
         self.steps_per_epoch = len(self.train_pictures) // config.batch
         if not self.steps_per_epoch:

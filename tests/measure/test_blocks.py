@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from atnet.cli import main
+from atnet.measure import blocks
+from atnet.measure.cost import cost_of
+from atnet.measure.roof import measure_roof
+from atnet.model.sizes import SIZES
+
+
+@pytest.fixture(scope="module")
+def timed():
+    """The blocks of XXXS and the network itself, at 64 px."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "FAMILY", {"xxxs": SIZES["xxxs"]})
+        return blocks.bench_blocks(size=64, rounds=2, seconds=0.01)
+
+
+def test_blocks_add_up_to_the_network(timed):
+    found, [costed] = timed
+    macs = {(block.name, block.stride): block.macs for block in found}
+    total = macs["stem", 8] + 6 * macs["ConvMix", 8] + macs["squeeze", 16]
+    total += macs["TransMix", 16] + 2 * macs["class attention", 16]
+    assert total == cost_of("atnet_xxxs", 64).macs - 192 * 1000, "all but the classifier"
+    assert all(block.median > 0 and block.compute > 0 for block in found)
+    median = {(block.name, block.stride): block.median for block in found}
+    parts = median["stem", 8] + 6 * median["ConvMix", 8] + median["squeeze", 16]
+    assert costed.blocks == pytest.approx(parts + median["TransMix", 16] + 2 * median["class attention", 16])
+    assert costed.size == "xxxs"
+    assert costed.whole > 0
+
+
+def test_the_command_prints_the_blocks_and_puts_them_into_a_document(tmp_path, capsys, monkeypatch, timed):
+    monkeypatch.setattr(blocks, "bench_blocks", lambda **_: timed)
+    document = tmp_path / "speed.md"
+    document.write_text("<!-- blocks: begin, made by `make bench` -->\n<!-- blocks: end -->\n")
+    main(["blocks", "--document", str(document)])
+    said = capsys.readouterr().out
+    assert "class attention" in said
+    assert "Written:" in said
+    text = document.read_text()
+    assert "| ConvMix | 16 | 96 |" in text
+    assert "| xxxs |" in text
+    assert "![blocks](speed-blocks.png)" in text
+    assert (tmp_path / "speed-blocks.png").stat().st_size > 5_000
+    main(["blocks"])
+    assert "Next: " in capsys.readouterr().out
+
+
+def test_the_roof_is_measured_in_the_threads_asked_for_and_leaves_torchs_alone():
+    before = torch.get_num_threads()
+    roof = measure_roof(1)
+    assert torch.get_num_threads() == before
+    assert roof.flops > 1e9 < roof.bytes
+    assert str(roof).endswith("GB/s in 1 thread")
