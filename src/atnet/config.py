@@ -369,6 +369,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return _by_section(values, str(path))
 
 
+def merged(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    """Nested options: high's go before low's, name by name."""
+    both = low | high
+    return both | {
+        name: merged(low[name], value)
+        for name, value in high.items()
+        if isinstance(value, dict) and isinstance(low.get(name), dict)
+    }
+
+
 def _by_section(values: dict[str, Any], origin: str) -> dict[str, Any]:
     """The values with `data: FOLDER` written out. Raises ConfigError on another section without names.
 

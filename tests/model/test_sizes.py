@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from atnet import create_model
-from atnet.model.sizes import SIZES
+from atnet.errors import ConfigError
+from atnet.model.load import architecture
+from atnet.model.sizes import SIZES, layout_of, split_name
 
 PUBLISHED = {
     "xxxs": 1.7,
@@ -54,3 +56,32 @@ def test_the_authors_layouts_are_as_published(name, layout):
 
 def test_author_2023_is_512_wide_with_kernel_7():
     assert (SIZES["author_2023"].dim, SIZES["author_2023"].kernel) == (512, 7)
+
+
+def test_a_name_can_change_a_sizes_layout():
+    named = create_model("xxxs+kernel=5+registers=8+norm_first=false+mlp_ratio=3")
+    given = create_model("xxxs", kernel=5, registers=8, norm_first=False, mlp_ratio=3.0)
+    shapes = {name: tensor.shape for name, tensor in given.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in named.state_dict().items()} == shapes
+    assert architecture("xxxs+kernel=5") == "atnet_xxxs+kernel=5"
+    assert layout_of("atnet_xs+squeeze=1").squeeze == 1
+    assert layout_of("resnet18") is None
+    assert split_name("resnet18") == ("resnet18", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet18+kernel=5", "only AT-Net's own sizes take changes, and resnet18 is none"),
+        ("xxxs+kernal=5", "'kernal=5' changes nothing of a layout; as xxxs.kernel=5: kernel"),
+        ("xxxs+kernel", "'kernel' changes nothing of a layout"),
+        ("xxxs+kernel=5.5", "'kernel=5.5': no whole number from 0 to 4,096; xxxs has kernel=7"),
+        ("xxxs+conv_mix=999999999", "no whole number from 0 to 4,096"),
+        ("xxxs+norm_first=1", "neither true nor false"),
+        ("xxxs+mlp_ratio=nan", "no number above 0"),
+        ("xxxs+pretrained=true", "'pretrained=true' changes nothing of a layout"),
+    ],
+)
+def test_a_change_that_is_none_says_what_there_is(name, message):
+    with pytest.raises(ConfigError, match=message.replace("+", ".")):
+        architecture(name)

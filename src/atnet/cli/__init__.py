@@ -33,6 +33,7 @@ app.command("atnet.cli.report:report", help="Bind what a finished run left into 
 app.command("atnet.cli.compare:compare", help="Lay finished runs side by side.")
 app.command("atnet.cli.bench:bench", help="Time networks side by side, peers of timm too.")
 app.command("atnet.cli.blocks:blocks", help="Time AT-Net's building blocks at each stride and width.")
+app.command("atnet.cli.study:study", help="Run a study: many short trainings of one recipe with changes.")
 app.command("atnet.cli.sizes:sizes", help="Print the size table, with parameters counted at 1000 classes.")
 app.command("atnet.cli.table:table", help="Make the published table from the records under results/.")
 app.command("atnet.cli.digits:digits", help="Write the embedded digits as a folder of pictures.")

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -19,7 +18,7 @@ from atnet.errors import ConfigError
 from atnet.measure.metrics import Scores, hits
 from atnet.measure.record import CONFIG
 from atnet.model.info import WeightsInfo, find_weights
-from atnet.model.load import load
+from atnet.model.load import has_fixed_input, load
 from atnet.progress import progress_bar
 
 
@@ -88,7 +87,7 @@ def evaluate(
     if size is not None:
         if not 8 <= size <= 4096:
             raise ConfigError(f"size={size} is out of range: use 8 to 4096")
-        if timm.get_pretrained_cfg_value(info.model, "fixed_input_size"):
+        if has_fixed_input(info.model):
             raise ConfigError(f"{info.model} works at {info.preprocess.size} px only: leave --size out")
         info = dataclasses.replace(info, preprocess=dataclasses.replace(info.preprocess, size=size))
     pictures = open_validation(path, data).relabel(info.classes)

@@ -12,7 +12,7 @@ from atnet.files import replace_between
 from atnet.measure.cost import cost_of
 from atnet.measure.record import kept_weights, read_record, write_record
 from atnet.model.load import architecture
-from atnet.model.sizes import SIZES
+from atnet.model.sizes import SIZES, layout_of
 
 BEGIN, END = "<!-- table: begin, made by `make table` -->", "<!-- table: end -->"
 
@@ -103,7 +103,7 @@ def make_table(results: Results) -> str:
     peers = sorted({model for model, _ in results if model.removeprefix("atnet_") not in SIZES})
     for model in [*(architecture(name) for name in SIZES), *peers]:
         cost = cost_of(model, 224)
-        size = SIZES.get(model.removeprefix("atnet_"))
+        size = layout_of(model)
         row = [model.removeprefix("atnet_"), f"{cost.parameters / 1e6:.2f}M", f"{cost.macs / 1e6:,.0f}M"]
         if size is None:
             row += [""] * 5

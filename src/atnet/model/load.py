@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import atnet.timm  # noqa: F401  registers the names
 from atnet.errors import ConfigError, WeightsError
 from atnet.model.info import WeightsInfo, find_weights
-from atnet.model.sizes import SIZES
+from atnet.model.sizes import SIZES, split_name
 
 MAX_HEADER_BYTES = 25_000_000
 
@@ -24,24 +24,32 @@ MAX_HEADER_BYTES = 25_000_000
 def architecture(name: str) -> str:
     """The registered name: "xxxs" and "atnet_xxxs" are the same, timm's names are themselves.
 
-    Raises ConfigError naming the nearest known names.
+    Changes of a size's layout, "xxxs+kernel=5", stay behind the name.  Raises ConfigError naming the nearest
+    known names, or the change that is none.
     """
-    for candidate in (f"atnet_{name}", name):
-        if re.fullmatch(r"[A-Za-z0-9_.]+", name) and timm.is_model(candidate):
-            return candidate
+    base, changes = split_name(name)
+    for candidate in (f"atnet_{base}", base):
+        if re.fullmatch(r"[A-Za-z0-9_.]+", base) and timm.is_model(candidate):
+            return "+".join([candidate, *name.split("+")[1:]])
     near = difflib.get_close_matches(name, [*SIZES, *timm.list_models()], n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"the sizes are {', '.join(SIZES)}"
     raise ConfigError(f"no model is called {name!r}: {hint}")
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
-    """A model with fresh weights: an AT-Net size ("xxxs") or any timm architecture.
+    """A model with fresh weights: an AT-Net size ("xxxs", or changed: "xxxs+kernel=5") or any timm architecture.
 
     kwargs are timm's: num_classes=10, in_chans=1, drop_path_rate=0.1, device="cuda", and an AT-Net
     size's own: registers=8, kernel=5.  Raises ConfigError if the name is unknown.
     """
-    model: nn.Module = timm.create_model(architecture(name), **kwargs)
+    base, changes = split_name(architecture(name))
+    model: nn.Module = timm.create_model(base, **{**changes, **kwargs})
     return model
+
+
+def has_fixed_input(name: str) -> bool:
+    """Whether the architecture is built for one input size and works at no other."""
+    return bool(timm.get_pretrained_cfg_value(split_name(architecture(name))[0], "fixed_input_size"))
 
 
 def create_classifier(name: str, *, classes: int, size: int, drop_path: float = 0.0) -> nn.Module:
@@ -51,11 +59,11 @@ def create_classifier(name: str, *, classes: int, size: int, drop_path: float = 
     """
     name = architecture(name)
     options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
-    if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
+    if has_fixed_input(name):
         options["img_size"] = size
     try:
         return create_model(name, num_classes=classes, **options)
-    except (TypeError, AssertionError) as error:
+    except (TypeError, AssertionError, ValueError) as error:
         chosen = ", ".join(f"{option}={value}" for option, value in options.items()) or "these options"
         raise ConfigError(f"{name} cannot be built with {chosen}: {error}") from error
 

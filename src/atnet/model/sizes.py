@@ -1,7 +1,14 @@
 """The size table of the family. Free of torch, so that a command can print it at once."""
 
-from dataclasses import dataclass
-from typing import Literal
+import difflib
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from atnet.errors import ConfigError
+
+LARGEST = 4096
+"""Of a whole number in a layout: a name out of an untrusted file can't ask for a network without end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,3 +75,53 @@ SIZES: dict[str, Size] = {
     "seed_s": _seed(conv_mix=10, trans_mix=11, patch=12, dim=416, heads=13),
     "author_2023": _seed(conv_mix=5, trans_mix=5, patch=8, dim=512, heads=8),
 }
+
+
+def split_name(name: str) -> tuple[str, dict[str, Any]]:
+    """A size with changes, "xxxs+kernel=5+registers=8", as the size and the changes of its layout.
+
+    Raises ConfigError naming what cannot be changed so.
+    """
+    base, *changes = name.split("+")
+    if not changes:
+        return base, {}
+    size = SIZES.get(base.removeprefix("atnet_"))
+    if size is None:
+        raise ConfigError(f"{name}: only AT-Net's own sizes take changes, and {base} is none: {', '.join(SIZES)}")
+    fields = asdict(size)
+    found: dict[str, Any] = {}
+    for change in changes:
+        field, equals, value = change.partition("=")
+        if not equals or field not in fields:
+            near = difflib.get_close_matches(field, fields, 1) or [", ".join(fields)]
+            raise ConfigError(f"{name}: {change!r} changes nothing of a layout; as {base}+kernel=5: {near[0]}")
+        try:
+            found[field] = _converted(value, fields[field])
+        except ValueError as error:
+            raise ConfigError(f"{name}: {change!r}: {error}; {base} has {field}={fields[field]}") from error
+    return base, found
+
+
+def layout_of(name: str) -> Size | None:
+    """The layout that a model's name means, changes made; None of an architecture of timm's."""
+    base, changes = split_name(name)
+    size = SIZES.get(base.removeprefix("atnet_"))
+    return replace(size, **changes) if size else None
+
+
+def _converted(value: str, like: Any) -> Any:
+    """The value in the type of the one it replaces. Raises ValueError if it is none."""
+    if isinstance(like, bool):
+        if value not in ("true", "false"):
+            raise ValueError("neither true nor false")
+        return value == "true"
+    if isinstance(like, int):
+        if not value.isdecimal() or int(value) > LARGEST:
+            raise ValueError(f"no whole number from 0 to {LARGEST:,}")
+        return int(value)
+    if isinstance(like, float):
+        number = float(value)
+        if not 0 < number <= LARGEST or math.isnan(number):
+            raise ValueError(f"no number above 0, up to {LARGEST:,}")
+        return number
+    return value

@@ -23,6 +23,7 @@ from atnet.measure.metrics import Calibration, Scores
 if TYPE_CHECKING:
     from atnet.measure.bench import Timing
     from atnet.measure.blocks import Block
+    from atnet.measure.study import Bar
 
 CURVES, CONFUSION, MISTAKES, SAMPLES = "curves.png", "confusion.png", "mistakes.png", "samples.png"
 BLUE, RED, GREEN = "#4477aa", "#cc6677", "#228833"
@@ -203,6 +204,21 @@ def draw_blocks(blocks: "Sequence[Block]", path: Path) -> None:
     _curves(axes, [(f"{block.name}, stride {block.stride}", block.width, block.median) for block in blocks])
     axes.set_xlabel("width, channels")
     axes.set_ylabel("milliseconds")
+    figure.savefig(path, dpi=100)
+
+
+def draw_study(bars: "Sequence[Bar]", path: Path, unit: str) -> None:
+    """What came out of a study, a line a variant or factor with its spread, as a PNG."""
+    figure = Figure(figsize=(7, 1.2 + 0.3 * len(bars)), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.errorbar(
+        [bar.value for bar in bars], [bar.name for bar in bars], xerr=[bar.spread for bar in bars],
+        fmt="o", color=BLUE, capsize=3,
+    )  # fmt: skip
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel(unit)
     figure.savefig(path, dpi=100)
 
 

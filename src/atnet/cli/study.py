@@ -1,0 +1,42 @@
+"""`atnet study`"""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from atnet.cli.tables import table_of
+
+
+def study(study: Path, *, data: str | None = None, out: Path | None = None, check: bool = False) -> None:
+    """Run a study: many short trainings of one recipe with changes, in a queue that goes on where it stopped.
+
+    Parameters
+    ----------
+    study
+        A YAML file: recipe, options and seeds of all runs, and variants, or factors and runs.
+    data
+        The pictures, if they lie elsewhere than the study says.
+    out
+        The folder for records, results.csv and study.png; the study's name without .yaml if not given.
+    check
+        List the runs and what each costs; train nothing.
+    """
+    from atnet.measure.study import compare_trials, costs, read_study, run_study, write_results
+    from atnet.show.pictures import draw_study
+
+    plan, out = read_study(study, data), out or study.with_suffix("")
+    console = Console(highlight=False, width=120)
+    if check:
+        console.print(table_of(*costs(plan, out)))
+        console.print(f"Nothing was trained. Next: atnet study {study}", markup=False, soft_wrap=True)
+        return
+    results = []
+    for result in run_study(plan, out):
+        results.append(result)
+        write_results(results, out / "results.csv")
+    bars = compare_trials(plan, results)
+    heads = ["Factor", "Points", "Margin"] if plan.factors else ["Variant", "Top-1", "Spread"]
+    console.print(table_of(heads, [[bar.name, f"{bar.value:.2f}", f"{bar.spread:.2f}"] for bar in bars]))
+    draw_study(bars, out / "study.png", "points of top-1" if plan.factors else "top-1, %")
+    console.print(f"Written: {out}/results.csv, study.png, {len(results)} records", markup=False, soft_wrap=True)
+    console.print(f"Next: commit {out}, with what it decides", markup=False, soft_wrap=True)

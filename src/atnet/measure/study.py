@@ -1,0 +1,207 @@
+"""A study: one recipe with changes, run after run, in a queue that goes on where it stopped.
+
+Either variants, each run on every seed; or factors, each off or on, in a two-level fractional factorial: a
+factor's effect is the mean of the half of the runs where it is on, less that of the other half.
+"""
+
+import csv
+import io
+import itertools
+import json
+import logging
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import hadamard
+from scipy.stats import t
+
+from atnet.config import make_config, merged, read_yaml
+from atnet.errors import ConfigError
+from atnet.files import write_whole
+from atnet.measure.cost import cost_of
+from atnet.measure.record import CHECKPOINT, RECORD, kept_weights, read_record, write_record
+from atnet.training.loop import resume_run, train
+
+log = logging.getLogger("atnet")
+
+KEYS = ("recipe", "options", "seeds", "variants", "factors", "runs")
+Result = tuple["Trial", dict[str, Any]]
+"""A trial and the record of its run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One run of a study.  on: the factors that are on, none where the study has variants."""
+
+    name: str
+    seed: int
+    options: dict[str, Any]
+    on: frozenset[str] = frozenset()
+
+    @property
+    def key(self) -> str:
+        """What its record and its run are called."""
+        return f"{self.name.replace(' ', '-')}-seed{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """The trials of a study file, in order.  factors: their names, none where it has variants."""
+
+    recipe: Path
+    trials: tuple[Trial, ...]
+    factors: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One line of what came out: a variant's top-1 in percent, or the points that a factor adds.
+
+    spread: a variant's standard deviation over seeds, nan of one seed; of a factor, how many points chance
+    alone would reach one time in twenty.
+    """
+
+    name: str
+    value: float
+    spread: float
+
+
+def read_study(path: str | Path, data: str | None = None) -> Study:
+    """The study of a YAML file: recipe, options and seeds of all runs, and variants, or factors and runs.
+
+    data: where the pictures are, if not where the file says.
+    In a variant or a factor, `model: +kernel=5` is added to the model's name; other options replace those
+    below.  Raises ConfigError naming what does not fit, before anything is run.
+    """
+    path = Path(path)
+    values = read_yaml(path)
+    unknown = [name for name in values if name not in KEYS]
+    if unknown:
+        raise ConfigError(f"{path}: {unknown[0]} is nothing of a study; use {', '.join(KEYS)}")
+    if "recipe" not in values or ("variants" in values) == ("factors" in values):
+        raise ConfigError(f"{path}: a study has a recipe, and either variants or factors")
+    recipe, seeds = Path(values["recipe"]), values.get("seeds", [0])
+    base = merged({"model": read_yaml(recipe).get("model", "xxxs")}, values.get("options", {}))
+    if data is not None:
+        base = merged(base, {"data": {"source": data}})
+    rows: list[tuple[str, list[dict[str, Any]], frozenset[str]]] = []
+    if "variants" in values:
+        rows = [(name, [changes or {}], frozenset()) for name, changes in values["variants"].items()]
+    else:
+        factors = values["factors"]
+        for number, levels in enumerate(fraction(len(factors), int(values.get("runs", 32)))):
+            on = [name for name, level in zip(factors, levels, strict=True) if level]
+            rows.append((f"run{number:02}", [factors[name] for name in on], frozenset(on)))
+    trials = tuple(
+        Trial(name=name, seed=seed, options=merged(_changed(base, changes), {"seed": seed}), on=on)
+        for (name, changes, on), seed in itertools.product(rows, seeds)
+    )
+    for trial in trials:
+        try:
+            config = make_config(recipe, **trial.options)
+            cost_of(config.model, config.data.size)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {trial.name}: {error}") from error
+    return Study(recipe=recipe, trials=trials, factors=tuple(values.get("factors", ())))
+
+
+def fraction(factors: int, runs: int) -> NDArray[np.bool_]:
+    """Which factors are on in which runs, (runs, factors): balanced, no factor's effect mixed with another's.
+
+    Of up to runs / 2 factors, none is mixed with the joint effect of two others either (resolution IV).
+    Raises ConfigError if runs is no power of two above the factors.
+    Source: Box, Hunter & Hunter 2005, "Statistics for Experimenters", chapter 6.
+    """
+    if runs < 4 or runs & (runs - 1) or factors >= runs:
+        raise ConfigError(f"runs: {runs} for {factors} factors; use a power of two above them, 4 at least")
+    columns = sorted(range(1, runs), key=lambda column: (column.bit_count() % 2 == 0, column.bit_count(), column))
+    return np.asarray(hadamard(runs) < 0)[:, columns[:factors]]
+
+
+def run_study(study: Study, out: Path) -> Iterator[Result]:
+    """Each trial with its record: those made before are read, the others trained now, one after the other.
+
+    out: the folder of the records; runs are kept in runs/NAME/.  A run that was stopped goes on.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for number, trial in enumerate(study.trials, 1):
+        path, run = out / f"{trial.key}.json", Path("runs") / out.name / trial.key
+        if not path.exists():
+            log.info("\n%s, %d of %d", trial.key, number, len(study.trials))
+            if not (run / RECORD).exists():
+                if (run / CHECKPOINT).exists():
+                    resume_run(run)
+                else:
+                    train(study.recipe, out=run, **trial.options)
+            write_record(path, read_record(run)[1])
+        yield trial, json.loads(path.read_text(encoding="utf-8"))
+
+
+def compare_trials(study: Study, results: Sequence[Result]) -> list[Bar]:
+    """What came out, the best or the largest first: of variants their top-1, of factors what they add.
+
+    A factor's margin is Lenth's, from the small effects themselves.
+    Source: Lenth 1989, "Quick and Easy Analysis of Unreplicated Factorials".
+    """
+    top1 = [(trial, record["top1"][kept_weights(record)]) for trial, record in results]
+    if not study.factors:
+        bars = []
+        for name in dict.fromkeys(trial.name for trial, _ in top1):
+            found = [figure for trial, figure in top1 if trial.name == name]
+            spread = statistics.stdev(found) if len(found) > 1 else float("nan")
+            bars.append(Bar(name=name, value=statistics.mean(found), spread=spread))
+        return sorted(bars, key=lambda bar: -bar.value)
+    points = {
+        factor: statistics.mean(figure for trial, figure in top1 if factor in trial.on)
+        - statistics.mean(figure for trial, figure in top1 if factor not in trial.on)
+        for factor in study.factors
+    }
+    sizes = np.abs(list(points.values()))
+    error = 1.5 * float(np.median(sizes[sizes <= 2.5 * 1.5 * np.median(sizes)]))
+    margin = float(t.ppf(0.975, max(len(sizes) / 3, 1))) * error
+    ranked = sorted(points.items(), key=lambda item: -abs(item[1]))
+    return [Bar(name=factor, value=value, spread=margin) for factor, value in ranked]
+
+
+def costs(study: Study, out: Path) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of a table: each trial, its size at 1000 classes, and whether it is done."""
+    heads, rows = ["Trial", "Params", "Multiply-adds", "Epochs", "px", "Done"], []
+    for trial in study.trials:
+        config = make_config(study.recipe, **trial.options)
+        cost = cost_of(config.model, config.data.size)
+        done = "yes" if (out / f"{trial.key}.json").exists() else "no"
+        rows.append(
+            [trial.key, f"{cost.parameters / 1e6:.3f}M", f"{cost.macs / 1e6:,.1f}M", str(config.epochs),
+             str(config.data.size), done]
+        )  # fmt: skip
+    return heads, rows
+
+
+def write_results(results: Sequence[Result], path: Path) -> None:
+    """A line a trial, as CSV: what was on, size, figures in percent, seconds."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["trial", "seed", "on", "model", "parameters", "top1", "top1_last", "seconds"])
+    for trial, record in results:
+        figures = record["top1"]
+        writer.writerow(
+            [trial.name, trial.seed, "; ".join(sorted(trial.on)), record["model"], record["parameters"],
+             figures[kept_weights(record)], figures["last"], record["seconds"]]
+        )  # fmt: skip
+    write_whole(path, table.getvalue().encode())
+
+
+def _changed(base: dict[str, Any], changes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The options with all changes made, one after the other."""
+    options = base
+    for change in changes:
+        added = dict(change)
+        if str(added.get("model", "")).startswith("+"):
+            added["model"] = options["model"] + added["model"]
+        options = merged(options, added)
+    return options

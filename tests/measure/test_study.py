@@ -1,0 +1,131 @@
+import csv
+import itertools
+
+import numpy as np
+import pytest
+import yaml
+
+from atnet.cli import main
+from atnet.errors import ConfigError
+from atnet.measure.study import Study, Trial, compare_trials, fraction, read_study, run_study
+
+
+@pytest.fixture
+def write(tmp_path, quick):
+    """Writes a study of a quick recipe and returns its path."""
+    (tmp_path / "quick.yaml").write_text(yaml.safe_dump(quick))
+
+    def write(**parts):
+        path = tmp_path / "shape.yaml"
+        path.write_text(yaml.safe_dump({"recipe": "quick.yaml", **parts}, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(("factors", "runs"), [(3, 8), (7, 8), (16, 32), (31, 32)])
+def test_a_fraction_is_balanced_and_mixes_no_two_factors(factors, runs):
+    levels = np.where(fraction(factors, runs), 1, -1)
+    assert levels.shape == (runs, factors)
+    assert (levels.sum(0) == 0).all()
+    assert (levels.T @ levels == runs * np.eye(factors)).all()
+
+
+def test_half_as_many_factors_as_runs_are_not_mixed_with_pairs_of_others():
+    levels = np.where(fraction(16, 32), 1, -1)
+    for a, b in itertools.combinations(range(16), 2):
+        assert (levels.T @ (levels[:, a] * levels[:, b]) == 0).all()
+
+
+@pytest.mark.parametrize(("factors", "runs"), [(3, 12), (8, 8), (1, 2)])
+def test_a_fraction_that_cannot_be_says_so(factors, runs):
+    with pytest.raises(ConfigError, match=f"runs: {runs} for {factors} factors; use a power of two"):
+        fraction(factors, runs)
+
+
+def test_variants_and_factors_change_the_model_and_the_options(write):
+    study = read_study(
+        write(options={"optim": {"lr": 1e-3}}, seeds=[3, 4], variants={"plain": None, "few": {"model": "+registers=1"}})
+    )
+    assert [trial.key for trial in study.trials] == ["plain-seed3", "plain-seed4", "few-seed3", "few-seed4"]
+    assert study.trials[2].options == {"model": "xxxs+registers=1", "optim": {"lr": 1e-3}, "seed": 3}
+    factors = {"few": {"model": "+registers=1"}, "narrow": {"model": "+kernel=5"}, "high": {"optim": {"lr": 4e-3}}}
+    study = read_study(write(options={"optim": {"clip": 2.0}}, factors=factors, runs=8))
+    both = next(trial for trial in study.trials if trial.on == {"few", "narrow", "high"})
+    assert both.options == {"model": "xxxs+registers=1+kernel=5", "optim": {"clip": 2.0, "lr": 4e-3}, "seed": 0}
+    assert len({trial.on for trial in study.trials}) == 8
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"variant": {}}, "variant is nothing of a study"),
+        ({}, "either variants or factors"),
+        ({"variants": {"a": None}, "factors": {"b": None}}, "either variants or factors"),
+        ({"variants": {"odd": {"optim": {"lrr": 1}}}}, "odd: .*did you mean optim.lr"),
+        ({"variants": {"odd": {"model": "+kernal=5"}}}, "odd: .*'kernal=5' changes nothing of a layout.*kernel"),
+        ({"variants": {"odd": {"model": "+heads=5"}}}, "odd: .*dim=192 is not divisible by heads=5"),
+    ],
+)
+def test_a_study_that_cannot_run_says_why_before_anything_is_run(write, parts, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        read_study(write(**parts))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_effects_are_those_that_were_put_in_and_chance_is_told_from_them():
+    names = tuple("abcdefghijklmno")
+    design = fraction(15, 32)
+    noise = np.random.default_rng(0).normal(0, 0.3, 32)
+    trials, results = [], []
+    for row, levels in enumerate(design):
+        on = frozenset(name for name, level in zip(names, levels, strict=True) if level)
+        trials.append(Trial(name=str(row), seed=0, options={}, on=on))
+        top1 = 70 + 3 * ("c" in on) - 2 * ("k" in on) + noise[row]
+        results.append((trials[-1], {"top1": {"last": 0.0, "ema": top1}}))
+    bars = compare_trials(Study(recipe=None, trials=tuple(trials), factors=names), results)
+    assert [bar.name for bar in bars[:2]] == ["c", "k"]
+    assert [bar.value for bar in bars[:2]] == pytest.approx([3, -2], abs=0.3)
+    assert 0.1 < bars[0].spread < 0.6
+    assert all(abs(bar.value) < bar.spread for bar in bars[2:])
+
+
+def test_a_study_goes_on_where_it_stopped_and_trains_nothing_twice(write, digits, tmp_path):
+    path = write(seeds=[0, 1], variants={"plain": {"batch": 40}})
+    study, out = read_study(path, str(digits)), tmp_path / "shape"
+    queue = run_study(study, out)
+    _, first = next(queue)
+    queue.close()
+    made = (out / "plain-seed0.json").stat().st_mtime_ns
+    assert not (out / "plain-seed1.json").exists()
+    (tmp_path / "runs" / "shape" / "plain-seed1").mkdir(parents=True)
+    results = list(run_study(study, out))
+    assert (out / "plain-seed0.json").stat().st_mtime_ns == made
+    assert results[0][1] == first
+    assert [record["seed"] for _, record in results] == [0, 1]
+
+    run = tmp_path / "runs" / "shape" / "plain-seed1"  # as if killed between its last epoch and its record
+    (run / "record.json").unlink()
+    (out / "plain-seed1.json").unlink()
+    again = list(run_study(study, out))
+    assert again[1][1]["top1"] == results[1][1]["top1"]
+    assert "resumed" in again[1][1]["environment"]
+
+
+def test_the_command_lists_then_runs_then_compares(write, digits, tmp_path, capsys):
+    path = write(variants={"plain": None, "few": {"model": "+registers=1"}})
+    main(["study", str(path), "--data", str(digits), "--check"])
+    said = capsys.readouterr().out
+    assert "few-seed0" in said
+    assert "Nothing was trained" in said
+    assert not (tmp_path / "shape").exists()
+    main(["study", str(path), "--data", str(digits)])
+    said = capsys.readouterr().out
+    assert f"Written: {tmp_path / 'shape'}/results.csv, study.png, 2 records" in said
+    rows = list(csv.DictReader((tmp_path / "shape" / "results.csv").read_text().splitlines()))
+    assert [(row["trial"], row["model"]) for row in rows] == [
+        ("plain", "atnet_xxxs"),
+        ("few", "atnet_xxxs+registers=1"),
+    ]
+    assert int(rows[0]["parameters"]) - int(rows[1]["parameters"]) == 3 * 192
+    assert (tmp_path / "shape" / "study.png").stat().st_size > 5_000
