@@ -67,7 +67,7 @@ def bench(
         raise ConfigError("no model given: atnet bench xxxs mobilenetv3_small_100")
     if out is not None and out.exists():
         raise ConfigError(f"{out}: exists; choose another --out")
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     found = []
     for one, side, count, pictures in itertools.product(engine, size, threads, batch):
         timings = run(

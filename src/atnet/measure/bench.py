@@ -158,7 +158,7 @@ def bench(
 
         workers = take_turns(
             {name: functools.partial(case_of, name) for name in names},
-            batch=batch, rounds=rounds, seconds=seconds, title=f"{engine}, {threads} threads, batch {batch}",
+            batch=batch, rounds=rounds, seconds=seconds, title=f"{engine}, {size} px, batch {batch}",
         )  # fmt: skip
         disk = {name: Path(f"{folder}/{name}.onnx").stat().st_size / 1e6 for name in names if engine == "onnx"}
     medians = {name: [statistics.median(times) for times in worker.rounds] for name, worker in workers.items()}
