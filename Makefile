@@ -53,8 +53,8 @@ bench: setup
 		deit_tiny_patch16_224 resnet18 vit_small_patch16_224
 	$(BENCH) --title resolution --size 96 --size 128 --size 160 --size 224 --size 320 --size 448 --rounds 3 \
 		xxxs xs s mobilenetv3_small_100
-	$(BENCH) --title batch --batch 1 --batch 4 --batch 16 --batch 64 --threads 1 --threads 2 --rounds 3 \
-		xxxs xs mobilenetv3_small_100
+	$(BENCH) --title batch --batch 1 --batch 8 --batch 64 --threads 1 --threads 2 --rounds 3 \
+		xxxs mobilenetv3_small_100
 	$(BIN)/atnet blocks --document docs/performance.md
 	$(BENCH) --title engines --engine onnx --engine eager --engine compile --rounds 5 xxxs mobilenetv3_small_100
 	$(BENCH) --title training --engine train --size 128 --batch 64 --threads 2 --rounds 3 --recipe recipes/imagenette.yaml \
