@@ -1,5 +1,6 @@
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,3 +132,11 @@ def test_wordnet_ids_get_imagenets_names():
     assert display_names(("n03394916", "n01440764", "own")) == ("French horn", "tench", "own")
     assert display_names(("cats", "dogs")) == ("cats", "dogs")
     assert display_names(("n02012849", "n03126707")) == ("crane (n02012849)", "crane (n03126707)")
+
+
+def test_the_studies_hold_out_the_pictures_that_are_listed(photos):
+    listed = (Path(__file__).parents[2] / "studies" / "held_out.txt").read_text().split()
+    train, held_out = open_parts(str(photos / "train"), 0.15)
+    assert sorted(held_out.ids) == listed
+    assert not set(listed) & set(train.ids)
+    assert len(listed) == pytest.approx(0.15 * (len(listed) + len(train)), rel=0.001)

@@ -87,7 +87,8 @@ def test_effects_are_those_that_were_put_in_and_chance_is_told_from_them():
     assert [bar.name for bar in bars[:2]] == ["c", "k"]
     assert [bar.value for bar in bars[:2]] == pytest.approx([3, -2], abs=0.3)
     assert 0.1 < bars[0].spread < 0.6
-    assert all(abs(bar.value) < bar.spread for bar in bars[2:])
+    assert abs(bars[1].value) > bars[1].spread
+    assert sum(abs(bar.value) > bar.spread for bar in bars[2:]) <= 2, "one in twenty, of 13"
 
 
 def test_a_study_goes_on_where_it_stopped_and_trains_nothing_twice(write, digits, tmp_path):

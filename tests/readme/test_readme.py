@@ -15,7 +15,8 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(enco
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("reader")
-    (where / "recipes").symlink_to(ROOT / "recipes", target_is_directory=True)
+    for name in ("recipes", "studies"):
+        (where / name).symlink_to(ROOT / name, target_is_directory=True)
     return where
 
 

@@ -28,7 +28,7 @@ def study(study: Path, *, data: str | None = None, out: Path | None = None, chec
     console = Console(highlight=False, width=120)
     if check:
         console.print(table_of(*costs(plan, out)))
-        console.print(f"Nothing was trained. Next: atnet study {study}", markup=False, soft_wrap=True)
+        console.print("Nothing was trained. Next: the same command without --check")
         return
     results = []
     for result in run_study(plan, out):

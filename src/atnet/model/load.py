@@ -27,7 +27,7 @@ def architecture(name: str) -> str:
     Changes of a size's layout, "xxxs+kernel=5", stay behind the name.  Raises ConfigError naming the nearest
     known names, or the change that is none.
     """
-    base, changes = split_name(name)
+    base, _ = split_name(name)
     for candidate in (f"atnet_{base}", base):
         if re.fullmatch(r"[A-Za-z0-9_.]+", base) and timm.is_model(candidate):
             return "+".join([candidate, *name.split("+")[1:]])
