@@ -3,8 +3,7 @@
 #   make test                  the tests; photos are tested if ATNET_IMAGENETTE names Imagenette's folder
 #   make bench                 the tables and pictures of docs/performance.md
 #   make table                 README's table and picture, from the records under results/
-#   make proof-training-speed TIMM_TRAIN=train.py   our training beside timm's script of its repository, on the same
-#                              network and photos (8 minutes)
+#   make proof-training-speed  our training beside one of timm's parts, on the same network and photos (8 minutes)
 #   make ci                    lint, types, tests, timm's own tests, the README's commands
 # PYTHON=python3.12 takes another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # takes torch's CPU build instead of the 5 GB of CUDA that a plain installation brings on Linux.
@@ -85,7 +84,7 @@ peer-tests: dev $(PEER)/tests
 	cd $(PEER) && PYTHONPATH=$(CURDIR)/tests/peer $(BIN)/python -m pytest -q -p atnet_peer tests/test_models.py
 
 proof-training-speed: dev
-	$(BIN)/python tests/peer/train_beside_timm.py $(TIMM_TRAIN) $(ATNET_IMAGENETTE)
+	$(BIN)/python tests/peer/train_beside_timm.py $(ATNET_IMAGENETTE)
 
 readme: dev
 	$(BIN)/python -m pytest tests/readme

@@ -133,3 +133,10 @@ def test_under_bf16_on_a_cpu_depthwise_and_attention_stay_fp32_and_the_gradient_
         "trans_mix.0.mlp.fc1": torch.bfloat16,
     }
     assert torch.cosine_similarity(plain, lowered, dim=0) > 0.97
+
+
+def test_scripted_models_run_torchs_convolution():
+    model = create_model("xxxs", num_classes=5).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad(), pytest.warns(FutureWarning, match="torch.jit.script"):
+        torch.testing.assert_close(torch.jit.script(model)(images), model(images))

@@ -1,8 +1,9 @@
-"""`make proof-training-speed`: AT-Net's training beside timm's own train.py, whole commands, loaders included.
+"""`make proof-training-speed`: AT-Net's training beside one of timm's parts, whole commands, loaders included.
 
-The same network, pictures, policy (flip and crop, AdamW, moving average, channels-last), batch and worker
-count, no cache, in alternated rounds: the wall time of each command. Arguments: timm's train.py, and a folder
-of pictures with train/ and val/, of which the first of each class are taken.
+timm's own train.py is not in its package; `train_with_timm.py` puts timm's loader, optimizer and moving average
+together as that does. The same network, pictures, policy (flip and crop, AdamW, channels-last, fp32), batch and
+worker count, no cache, in alternated rounds: the wall time of each command. The argument is a folder of pictures
+with train/ and val/, of which the first of each class are taken.
 """
 
 import os
@@ -13,7 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-EPOCHS, BATCH, SIZE, ROUNDS = 3, 64, 128, 3
+from train_with_timm import BATCH, EPOCHS, SIZE
+
+ROUNDS = 3
 PICTURES = {"train": 200, "val": 20}
 
 
@@ -26,12 +29,11 @@ def some_of(source: Path, target: Path) -> None:
                 (target / part / folder.name / picture.name).symlink_to(picture.resolve())
 
 
-def main(timms_script: Path, source: Path) -> None:
+def main(source: Path) -> None:
     seconds: dict[str, list[float]] = {"atnet": [], "timm": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         some_of(source, folder / "data")
-        run_timms = f"import atnet.timm, runpy; runpy.run_path({str(timms_script)!r}, run_name='__main__')"
         for turn in range(ROUNDS):
             commands = {
                 "atnet": [
@@ -40,19 +42,13 @@ def main(timms_script: Path, source: Path) -> None:
                     *("--augment.crop-scale", "0.35", "--optim.lr", "2e-3", "--out", str(folder / f"atnet-{turn}")),
                 ],
                 "timm": [
-                    *(sys.executable, "-c", run_timms, str(folder / "data"), "--model", "atnet_xxxs"),
-                    *("--num-classes", "10", "--img-size", str(SIZE), "--batch-size", str(BATCH), "--workers", "2"),
-                    *("--epochs", str(EPOCHS), "--warmup-epochs", "1", "--sched", "cosine", "--opt", "adamw"),
-                    *("--lr", "2e-3", "--weight-decay", "0.05", "--clip-grad", "1", "--smoothing", "0.1"),
-                    *("--scale", "0.35", "1", "--hflip", "0.5", "--color-jitter", "0", "--model-ema"),
-                    *("--channels-last", "--device", "cpu", "--output", str(folder / f"timm-{turn}")),
+                    *(sys.executable, str(Path(__file__).with_name("train_with_timm.py")), str(folder / "data")),
                 ],
             }
             for who, command in commands.items():
+                kernels = os.environ | ({"ATNET_KERNELS": "0"} if who == "timm" else {})
                 began = time.perf_counter()
-                done = subprocess.run(
-                    command, capture_output=True, text=True, env=os.environ | {"PYTHONWARNINGS": "ignore"}
-                )
+                done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=kernels)
                 if done.returncode:
                     sys.exit(f"{who}: {done.stderr.strip().splitlines()[-1]}")
                 seconds[who].append(time.perf_counter() - began)
@@ -62,4 +58,4 @@ def main(timms_script: Path, source: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

@@ -109,15 +109,16 @@ class DepthwiseConv2d(nn.Conv2d):
             trains = torch.is_grad_enabled() and self.weight.requires_grad and not torch.compiler.is_compiling()
             if trains and has_kernel(grid, self.weight):
                 return _Depthwise.apply(grid, self.weight, self.bias)
-        return super().forward(grid)
+        return self._conv_forward(grid, self.weight, self.bias)
 
 
 @register_notrace_function
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Fused attention (batch, heads, queries, width) of queries to keys and values (batch, heads, count, width)."""
-    if not is_scripting() and autocasts(query):
-        with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    if not is_scripting():  # a branch of its own: TorchScript leaves it out
+        if autocasts(query):
+            with torch.autocast("cpu", enabled=False):
+                return F.scaled_dot_product_attention(query.float(), key.float(), value.float())
     return F.scaled_dot_product_attention(query, key, value)
 
 
