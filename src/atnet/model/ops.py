@@ -115,7 +115,7 @@ class DepthwiseConv2d(nn.Conv2d):
 @register_notrace_function
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Fused attention (batch, heads, queries, width) of queries to keys and values (batch, heads, count, width)."""
-    if not is_scripting():  # a branch of its own: TorchScript leaves it out
+    if not is_scripting():  # noqa: SIM102  TorchScript leaves out this branch, not half of a condition
         if autocasts(query):
             with torch.autocast("cpu", enabled=False):
                 return F.scaled_dot_product_attention(query.float(), key.float(), value.float())
