@@ -36,13 +36,14 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.mps.manual_seed(seed)
 
 
-def keep_freed_memory(keep: bool = True) -> None:
+def keep_freed_memory(device: torch.device, *, keep: bool) -> None:
     """Has glibc keep what is freed for the next allocation, or give it back to the system, now and from now on.
 
     A training step on a CPU frees and takes the same gigabyte again and again; given back and fetched page by
-    page, that is up to a tenth of its time. Without glibc it does nothing.
+    page, that is up to a tenth of its time. On another device, or without glibc,
+    it does nothing.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    libc = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
     if libc and hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(_M_MMAP_MAX, 0 if keep else 65536)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1 if keep else 128 * 1024)

@@ -1,9 +1,12 @@
-"""Files that are whole or absent, names that were nearly right, and the pointer to the newest run."""
+"""Files that are whole or absent, tables in them, names that were nearly right, and the pointer to the newest run."""
 
+import csv
 import difflib
+import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from atnet.errors import ConfigError
 
@@ -29,6 +32,20 @@ def replace_between(path: Path, begin: str, end: str, body: str) -> None:
         raise ConfigError(f"{path}: no place for the table; put these lines where it belongs:\n{begin}\n{end}")
     before, _, rest = text.partition(begin)
     write_whole(path, f"{before}{begin}\n{body}{end}{rest.partition(end)[2]}".encode())
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its last line ended."""
+    return "".join(f"| {' | '.join(row)} |\n" for row in (heads, ["---"] * len(heads), *rows))
+
+
+def csv_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line of CSV a row, below the first row's names."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return table.getvalue()
 
 
 def resolve_run(where: str | Path) -> Path:

@@ -61,6 +61,7 @@ def bench(
     from atnet.measure.bench import bench as run
     from atnet.measure.bench import columns_of, machine, machine_line, publish, to_csv
     from atnet.measure.roof import measure_roof
+    from atnet.progress import counted
     from atnet.show.pictures import draw_bench
 
     if not models:
@@ -75,7 +76,7 @@ def bench(
             reference=reference, recipe=recipe,
         )  # fmt: skip
         found += timings
-        console.print(f"\n{one}, {side} px, batch {pictures}, {count} thread{'s' * (count > 1)}", style="bold")
+        console.print(f"\n{one}, {side} px, batch {pictures}, {counted(count, 'thread')}", style="bold")
         console.print(table_of(*columns_of(timings)))
     notes = "; ".join([machine_line(), *(str(measure_roof(count)) for count in threads)])
     console.print(f"\n{notes}", markup=False, soft_wrap=True)

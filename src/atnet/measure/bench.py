@@ -4,9 +4,6 @@ Each network runs in a process of its own. Within a round they take turns, so th
 does meets all of them, and a ratio is taken within its round.
 """
 
-import csv
-import functools
-import io
 import json
 import os
 import statistics
@@ -14,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +21,7 @@ import numpy as np
 
 from atnet.deploy.export import write_onnx
 from atnet.errors import ConfigError
-from atnet.files import replace_between
+from atnet.files import csv_table, markdown_table, replace_between
 from atnet.measure.cost import Cost, cost_of
 from atnet.measure.record import commit
 from atnet.measure.roof import measure_roof
@@ -157,9 +154,8 @@ def bench(
             return case
 
         workers = take_turns(
-            {name: functools.partial(case_of, name) for name in names},
-            batch=batch, rounds=rounds, seconds=seconds, title=f"{engine}, {size} px, batch {batch}",
-        )  # fmt: skip
+            names, case_of, batch=batch, rounds=rounds, seconds=seconds, title=f"{engine}, {size} px, batch {batch}"
+        )
         disk = {name: Path(f"{folder}/{name}.onnx").stat().st_size / 1e6 for name in names if engine == "onnx"}
     medians = {name: [statistics.median(times) for times in worker.rounds] for name, worker in workers.items()}
     passes = 3 if engine == "train" else 1  # forward, and the gradients of inputs and of weights
@@ -194,18 +190,24 @@ def bench(
 
 
 def take_turns(
-    cases: Mapping[str, Callable[[], dict[str, Any]]], *, batch: int, rounds: int, seconds: float, title: str
+    names: Sequence[str],
+    case_of: Callable[[str], dict[str, Any]],
+    *,
+    batch: int,
+    rounds: int,
+    seconds: float,
+    title: str,
 ) -> dict[str, Worker]:
-    """Builds each case, then times all of them in rounds, each round from another one on; their workers, closed."""
-    names, workers = list(cases), dict[str, Worker]()
+    """Builds each name's case, then times all in rounds, each round from another one on; their workers, closed."""
+    workers: dict[str, Worker] = {}
     try:
         with progress_bar(title, len(names) * (rounds + 1)) as advance:
             for name in names:
-                workers[name] = Worker(cases[name]())
+                workers[name] = Worker(case_of(name))
                 workers[name].run(batch, 0)
                 advance(1, name)
             for turn in range(rounds):
-                for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                for name in [*names[turn % len(names) :], *names[: turn % len(names)]]:
                     workers[name].rounds.append(workers[name].run(batch, seconds))
                     advance(1, name)
     finally:
@@ -253,18 +255,13 @@ def columns_of(timings: Sequence[Timing]) -> Columns:
     return heads, [[COLUMNS[head](timing) for head in heads] for timing in timings]
 
 
-def to_markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "".join(f"| {' | '.join(row)} |\n" for row in (heads, ["---"] * len(heads), *rows))
-
-
 def publish(tables: Sequence[Columns], notes: str, document: Path, title: str) -> Path:
     """Puts the tables, a picture's link and the notes between the title's markers in a document.
 
     Returns where the picture is to be drawn.  Raises ConfigError if the markers are not there.
     """
     picture = document.with_name(f"{document.stem}-{title}.png")
-    laid = "\n".join(to_markdown(*table) for table in tables)
+    laid = "\n".join(markdown_table(*table) for table in tables)
     body = f"\n{laid}\n![{title}]({picture.name})\n\n{notes}\n"
     replace_between(document, f"<!-- {title}: begin, made by `make bench` -->", f"<!-- {title}: end -->", body)
     return picture
@@ -272,11 +269,6 @@ def publish(tables: Sequence[Columns], notes: str, document: Path, title: str) -
 
 def to_csv(timings: Sequence[Timing]) -> str:
     """A line a timing."""
-    table = io.StringIO()
     rows = [asdict(timing) for timing in timings]
     rows = [row.pop("cost") | row for row in rows]
-    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
-    return table.getvalue()
+    return csv_table([{k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows])

@@ -1,6 +1,5 @@
 """The latency of each building block at each stride and width, so that a layout is costed before it is trained."""
 
-import functools
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -8,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from atnet.deploy.export import write_onnx
 from atnet.measure.bench import Columns, take_turns
+from atnet.measure.cost import macs_of
 from atnet.measure.roof import measure_roof
 from atnet.model.blocks import ConvMix, Squeeze, TransMix, make_stem
 from atnet.model.load import create_deployed
@@ -57,30 +55,26 @@ def bench_blocks(
         modules |= _blocks(layout, size)
     with tempfile.TemporaryDirectory() as folder:
 
-        def case_of(key: str, module: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
+        def case_of(key: str) -> dict[str, Any]:
             path = Path(folder) / f"{key}.onnx"
-            write_onnx(module, shape, path)
+            write_onnx(*(modules.get(key) or (create_deployed(key, size=size), (3, size, size))), path)
             return {"engine": "onnx", "model": key, "onnx": str(path), "threads": threads}
 
-        cases = {key: functools.partial(case_of, key, *block) for key, block in modules.items()}
-        for name in FAMILY:
-            cases[name] = functools.partial(case_of, name, create_deployed(name, size=size), (3, size, size))
-        timed = take_turns(cases, batch=1, rounds=rounds, seconds=seconds, title="Building blocks")
+        names = [*modules, *FAMILY]
+        timed = take_turns(names, case_of, batch=1, rounds=rounds, seconds=seconds, title="Building blocks")
     medians = {key: 1e3 * statistics.median(map(statistics.median, worker.rounds)) for key, worker in timed.items()}
     roof = measure_roof(threads)
     blocks = []
     for key, (module, shape) in modules.items():
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            module.to("meta")(torch.empty(1, *shape, device="meta"))
-        flops, (name, stride, width) = counter.get_total_flops(), key.split("-")
+        macs, (name, stride, width) = macs_of(module, shape), key.split("-")
         blocks.append(
             Block(
                 name=name,
                 stride=int(stride),
                 width=int(width),
-                macs=flops // 2,
+                macs=macs,
                 median=medians[key],
-                compute=flops / (medians[key] / 1e3) / roof.flops,
+                compute=2 * macs / (medians[key] / 1e3) / roof.flops,
             )
         )
     costed = [

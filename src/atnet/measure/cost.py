@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from atnet.model.load import classifier_parameters, create_classifier
@@ -23,11 +24,16 @@ def cost_of(model: str, size: int) -> Cost:
     """The cost of an AT-Net size or a timm architecture at size x size. Raises ConfigError if it cannot be built."""
     with torch.device("meta"):
         network = create_classifier(model, classes=1000, size=size).eval()
-        with FlopCounterMode(display=False) as counter:
-            network(torch.empty(1, 3, size, size))
     heads = classifier_parameters(network)
     return Cost(
         parameters=sum(p.numel() for p in network.parameters()),
         parameters_without_classifier=sum(p.numel() for p in network.parameters() if id(p) not in heads),
-        macs=counter.get_total_flops() // 2,
+        macs=macs_of(network, (3, size, size)),
     )
+
+
+def macs_of(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """Multiply-adds of one input of the shape; the module is left on the meta device."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module.to("meta")(torch.empty(1, *shape, device="meta"))
+    return int(counter.get_total_flops()) // 2

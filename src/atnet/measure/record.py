@@ -21,7 +21,7 @@ from atnet.config import Config, make_config, read_yaml, to_yaml
 from atnet.data.classes import spreadsheet_names, spreadsheet_safe
 from atnet.data.sources import Pictures
 from atnet.errors import ConfigError
-from atnet.files import did_you_mean, resolve_run, write_whole
+from atnet.files import csv_table, did_you_mean, resolve_run, write_whole
 from atnet.measure.metrics import Scores
 from atnet.system import process_peak_mb, processor
 
@@ -160,7 +160,7 @@ def read_metrics(run: Path) -> list[dict[str, str]]:
 
 def write_metrics(run: Path, rows: list[dict[str, Any]]) -> None:
     """Replaces the run's metrics."""
-    write_whole(run / METRICS, _csv(rows))
+    write_whole(run / METRICS, csv_table(rows).encode())
 
 
 def read_predictions(run: Path) -> list[dict[str, str]]:
@@ -179,15 +179,7 @@ def write_predictions(run: Path, pictures: Pictures, scores: Scores) -> None:
         {"picture": spreadsheet_safe(name), "class": classes[i], "called": classes[k], "confidence": f"{sure:.6f}"}
         for name, i, k, sure in answers
     ]
-    write_whole(run / PREDICTIONS, _csv(rows))
-
-
-def _csv(rows: list[dict[str, Any]]) -> bytes:
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return table.getvalue().encode()
+    write_whole(run / PREDICTIONS, csv_table(rows).encode())
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:

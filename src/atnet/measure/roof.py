@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from atnet.progress import counted
+
 SIDE, COPIED, SECONDS = 1024, 2**26, 0.5
 
 
@@ -19,7 +21,7 @@ class Roof:
     bytes: float
 
     def __str__(self) -> str:
-        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        threads = counted(self.threads, "thread")
         return f"at most {self.flops / 1e9:.0f} GFLOP/s and {self.bytes / 1e9:.0f} GB/s in {threads}"
 
 

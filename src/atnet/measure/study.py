@@ -4,8 +4,6 @@ Either variants, each run on every seed; or factors, each off or on, in a two-le
 factor's effect is the mean of the half of the runs where it is on, less that of the other half.
 """
 
-import csv
-import io
 import itertools
 import json
 import logging
@@ -22,7 +20,7 @@ from scipy.stats import t
 
 from atnet.config import make_config, merged, read_yaml
 from atnet.errors import ConfigError
-from atnet.files import write_whole
+from atnet.files import csv_table, write_whole
 from atnet.measure.cost import cost_of
 from atnet.measure.record import CHECKPOINT, RECORD, kept_weights, read_record, write_record
 from atnet.training.loop import resume_run, train
@@ -184,16 +182,20 @@ def costs(study: Study, out: Path) -> tuple[list[str], list[list[str]]]:
 
 def write_results(results: Sequence[Result], path: Path) -> None:
     """A line a trial, as CSV: what was on, size, figures in percent, seconds."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["trial", "seed", "on", "model", "parameters", "top1", "top1_last", "seconds"])
-    for trial, record in results:
-        figures = record["top1"]
-        writer.writerow(
-            [trial.name, trial.seed, "; ".join(sorted(trial.on)), record["model"], record["parameters"],
-             figures[kept_weights(record)], figures["last"], record["seconds"]]
-        )  # fmt: skip
-    write_whole(path, table.getvalue().encode())
+    rows = [
+        {
+            "trial": trial.name,
+            "seed": trial.seed,
+            "on": "; ".join(sorted(trial.on)),
+            "model": record["model"],
+            "parameters": record["parameters"],
+            "top1": record["top1"][kept_weights(record)],
+            "top1_last": record["top1"]["last"],
+            "seconds": record["seconds"],
+        }
+        for trial, record in results
+    ]
+    write_whole(path, csv_table(rows).encode())
 
 
 def _changed(base: dict[str, Any], changes: Sequence[dict[str, Any]]) -> dict[str, Any]:

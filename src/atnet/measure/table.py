@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from atnet.errors import ConfigError
-from atnet.files import replace_between
+from atnet.files import markdown_table, replace_between
 from atnet.measure.cost import cost_of
 from atnet.measure.record import kept_weights, read_record, write_record
 from atnet.model.load import architecture
@@ -114,13 +114,12 @@ def make_table(results: Results) -> str:
             spread = "" if found is None or found.spread is None else f" ± {found.spread:.2f}"
             row += ["", ""] if found is None else [f"{found.top1:.2f}{spread}", f"{found.top5:.2f}"]
         rows.append(row)
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(head, rows)
 
 
 def write_table(results: Results, readme: Path, picture: Path) -> None:
     """Puts the table, and below it the picture that is to be there, between the markers in readme."""
-    body = f"{make_table(results)}\n"
+    body = make_table(results)
     if results:
         body += f"\n![Top-1 over parameters]({picture.relative_to(readme.parent).as_posix()})\n"
     replace_between(readme, BEGIN, END, body)

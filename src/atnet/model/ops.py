@@ -40,7 +40,7 @@ def kernels() -> ctypes.CDLL | None:
             subprocess.run([*command, library], check=True, capture_output=True, text=True, timeout=120)
             return ctypes.CDLL(library)
     except (OSError, subprocess.SubprocessError) as error:
-        said = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        said = (str(getattr(error, "stderr", None) or "").strip() or str(error)).splitlines()
         log.info("trains on torch's own depthwise gradient, up to a tenth slower: no C compiler here (%s)", said[0])
         return None
 

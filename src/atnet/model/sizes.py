@@ -1,7 +1,6 @@
 """The size table of the family. Free of torch, so that a command can print it at once."""
 
 import difflib
-import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -121,7 +120,7 @@ def _converted(value: str, like: Any) -> Any:
         return int(value)
     if isinstance(like, float):
         number = float(value)
-        if not 0 < number <= LARGEST or math.isnan(number):
+        if not 0 < number <= LARGEST:
             raise ValueError(f"no number above 0, up to {LARGEST:,}")
         return number
     return value

@@ -19,6 +19,7 @@ from torch.nn.functional import one_hot
 
 from atnet.data.sources import Pictures
 from atnet.measure.metrics import Calibration, Scores
+from atnet.progress import counted
 
 if TYPE_CHECKING:
     from atnet.measure.bench import Timing
@@ -168,7 +169,7 @@ def draw_bench(timings: "Sequence[Timing]", path: Path) -> None:
         setting = {
             "size": f"{timing.size} px",
             "batch": f"batch {timing.batch}",
-            "threads": f"{timing.threads} thread{'s' * (timing.threads > 1)}",
+            "threads": counted(timing.threads, "thread"),
         }
         title = ", ".join([timing.engine, *(words for name, words in setting.items() if name != varied)])
         panels.setdefault(title, []).append(timing)

@@ -143,7 +143,7 @@ def _fit(state: State, run: Path) -> Run:
             discard_unsaved(run)
             raise
         finally:
-            keep_freed_memory(False)
+            keep_freed_memory(state.device, keep=False)
     record = _record(state, run, scores, rows)
     final = scores.get(EMA, scores[LAST])
     write_predictions(run, state.val_pictures, final)

@@ -43,8 +43,7 @@ class State:
             torch.set_num_threads(config.threads)
         self.config = config
         self.device = pick_device(config.device)
-        if self.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(self.device, keep=True)
         self.train_pictures, self.val_pictures = open_parts(config.data.source, config.data.val_share)
         self.steps_per_epoch = len(self.train_pictures) // config.batch
         if not self.steps_per_epoch:
