@@ -7,7 +7,16 @@ import yaml
 
 from atnet.cli import main
 from atnet.errors import ConfigError
-from atnet.measure.study import Study, Trial, compare_trials, fraction, read_study, run_study
+from atnet.measure.study import (
+    Study,
+    Trial,
+    compare_trials,
+    fraction,
+    read_results,
+    read_shard,
+    read_study,
+    run_study,
+)
 
 
 @pytest.fixture
@@ -130,3 +139,17 @@ def test_the_command_lists_then_runs_then_compares(write, digits, tmp_path, caps
     ]
     assert int(rows[0]["parameters"]) - int(rows[1]["parameters"]) == 3 * 192
     assert (tmp_path / "shape" / "study.png").stat().st_size > 5_000
+
+
+def test_two_shards_make_what_one_process_makes(write, tmp_path):
+    study = read_study(write(seeds=[0, 1], variants={"plain": None, "few": {"model": "+registers=1"}}))
+    for part in (2, 1):
+        found = run_study(study, tmp_path / "shape", (part, 2))
+        assert [trial.key for trial, _ in found] == [trial.key for trial in study.trials[part - 1 :: 2]]
+    assert [trial.key for trial, _ in read_results(study, tmp_path / "shape")] == [trial.key for trial in study.trials]
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3"])
+def test_a_shard_that_is_none_says_so(text):
+    with pytest.raises(ConfigError, match=f"--shard {text}: which of how many"):
+        read_shard(text)

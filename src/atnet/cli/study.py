@@ -7,7 +7,9 @@ from rich.console import Console
 from atnet.cli.tables import table_of
 
 
-def study(study: Path, *, data: str | None = None, out: Path | None = None, check: bool = False) -> None:
+def study(
+    study: Path, *, data: str | None = None, out: Path | None = None, shard: str = "1/1", check: bool = False
+) -> None:
     """Run a study: many short trainings of one recipe with changes, in a queue that goes on where it stopped.
 
     Parameters
@@ -18,10 +20,20 @@ def study(study: Path, *, data: str | None = None, out: Path | None = None, chec
         The pictures, if they lie elsewhere than the study says.
     out
         The folder for records, results.csv and study.png; the study's name without .yaml if not given.
+    shard
+        Which of several processes side by side this one is: 2/3 runs every third trial, from the second on.
     check
         List the runs and what each costs; train nothing.
     """
-    from atnet.measure.study import compare_trials, costs, read_study, run_study, write_results
+    from atnet.measure.study import (
+        compare_trials,
+        costs,
+        read_results,
+        read_shard,
+        read_study,
+        run_study,
+        write_results,
+    )
     from atnet.show.pictures import draw_study
 
     plan, out = read_study(study, data), out or study.with_suffix("")
@@ -30,10 +42,13 @@ def study(study: Path, *, data: str | None = None, out: Path | None = None, chec
         console.print(table_of(*costs(plan, out)))
         console.print("Nothing was trained. Next: the same command without --check")
         return
-    results = []
-    for result in run_study(plan, out):
-        results.append(result)
-        write_results(results, out / "results.csv")
+    for _ in run_study(plan, out, read_shard(shard)):
+        write_results(read_results(plan, out), out / "results.csv")
+    results = read_results(plan, out)
+    if len(results) < len(plan.trials):
+        console.print(f"Written: {out}/results.csv, {len(results)} of {len(plan.trials)} records", soft_wrap=True)
+        console.print("Next: the same command for the other shards; the last one compares", soft_wrap=True)
+        return
     bars = compare_trials(plan, results)
     heads = ["Factor", "Points", "Margin"] if plan.factors else ["Variant", "Top-1", "Spread"]
     console.print(table_of(heads, [[bar.name, f"{bar.value:.2f}", f"{bar.spread:.2f}"] for bar in bars]))

@@ -121,16 +121,26 @@ def fraction(factors: int, runs: int) -> NDArray[np.bool_]:
     return np.asarray(hadamard(runs) < 0)[:, columns[:factors]]
 
 
-def run_study(study: Study, out: Path) -> Iterator[Result]:
+def read_shard(text: str) -> tuple[int, int]:
+    """Which of how many: (2, 3) of "2/3". Raises ConfigError on anything else."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise ConfigError(f"--shard {text}: which of how many processes, as 2/3")
+    return int(part), int(parts)
+
+
+def run_study(study: Study, out: Path, shard: tuple[int, int] = (1, 1)) -> Iterator[Result]:
     """Each trial with its record: those made before are read, the others trained now, one after the other.
 
     out: the folder of the records; runs are kept in runs/NAME/.  A run that was stopped goes on.
+    shard: (2, 3) is every third trial from the second on, for one of three processes side by side.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for number, trial in enumerate(study.trials, 1):
+    first, step = shard
+    for trial in study.trials[first - 1 :: step]:
         path, run = out / f"{trial.key}.json", Path("runs") / out.name / trial.key
         if not path.exists():
-            log.info("\n%s, %d of %d", trial.key, number, len(study.trials))
+            log.info("\n%s, %d of %d", trial.key, study.trials.index(trial) + 1, len(study.trials))
             if not (run / RECORD).exists():
                 if (run / CHECKPOINT).exists():
                     resume_run(run)
@@ -138,6 +148,12 @@ def run_study(study: Study, out: Path) -> Iterator[Result]:
                     train(study.recipe, out=run, **trial.options)
             write_record(path, read_record(run)[1])
         yield trial, json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_results(study: Study, out: Path) -> list[Result]:
+    """The trials that are done, with their records."""
+    paths = [(trial, out / f"{trial.key}.json") for trial in study.trials]
+    return [(trial, json.loads(path.read_text(encoding="utf-8"))) for trial, path in paths if path.exists()]
 
 
 def compare_trials(study: Study, results: Sequence[Result]) -> list[Bar]:

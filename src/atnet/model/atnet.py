@@ -46,6 +46,12 @@ class ATNet(nn.Module):
         registers: int = 4,
         norm_first: bool = True,
         squeeze: int = 2,
+        dense_squeeze: bool = False,
+        late_mix: int = 0,
+        residual: str = "depthwise",
+        gate: bool = False,
+        qk_norm: bool = False,
+        layer_scale: float = 0.0,
         stem: str = "overlap",
         mlp_ratio: float = 4.0,
         drop_rate: float = 0.0,
@@ -63,18 +69,28 @@ class ATNet(nn.Module):
         self.num_features = self.head_hidden_size = self.embed_dim = dim
         self.drop_rate = drop_rate
         self.has_tokens = True  # until pruned before the encoder
-        rates = drop_path_rates(drop_path_rate, conv_mix + trans_mix)
+        rates = drop_path_rates(drop_path_rate, conv_mix + late_mix + trans_mix)
 
         self.stem = make_stem(stem, in_chans, conv_dim, patch, **factory)
-        self.conv_mix = Stage(*(ConvMix(conv_dim, kernel, rate, norm_first, **factory) for rate in rates[:conv_mix]))
-        self.squeeze = Squeeze(conv_dim, dim, squeeze, **factory)
+        self.conv_mix = Stage(
+            *(ConvMix(conv_dim, kernel, rate, norm_first, residual, gate, **factory) for rate in rates[:conv_mix])
+        )
+        self.squeeze = Squeeze(conv_dim, dim, squeeze, dense_squeeze, **factory)
+        self.late_mix = Stage(
+            *(
+                ConvMix(dim, kernel, rate, norm_first, residual, gate, **factory)
+                for rate in rates[conv_mix : conv_mix + late_mix]
+            )
+        )
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim, **factory))
         self.reg_token = nn.Parameter(torch.empty(1, registers, dim, **factory)) if registers else None
         self.num_reg_tokens = registers
         self.num_prefix_tokens = 1 + registers
         prefixes = [0] * (trans_mix - class_attention) + [self.num_prefix_tokens] * class_attention
-        layers = zip(rates[conv_mix:], prefixes, strict=True)
-        self.trans_mix = Stage(*(TransMix(dim, heads, mlp_ratio, *layer, **factory) for layer in layers))
+        layers = zip(rates[conv_mix + late_mix :], prefixes, strict=True)
+        self.trans_mix = Stage(
+            *(TransMix(dim, heads, mlp_ratio, *layer, qk_norm, layer_scale, **factory) for layer in layers)
+        )
         self.norm = nn.LayerNorm(dim, eps=1e-6, **factory)
         self.head = nn.Identity()
 
@@ -107,7 +123,7 @@ class ATNet(nn.Module):
         grid = self.conv_mix(self.stem(x))
         if not self.has_tokens:
             return grid
-        return self.norm(self.trans_mix(self.with_prefix(self.squeeze(grid))))
+        return self.norm(self.trans_mix(self.with_prefix(self.late_mix(self.squeeze(grid)))))
 
     def with_prefix(self, grid: Tensor) -> Tensor:
         """Grid (B, D, h, w) to tokens: class token, register tokens, then the patches by rows."""
@@ -166,6 +182,7 @@ class ATNet(nn.Module):
         return {
             "stem": r"^stem",
             "conv_mix": r"^conv_mix" if coarse else r"^conv_mix\.(\d+)",
+            "late_mix": r"^late_mix" if coarse else r"^late_mix\.(\d+)",
             "tokens": r"^squeeze|^cls_token|^reg_token",
             "trans_mix": r"^trans_mix" if coarse else r"^trans_mix\.(\d+)",
             "norm": r"^norm",
@@ -174,7 +191,7 @@ class ATNet(nn.Module):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Activation checkpointing in both stages: less memory, one more forward pass."""
-        self.conv_mix.grad_checkpointing = self.trans_mix.grad_checkpointing = enable
+        self.conv_mix.grad_checkpointing = self.late_mix.grad_checkpointing = self.trans_mix.grad_checkpointing = enable
 
     def forward_intermediates(
         self,
@@ -213,7 +230,7 @@ class ATNet(nn.Module):
             x = self.conv_mix(self.stem[early:](x))
             keep(1, x)
         if levels > 2 and not (stop_early and last <= 1):
-            grid = self.squeeze(x)
+            grid = self.late_mix(self.squeeze(x))
             x = self.trans_mix(self.with_prefix(grid))
             normed = self.norm(x)
             level = normed if norm else x
@@ -233,6 +250,7 @@ class ATNet(nn.Module):
         if last < 2:
             self.has_tokens = False
             self.squeeze = nn.Identity()
+            self.late_mix = Stage()
             self.cls_token = self.reg_token = None
             self.num_reg_tokens = self.num_prefix_tokens = 0
             self.trans_mix = Stage()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, LayerScale, Mlp, SqueezeExcite
 from timm.models import checkpoint_seq, register_notrace_function
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
@@ -87,22 +87,35 @@ class ConvMix(nn.Module):
 
     if TYPE_CHECKING:  # TorchScript refuses the annotation at run time
         act: nn.Module
+        gate: nn.Module
 
-    def __init__(self, dim: int, kernel: int, drop_path: float, norm_first: bool = True, **factory: Any) -> None:
+    def __init__(
+        self,
+        dim: int,
+        kernel: int,
+        drop_path: float,
+        norm_first: bool = True,
+        residual: str = "depthwise",
+        gate: bool = False,
+        **factory: Any,
+    ) -> None:
         super().__init__()
         self.norm_first = norm_first
+        self.both = residual == "both"
         bias = not norm_first  # BatchNorm would take it away
         self.depthwise = DepthwiseConv2d(dim, kernel, bias=bias, **factory)
         self.norm1 = nn.BatchNorm2d(dim, **factory)
         self.pointwise = nn.Conv2d(dim, dim, 1, bias=bias, **factory)
         self.norm2 = nn.BatchNorm2d(dim, **factory)
         self.act = nn.ReLU(inplace=True) if norm_first else nn.GELU()
+        self.gate = SqueezeExcite(dim, rd_ratio=0.25, rd_divisor=8, **factory) if gate else nn.Identity()
         self.drop_path = DropPath(drop_path)
 
     def forward(self, grid: Tensor) -> Tensor:
         if self.norm_first:
-            grid = grid + self.drop_path(self.act(self.norm1(self.depthwise(grid))))
-            return self.act(self.norm2(self.pointwise(grid)))
+            grid = grid + self.drop_path(self.gate(self.act(self.norm1(self.depthwise(grid)))))
+            mixed = self.act(self.norm2(self.pointwise(grid)))
+            return grid + self.drop_path(mixed) if self.both else mixed
         grid = grid + self.drop_path(self.norm1(self.act(self.depthwise(grid))))
         return self.norm2(self.act(self.pointwise(grid)))
 
@@ -119,10 +132,15 @@ class Squeeze(nn.Module):
     if TYPE_CHECKING:  # TorchScript refuses the annotation at run time
         reduce: nn.Module
 
-    def __init__(self, in_dim: int, dim: int, stride: int, **factory: Any) -> None:
+    def __init__(self, in_dim: int, dim: int, stride: int, dense: bool = False, **factory: Any) -> None:
         super().__init__()
         self.reduce = nn.Identity()
-        if stride > 1 or in_dim != dim:
+        if dense:
+            self.reduce = nn.Sequential(
+                nn.Conv2d(in_dim, dim, 3, stride, 1, bias=False, **factory),
+                nn.BatchNorm2d(dim, **factory),
+            )
+        elif stride > 1 or in_dim != dim:
             self.reduce = nn.Sequential(
                 nn.Conv2d(in_dim, in_dim, 3, stride, 1, groups=in_dim, bias=False, **factory)
                 if stride > 1
@@ -153,18 +171,20 @@ class Attention(nn.Module):
     Source: Vaswani et al. 2017.
     """
 
-    def __init__(self, dim: int, heads: int, **factory: Any) -> None:
+    def __init__(self, dim: int, heads: int, qk_norm: bool = False, **factory: Any) -> None:
         super().__init__()
         require_whole_heads(dim, heads)
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, **factory)
+        self.q_norm = nn.LayerNorm(dim // heads, eps=1e-6, **factory) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(dim // heads, eps=1e-6, **factory) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim, **factory)
 
     def forward(self, tokens: Tensor) -> Tensor:
         batch, count, dim = tokens.shape
         qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, dim // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = attend(query, key, value)
+        mixed = attend(self.q_norm(query), self.k_norm(key), value)
         return self.proj(mixed.transpose(1, 2).reshape(batch, count, dim))
 
 
@@ -174,11 +194,13 @@ class ClassAttention(nn.Module):
     Source: Touvron et al. 2021, "Going deeper with Image Transformers".
     """
 
-    def __init__(self, dim: int, heads: int, prefix: int, **factory: Any) -> None:
+    def __init__(self, dim: int, heads: int, prefix: int, qk_norm: bool = False, **factory: Any) -> None:
         super().__init__()
         require_whole_heads(dim, heads)
         self.heads = heads
         self.prefix = prefix
+        self.q_norm = nn.LayerNorm(dim // heads, eps=1e-6, **factory) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(dim // heads, eps=1e-6, **factory) if qk_norm else nn.Identity()
         self.q = nn.Linear(dim, dim, **factory)
         self.kv = nn.Linear(dim, 2 * dim, **factory)
         self.proj = nn.Linear(dim, dim, **factory)
@@ -189,7 +211,7 @@ class ClassAttention(nn.Module):
         query = self.q(tokens[:, : self.prefix]).reshape(batch, self.prefix, self.heads, dim // self.heads)
         kv = self.kv(tokens).reshape(batch, count, 2, self.heads, dim // self.heads)
         key, value = kv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = attend(query.transpose(1, 2), key, value)
+        mixed = attend(self.q_norm(query.transpose(1, 2)), self.k_norm(key), value)
         return self.proj(mixed.transpose(1, 2).reshape(batch, self.prefix, dim))
 
 
@@ -205,20 +227,34 @@ class TransMix(nn.Module):
         attention: nn.Module
 
     def __init__(
-        self, dim: int, heads: int, mlp_ratio: float, drop_path: float, prefix: int = 0, **factory: Any
+        self,
+        dim: int,
+        heads: int,
+        mlp_ratio: float,
+        drop_path: float,
+        prefix: int = 0,
+        qk_norm: bool = False,
+        layer_scale: float = 0.0,
+        **factory: Any,
     ) -> None:
         super().__init__()
         self.prefix = prefix
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, **factory)
-        self.attention = ClassAttention(dim, heads, prefix, **factory) if prefix else Attention(dim, heads, **factory)
+        self.attention = (
+            ClassAttention(dim, heads, prefix, qk_norm, **factory)
+            if prefix
+            else Attention(dim, heads, qk_norm, **factory)
+        )
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, **factory)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), **factory)
+        self.scale1 = LayerScale(dim, layer_scale, **factory) if layer_scale else nn.Identity()
+        self.scale2 = LayerScale(dim, layer_scale, **factory) if layer_scale else nn.Identity()
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        asked = self.drop_path(self.attention(self.norm1(tokens)))
+        asked = self.drop_path(self.scale1(self.attention(self.norm1(tokens))))
         updated = (tokens[:, : self.prefix] if self.prefix else tokens) + asked
-        updated = updated + self.drop_path(self.mlp(self.norm2(updated)))
+        updated = updated + self.drop_path(self.scale2(self.mlp(self.norm2(updated))))
         return torch.cat([updated, tokens[:, self.prefix :]], dim=1) if self.prefix else updated
 
 

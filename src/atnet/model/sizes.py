@@ -22,6 +22,12 @@ class Size:
     registers: register tokens beside the class token.
     norm_first: whether BatchNorm and ReLU follow ConvMix's convolutions, or GELU and BatchNorm.
     squeeze: stride between the two stages, 1 (tokens straight into the encoder) or 2.
+    dense_squeeze: whether its 3x3 convolution mixes channels, or is depthwise.
+    late_mix: ConvMix blocks after the squeeze, at the encoder's width and stride.
+    residual: around ConvMix's "depthwise" convolution alone, or around "both" convolutions.
+    gate: squeeze-and-excitation in each ConvMix block.
+    qk_norm: LayerNorm of queries and keys.
+    layer_scale: initial scale of what an encoder layer adds; 0 is none.
     stem: "patch", the author's single patch x patch convolution, any patch; or "overlap",
     stride-2 3x3 convolutions, patch a power of two.
     mlp_ratio: width of an encoder layer's MLP over dim.
@@ -40,6 +46,12 @@ class Size:
     registers: int = 4
     norm_first: bool = True
     squeeze: Literal[1, 2] = 2
+    dense_squeeze: bool = False
+    late_mix: int = 0
+    residual: Literal["depthwise", "both"] = "depthwise"
+    gate: bool = False
+    qk_norm: bool = False
+    layer_scale: float = 0.0
     stem: Literal["patch", "overlap"] = "overlap"
     mlp_ratio: float = 4.0
     global_pool: Literal["token", "avg", "both"] = "both"
