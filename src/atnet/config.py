@@ -20,7 +20,7 @@ from atnet.errors import ConfigError
 from atnet.files import did_you_mean
 
 MAX_YAML_BYTES = 1_000_000
-SECTIONS = ("data", "augment", "optim", "schedule")
+SECTIONS = ("data", "augment", "optim", "schedule", "distill")
 
 
 def _check(holds: bool, message: str) -> None:
@@ -68,6 +68,8 @@ class DataConfig:
     """Share of each class held out for validation where the source has no validation part."""
     size: Whole = 224
     """Side of the network's input, in pixels."""
+    train_size: Whole = 0
+    """Side of the training crops, if not size: crops enlarge what they show, so smaller ones match evaluation."""
     crop_pct: float = 0.875
     """Evaluation: size over the shorter side of the resized picture, before the centre crop."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
@@ -91,10 +93,19 @@ class DataConfig:
             workers=(self.workers, 0, 256),
         )
         _check(
-            self.cache == "none" or self.cache_size >= self.size,
-            f"data.cache_size={self.cache_size} is below data.size={self.size}: use {self.size} or more",
+            self.train_size == 0 or 8 <= self.train_size <= 4096,
+            f"data.train_size={self.train_size} is out of range: use 8 to 4,096, or 0 for data.size",
+        )
+        _check(
+            self.cache == "none" or self.cache_size >= self.train_side,
+            f"data.cache_size={self.cache_size} is below the training crops' {self.train_side}: use that or more",
         )
         _check(min(self.std) > 0, f"data.std={self.std} must be above 0")
+
+    @property
+    def train_side(self) -> int:
+        """Side of the training crops, in pixels."""
+        return self.train_size or self.size
 
     @property
     def source_name(self) -> str:
@@ -149,6 +160,8 @@ class OptimConfig:
     """Largest norm of the gradient; 0 is off."""
     accumulate: Whole = 1
     """Parts that a batch is computed in, to save memory."""
+    layer_decay: float = 1.0
+    """Learning rate of each layer over that of the next one's, for weights to go on from; 1 is off."""
 
     def __post_init__(self) -> None:
         _check(
@@ -161,6 +174,7 @@ class OptimConfig:
             beta2=(self.betas[1], 0, 0.99999),
             clip=(self.clip, 0, math.inf),
             accumulate=(self.accumulate, 1, 4096),
+            layer_decay=(self.layer_decay, 0.01, 1),
         )
 
 
@@ -190,11 +204,32 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """What is learned from a teacher."""
+
+    kind: Literal["soft", "hard"] = "soft"
+    """soft: its probabilities; hard: its likeliest class."""
+    share: float = 0.5
+    """Share of the loss that is the teacher's; the labels have the rest."""
+    temperature: float = 2.0
+    """Divides both networks' logits, where soft: above 1, the unlikely classes count more."""
+
+    def __post_init__(self) -> None:
+        _check_range(share=(self.share, 0, 1), temperature=(self.temperature, 0.1, 100))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A run."""
 
     model: str = "xxxs"
     """An AT-Net size (see `atnet sizes`) or any timm architecture."""
+    weights: str = ""
+    """A run or weights file to go on from, its head drawn anew if the classes differ; it brings its model and size."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the network that are not trained: stem, conv_mix, ...; all is all but the head."""
+    teacher: str = ""
+    """A run, a weights file, or timm's local-dir:FOLDER, whose answers are learned beside the labels."""
     epochs: Whole = 20
     """Passes over the training pictures."""
     batch: Annotated[int, Parameter(converter=_batch)] = 64
@@ -222,6 +257,9 @@ class Config:
     optim: Annotated[OptimConfig, Parameter(group=Group("Optimizer", sort_key=3))] = field(default_factory=OptimConfig)
     schedule: Annotated[ScheduleConfig, Parameter(group=Group("Learning rate", sort_key=4))] = field(
         default_factory=ScheduleConfig
+    )
+    distill: Annotated[DistillConfig, Parameter(group=Group("Distillation", sort_key=5))] = field(
+        default_factory=DistillConfig
     )
 
     def __post_init__(self) -> None:
@@ -263,15 +301,18 @@ def _make(*, config: Annotated[Config | None, Parameter(name="*")] = None) -> Co
     return config or Config()
 
 
-def make_config(recipe: str | Path | None = None, **options: Any) -> Config:
+def make_config(recipe: str | Path | None = None, *, below: dict[str, Any] | None = None, **options: Any) -> Config:
     """A checked configuration from a YAML recipe and options that go before it.
 
     options are nested as the recipe is: make_config(epochs=3, optim={"lr": 1e-3}).
+    below: other defaults than ours, nested so too.
     Raises ConfigError naming an unknown key, with the nearest known one, or a bad value.
     """
     layers = [Dict(_by_section(options, "options"), source="options")]
     if recipe is not None:
         layers.append(Dict(read_yaml(recipe), source=str(recipe)))
+    if below:
+        layers.append(Dict(below, source="defaults"))
     maker = App(config=layers, result_action="return_value", exit_on_error=False, print_error=False)
     maker.default(_make)
     try:
@@ -396,6 +437,6 @@ def _by_section(values: dict[str, Any], origin: str) -> dict[str, Any]:
 def to_yaml(config: Config) -> str:
     """The configuration as YAML that `make_config` reads back to an equal one."""
     plain = asdict(config)
-    for section in ("data", "optim"):
-        plain[section] = {k: list(v) if isinstance(v, tuple) else v for k, v in plain[section].items()}
+    for section in (plain, plain["data"], plain["optim"]):
+        section |= {name: list(value) for name, value in section.items() if isinstance(value, tuple)}
     return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None)

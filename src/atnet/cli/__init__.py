@@ -56,8 +56,8 @@ def _expand(words: list[str]) -> list[str]:
     return expanded
 
 
-def _read_recipe(words: list[str]) -> None:
-    """Makes the recipe named on a train command the layer below its options."""
+def _layer(words: list[str]) -> None:
+    """Makes the recipe named on a train command the layer below its options, and what suits its weights the next."""
     app.config = ()
     if "--help" in words or "-h" in words:
         return
@@ -65,6 +65,12 @@ def _read_recipe(words: list[str]) -> None:
     recipe = bound.arguments.get("recipe")
     if recipe is not None:
         app.config = (Dict({"train": read_yaml(recipe)}, source=str(recipe)),)
+        _, bound, _ = app.parse_args(words)
+    config = bound.arguments.get("config")
+    if config is not None and config.weights:
+        from atnet.training.transfer import defaults_of
+
+        app.config = (*app.config, Dict({"train": defaults_of(config.weights)}, source=config.weights))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if words[:1] == ["train"]:
             words = _expand(words)
-            _read_recipe(words)
+            _layer(words)
         app(words)
     except (AtnetError, CycloptsError) as error:
         if debug:

@@ -19,7 +19,7 @@ class Augment:
         mean = [round(255 * value) for value in data.mean]
         interpolation = InterpolationMode(data.interpolation)
         steps: list[torch.nn.Module] = [
-            v2.RandomResizedCrop(data.size, scale=(augment.crop_scale, 1.0), interpolation=interpolation),
+            v2.RandomResizedCrop(data.train_side, scale=(augment.crop_scale, 1.0), interpolation=interpolation),
             v2.RandomHorizontalFlip(augment.flip),
         ]
         if augment.randaugment:
@@ -29,7 +29,7 @@ class Augment:
         self.transform = v2.Compose(steps)
 
     def __call__(self, picture: Tensor, epoch: int, index: int) -> Tensor:
-        """uint8 (3, H, W) to uint8 (3, size, size)."""
+        """uint8 (3, H, W) to uint8 (3, side, side), side that of the training crops."""
         state = torch.get_rng_state()
         # Not torch.manual_seed: before CUDA is initialised, that queues a stack trace for each call.
         torch.default_generator.manual_seed(derive_seed(self.seed, "augment", epoch, index))

@@ -28,7 +28,7 @@ def make_preprocess(data: DataConfig) -> Preprocess:
 
 
 class TrainSet(Dataset[tuple[Tensor, int]]):
-    """Augmented training pictures by (epoch, index): uint8 (3, size, size) and label."""
+    """Augmented training pictures by (epoch, index): uint8 (3, side, side) and label."""
 
     def __init__(self, pictures: Pictures, config: Config) -> None:
         data = config.data

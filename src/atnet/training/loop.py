@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from atnet.config import Config, make_config, read_yaml
+from atnet.config import Config, read_yaml
 from atnet.data.augment import make_mix
 from atnet.data.classes import printable
 from atnet.data.loader import batches_of, eval_loader, train_loader
@@ -53,7 +53,7 @@ from atnet.show.pictures import (
 from atnet.training.checkpoint import load_checkpoint, save_checkpoint
 from atnet.training.interruption import Interruption
 from atnet.training.optim import lr_at
-from atnet.training.plan import forecast_config, settle
+from atnet.training.plan import configure, forecast_config, settle
 from atnet.training.state import State, Sums, mean_and_std, prepare, take_step
 
 log = logging.getLogger("atnet")
@@ -85,7 +85,7 @@ def train(
     Raises ConfigError, DataError or TrainingError naming the thing and the remedy.
     """
     if resume is None:
-        return train_config(make_config(recipe, **options), out=out, time_budget=time_budget)
+        return train_config(configure(recipe, **options), out=out, time_budget=time_budget)
     if recipe is not None or out is not None or time_budget is not None or options:
         raise ConfigError("resume goes on with the run's own configuration: give nothing else")
     return resume_run(resume)
@@ -99,6 +99,8 @@ def train_config(
     if time_budget is not None:
         config = forecast_config(config).within(time_budget).config
     state = State(config)
+    if config.weights:
+        state.start_from_weights()
     return _fit(state, new_run(config, out))
 
 
@@ -197,7 +199,7 @@ def _train_epoch(
     config, sums = state.config, state.sums
     mix = make_mix(config.augment, len(state.info.classes))
     first = state.epoch * state.steps_per_epoch
-    state.model.train()
+    state.train_mode()
     title = f"Epoch {state.epoch + 1}/{config.epochs}"
     with progress_bar(title, state.steps_per_epoch, done=state.step - first, eta=False) as advance:
         while state.step < first + state.steps_per_epoch:
@@ -305,7 +307,12 @@ def _line(state: State, row: dict[str, Any]) -> str:
 
 def _record(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[str, Any]]) -> dict[str, Any]:
     config = state.config
-    named = dataclasses.replace(config.data, source=config.data.source_name)
+    named = dataclasses.replace(
+        config,
+        weights=_without_folders(config.weights),
+        teacher=_without_folders(config.teacher),
+        data=dataclasses.replace(config.data, source=config.data.source_name),
+    )
     final = {name.removesuffix(".safetensors"): found for name, found in scores.items()}
     heads = classifier_parameters(state.model)
     speeds = sorted(float(row["images_per_s"]) for row in rows)
@@ -331,5 +338,10 @@ def _record(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[
         "peak_memory_mb": max(float(row["peak_memory_mb"]) for row in rows),
         "device": str(state.device),
         "environment": read_yaml(run / ENVIRONMENT),
-        "config": dataclasses.asdict(dataclasses.replace(config, data=named)),
+        "config": dataclasses.asdict(named),
     }  # fmt: skip
+
+
+def _without_folders(weights: str) -> str:
+    """A weights file's name and its folder's, for records that others read; "" of none."""
+    return "/".join(Path(weights).parts[-2:])

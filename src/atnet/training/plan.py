@@ -21,9 +21,12 @@ from atnet.device import pick_device
 from atnet.errors import ConfigError, TrainingError
 from atnet.measure.evaluate import score
 from atnet.measure.record import peak_memory_mb
+from atnet.model.info import find_weights
 from atnet.model.load import architecture, create_classifier
 from atnet.progress import duration, progress_bar
+from atnet.training.distill import LOCAL
 from atnet.training.state import State, prepare, take_step
+from atnet.training.transfer import defaults_of
 
 log = logging.getLogger("atnet")
 
@@ -76,9 +79,15 @@ class Forecast:
         return dataclasses.replace(self, config=dataclasses.replace(self.config, epochs=epochs))
 
 
+def configure(recipe: str | Path | None = None, **options: Any) -> Config:
+    """As `make_config`; weights to go on from bring their own defaults."""
+    config = make_config(recipe, **options)
+    return make_config(recipe, below=defaults_of(config.weights), **options) if config.weights else config
+
+
 def settle(config: Config) -> Config:
-    """The configuration with nothing left to find: the model's full name, the folder's absolute path (so that
-    a run is resumed from anywhere), and a batch that fits if it was auto.
+    """The configuration with nothing left to find: the model's full name, absolute paths (so that a run is
+    resumed from anywhere), and a batch that fits if it was auto.
     Raises ConfigError if no pictures are named.
     """
     model, source = architecture(config.model), config.data.source
@@ -89,7 +98,12 @@ def settle(config: Config) -> Config:
         )
     if source != DIGITS:
         source = str(Path(source).expanduser().resolve())
-    config = dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, source=source))
+    weights, teacher = (
+        str(find_weights(name).resolve()) if name and not name.startswith(LOCAL) else name
+        for name in (config.weights, config.teacher)
+    )
+    data = dataclasses.replace(config.data, source=source)
+    config = dataclasses.replace(config, model=model, weights=weights, teacher=teacher, data=data)
     if not config.batch:
         config = dataclasses.replace(config, batch=fitting_batch(config))
     return config
@@ -100,7 +114,7 @@ def forecast(recipe: str | Path | None = None, **options: Any) -> Forecast:
 
     recipe and options as for `train`. Raises what `train` would raise at its start.
     """
-    return forecast_config(settle(make_config(recipe, **options)))
+    return forecast_config(settle(configure(recipe, **options)))
 
 
 def forecast_config(config: Config) -> Forecast:
@@ -153,7 +167,7 @@ def forecast_config(config: Config) -> Forecast:
 def _time_steps(state: State, batches: Any, wanted: int) -> float:
     """Mean seconds of a step with the loader's work, after two to warm up."""
     mix = make_mix(state.config.augment, len(state.info.classes))
-    state.model.train()
+    state.train_mode()
     taken, began = 0, time.perf_counter()
     with progress_bar("Taking a few steps", wanted) as advance:
         while taken < wanted:
@@ -219,7 +233,7 @@ def fitting_batch(config: Config) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = model(torch.zeros(2, 3, config.data.size, config.data.size, device=device))
+        logits = model(torch.zeros(2, 3, config.data.train_side, config.data.train_side, device=device))
     del logits
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     picture = 1.5 * sum(size for pointer, size in kept.items() if pointer not in own) / 2 / 1e6
@@ -229,7 +243,7 @@ def fitting_batch(config: Config) -> int:
         batch //= 2
     if batch * picture > room:
         raise TrainingError(
-            f"out of memory: {config.model} at {config.data.size} px needs {picture:.0f} MB a picture and "
+            f"out of memory: {config.model} at {config.data.train_side} px needs {picture:.0f} MB a picture and "
             f"{_free_mb(device):,.0f} MB are free; use --checkpointing, a smaller --data.size or --model"
         )
     bound = "fits in memory" if 2 * batch * LEAST_STEPS_PER_EPOCH <= len(pictures) else "leaves 20 steps an epoch"

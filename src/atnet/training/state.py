@@ -19,7 +19,9 @@ from atnet.device import keep_freed_memory, naming_shortage, pick_device, seed_g
 from atnet.errors import ConfigError, DataError, TrainingError
 from atnet.model.info import EMA, LAST, WeightsInfo
 from atnet.model.load import create_classifier
+from atnet.training.distill import Teacher, distillation_loss
 from atnet.training.optim import lr_at, make_optimizers
+from atnet.training.transfer import freeze, load_into
 
 _SMALLER = "use half the --batch, --optim.accumulate 2 (it in two parts), --checkpointing, or a smaller --data.size"
 
@@ -61,6 +63,8 @@ class State:
                 raise ConfigError(f"{config.model} has no activation checkpointing: use --no-checkpointing")
             self.model.set_grad_checkpointing(True)  # type: ignore[operator]
         self.model = self.model.to(self.device).to(memory_format=torch.channels_last)
+        self.frozen = freeze(self.model, config.freeze)
+        self.teacher = Teacher(config.teacher, classes, config.data, self.device) if config.teacher else None
         self._try_out()
         self.ema = None
         if config.ema:
@@ -82,14 +86,26 @@ class State:
 
     def _try_out(self) -> None:
         """One empty picture, so that a network that cannot take the input says so before the run begins."""
-        size = self.config.data.size
         try:
             with torch.no_grad():
-                self.model.eval()(torch.zeros(1, 3, size, size, device=self.device))
+                for size in sorted({self.config.data.size, self.config.data.train_side}):
+                    self.model.eval()(torch.zeros(1, 3, size, size, device=self.device))
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(
                 f"{self.config.model} does not take pictures of {size} px ({error}); use --data.size of another"
             ) from error
+
+    def start_from_weights(self) -> None:
+        """The network and its moving average begin as config.weights are."""
+        load_into(self.model, self.config, self.info.classes)
+        if self.ema is not None:
+            self.ema.module.load_state_dict(self.model.state_dict())
+
+    def train_mode(self) -> None:
+        """Before training steps; what is frozen keeps its batch statistics too."""
+        self.model.train()
+        for part in self.frozen:
+            part.eval()
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -151,13 +167,17 @@ def take_step(state: State, images: Tensor, targets: Tensor) -> tuple[float, Ten
     lr = lr_at(state.step, state.steps_per_epoch, config)
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
     loss, logits, parts = 0.0, [], config.optim.accumulate
     with naming_shortage(f"--batch {config.batch} of {config.data.size} px", _SMALLER):
         for part, target in zip(images.chunk(parts), targets.chunk(parts), strict=True):
             with _autocast(config, state.device):
                 out = model(part)
             part_loss = loss_of(out.float(), target) / parts
+            if state.teacher:
+                share, taught = config.distill.share, state.teacher.answer(part)
+                distilled = distillation_loss(out.float(), taught, config.distill) / parts
+                part_loss = (1 - share) * part_loss + share * distilled
             part_loss.backward()
             loss += part_loss.item()
             logits.append(out.detach().float())

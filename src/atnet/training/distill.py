@@ -1,0 +1,79 @@
+"""Learning from a teacher: the loss against its answers to the same augmented pictures."""
+
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from atnet.config import DataConfig, DistillConfig
+from atnet.data.classes import printable
+from atnet.errors import ConfigError
+from atnet.model.load import has_fixed_input, load
+
+LOCAL = "local-dir:"
+
+
+class Teacher:
+    """A trained network that is asked about each batch."""
+
+    def __init__(self, name: str, classes: tuple[str, ...], data: DataConfig, device: torch.device) -> None:
+        """name: a run, a weights file, or "local-dir:FOLDER", as timm reads it.
+
+        Raises ConfigError if its classes are not those of the run, WeightsError if there are no weights.
+        """
+        fixed = None
+        if name.startswith(LOCAL):
+            try:
+                self.model: nn.Module = timm.create_model(name, pretrained=True)
+            except (RuntimeError, OSError, ValueError, KeyError, AttributeError) as error:
+                raise ConfigError(f"--teacher {name}: timm does not load it ({error})") from error
+            settings = resolve_model_data_config(self.model)
+            mean, std = settings["mean"], settings["std"]
+            config: dict[str, Any] = getattr(self.model, "pretrained_cfg", None) or {}
+            known = tuple(config.get("label_names") or ())
+            count = getattr(self.model, "num_classes", 0)
+            if config.get("fixed_input_size"):
+                fixed = settings["input_size"][-1]
+        else:
+            self.model, info = load(name)
+            mean, std, known, count = info.preprocess.mean, info.preprocess.std, info.classes, len(info.classes)
+            if has_fixed_input(info.model):
+                fixed = info.preprocess.size
+        if count != len(classes) or (known and known != classes):
+            other = next((name for name in classes if name not in known), "") if known else ""
+            raise ConfigError(
+                f"--teacher {name}: knows {count} classes, the run has {len(classes)}"
+                + (f", {printable(other)!r} is not among its own" if other else ", in another order")
+                + ": use one trained on the same folders"
+            )
+        self.model = self.model.to(device).eval().requires_grad_(False)
+        self.fixed = fixed
+        theirs = torch.tensor([mean, std], device=device)
+        ours = torch.tensor([data.mean, data.std], device=device)
+        self.scale = (ours[1] / theirs[1]).view(1, 3, 1, 1)
+        self.shift = ((ours[0] - theirs[0]) / theirs[1]).view(1, 3, 1, 1)
+
+    @torch.no_grad()
+    def answer(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) for images (B, 3, H, W) normalised as the run's are."""
+        images = images * self.scale + self.shift
+        if self.fixed and images.shape[-1] != self.fixed:
+            images = F.interpolate(images, self.fixed, mode="bilinear", antialias=True)
+        logits: Tensor = self.model(images).float()
+        return logits
+
+
+def distillation_loss(logits: Tensor, taught: Tensor, distill: DistillConfig) -> Tensor:
+    """The loss against the teacher's logits, both (B, classes).
+
+    soft: Kullback-Leibler divergence at the temperature, times its square. hard: cross-entropy with its answer.
+    Sources: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network"; Touvron et al. 2021, DeiT.
+    """
+    if distill.kind == "hard":
+        return F.cross_entropy(logits, taught.argmax(1))
+    heat = distill.temperature
+    student, teacher = F.log_softmax(logits / heat, dim=1), F.log_softmax(taught / heat, dim=1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * heat**2

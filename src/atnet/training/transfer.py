@@ -1,0 +1,84 @@
+"""Going on from trained weights on other classes: their settings, their tensors, and parts that stay as they are."""
+
+import dataclasses
+import difflib
+import logging
+from typing import Any
+
+from torch import nn
+
+from atnet.config import Config
+from atnet.data.classes import printable
+from atnet.errors import ConfigError
+from atnet.model.info import find_weights
+from atnet.model.load import classifier_parameters, load, read_info
+
+log = logging.getLogger("atnet")
+
+ALL = "all"
+DEFAULTS: dict[str, Any] = {"optim": {"layer_decay": 0.75}}
+"""Settings that suit going on from weights, where nothing else is asked for."""
+
+
+def defaults_of(weights: str) -> dict[str, Any]:
+    """The settings that go with weights: their model, input size and colours, and `DEFAULTS`.
+
+    Raises WeightsError if they are none.
+    """
+    info = read_info(find_weights(weights))
+    return {**DEFAULTS, "model": info.model, "data": dataclasses.asdict(info.preprocess)}
+
+
+def load_into(model: nn.Module, config: Config, classes: tuple[str, ...]) -> None:
+    """Gives the model the tensors of config.weights; its head stays as it was drawn if the classes differ.
+
+    Raises ConfigError if the weights are of another network, WeightsError if they are unusable.
+    """
+    trained, info = load(config.weights)
+    if info.model != config.model:
+        raise ConfigError(
+            f"{config.weights}: weights of {info.model}, and the run is of {config.model}: use --model {info.model}"
+        )
+    tensors = trained.state_dict()
+    kept = info.classes == classes
+    if not kept:
+        head = {name for name, p in model.named_parameters() if id(p) in classifier_parameters(model)}
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
+    own = model.state_dict()
+    wrong = [name for name, tensor in tensors.items() if own[name].shape != tensor.shape]
+    if wrong:
+        raise ConfigError(
+            f"{config.weights}: {wrong[0]} is {tuple(tensors[wrong[0]].shape)} there and {tuple(own[wrong[0]].shape)} "
+            f"at {config.data.size} px: use --data.size {info.preprocess.size}"
+        )
+    model.load_state_dict(own | tensors)
+    log.info(
+        "goes on from %s, %d classes; head %s",
+        printable(str(config.weights)),
+        len(info.classes),
+        "kept, the classes are the same" if kept else f"new, of {len(classes)} classes",
+    )
+
+
+def freeze(model: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
+    """The named parts, their parameters no longer trained; "all" is all but the head.
+
+    Raises ConfigError naming a part that there is not, or if nothing is left to train.
+    """
+    parts = {name: part for name, part in model.named_modules() if name}
+    unknown = [name for name in names if name != ALL and name not in parts]
+    if unknown:
+        known = [name for name, _ in model.named_children()]
+        near = difflib.get_close_matches(unknown[0], known, 1) or [", ".join([*known, ALL])]
+        raise ConfigError(f"--freeze {unknown[0]}: no such part of the network; use {near[0]}")
+    head = classifier_parameters(model)
+    frozen = [parts[name] for name in names if name != ALL]
+    still = [p for part in frozen for p in part.parameters()]
+    if ALL in names:
+        frozen += [part for part in parts.values() if not any(id(p) in head for p in part.parameters())]
+        still += [p for p in model.parameters() if id(p) not in head]  # tokens too, which are of no part
+    for parameter in still:
+        parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError(f"--freeze {' '.join(names)}: nothing is left to train; leave out {names[-1]}")
+    return frozen

@@ -1,0 +1,115 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import atnet
+from atnet.config import DataConfig, DistillConfig
+from atnet.errors import ConfigError
+from atnet.model.load import load
+from atnet.training.distill import Teacher, distillation_loss
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def teacher(_digits, tmp_path_factory) -> Path:
+    """A run on the digits that knows them a little."""
+    data = {"source": str(_digits), "size": 32, "crop_pct": 1.0, "workers": 0}
+    options = {"epochs": 4, "batch": 20, "data": data, "augment": {"flip": 0.0, "crop_scale": 0.6}}
+    return atnet.train(**options, out=tmp_path_factory.mktemp("teacher") / "run").folder
+
+
+@pytest.fixture(scope="module")
+def classes(_digits) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in (_digits / "train").iterdir()))
+
+
+def test_a_teacher_says_what_its_network_says_of_pictures_in_its_own_colours(teacher, classes):
+    model, info = load(teacher)
+    data = DataConfig(mean=(0.2, 0.3, 0.4), std=(0.5, 0.4, 0.3))
+    colours = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def normalised(mean, std):
+        return (colours - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+
+    said = Teacher(str(teacher), classes, data, CPU).answer(normalised(data.mean, data.std))
+    with torch.no_grad():
+        expected = model(normalised(info.preprocess.mean, info.preprocess.std))
+    torch.testing.assert_close(said, expected, atol=1e-4, rtol=1e-4)
+    assert not said.requires_grad
+
+
+def test_timms_own_folder_teaches_too(tmp_path, classes):
+    """An architecture with a fixed input: pictures of another size are resized for it."""
+    torch.manual_seed(0)
+    model = timm.create_model("deit_tiny_patch16_224", num_classes=10).eval()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    said = {"architecture": "deit_tiny_patch16_224", "num_classes": 10}
+    settings = {"input_size": [3, 224, 224], "fixed_input_size": True, "mean": [0.5] * 3, "std": [0.5] * 3}
+    (tmp_path / "config.json").write_text(json.dumps(said | {"pretrained_cfg": settings}))
+    found = Teacher(f"local-dir:{tmp_path}", classes, DataConfig(mean=(0.5,) * 3, std=(0.5,) * 3), CPU)
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(found.answer(images), model(images), atol=1e-5, rtol=1e-5)
+    assert found.answer(images[..., :64, :64]).shape == (2, 10)
+
+
+def test_the_loss_is_least_where_both_say_the_same():
+    taught = torch.tensor([[3.0, 1.0, -2.0], [0.0, 0.5, 4.0]])
+    for kind in ("soft", "hard"):
+        logits = torch.zeros(2, 3, requires_grad=True)
+        optimizer = torch.optim.SGD([logits], lr=0.5)
+        for _ in range(2000):
+            optimizer.zero_grad()
+            distillation_loss(logits, taught, DistillConfig(kind=kind)).backward()
+            optimizer.step()
+        assert logits.argmax(1).tolist() == [0, 2]
+        if kind == "soft":
+            torch.testing.assert_close(logits.softmax(1), taught.softmax(1), atol=1e-3, rtol=0)
+            assert distillation_loss(taught, taught, DistillConfig()) == pytest.approx(0, abs=1e-6)
+        else:
+            assert logits.softmax(1).amax(1).min() > 0.99
+
+
+def test_a_student_comes_to_agree_with_its_teacher(quick, teacher, tmp_path):
+    """Labels weigh nothing here: what is learned is the teacher's."""
+    options = quick | {"epochs": 6, "teacher": str(teacher), "optim": {"lr": 2e-3}}
+    student = atnet.train(**options, distill={"share": 1.0}, out=tmp_path / "student")
+    loner = atnet.train(**options | {"teacher": "", "epochs": 1}, out=tmp_path / "loner")
+    assert student.record["config"]["teacher"] == "run/ema.safetensors"
+    pixels = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    taught = load(teacher)[0](pixels).softmax(1)
+
+    def apart(run):
+        return (load(run.folder / "last.safetensors")[0](pixels).softmax(1) - taught).abs().sum(1).mean().item()
+
+    assert apart(student) < apart(loner)
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_killed_or_not_the_teachers_run_is_the_same(kind, quick, teacher, tmp_path):
+    options = quick | {"epochs": 2, "teacher": str(teacher), "augment": {"mixup": 0.3}, "distill": {"kind": kind}}
+    losses = [atnet.train(**options, out=tmp_path / name).record["loss"] for name in ("one", "two")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a", "b"), "knows 10 classes, the run has 2, 'a' is not among its own"),
+        (("one", "zero", "two", "three", "four", "five", "six", "seven", "eight", "nine"), "in another order"),
+    ],
+)
+def test_a_teacher_of_other_classes_is_refused(teacher, names, message):
+    with pytest.raises(ConfigError, match=message):
+        Teacher(str(teacher), names, DataConfig(), CPU)
+
+
+def test_a_folder_that_timm_does_not_load_is_named(tmp_path, classes):
+    with pytest.raises(ConfigError, match="--teacher local-dir:.*timm does not load it"):
+        Teacher(f"local-dir:{tmp_path}", classes, dataclasses.replace(DataConfig()), CPU)

@@ -1,0 +1,134 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import atnet
+from atnet.cli import main
+from atnet.config import make_config
+from atnet.errors import ConfigError, WeightsError
+from atnet.model.load import create_classifier
+from atnet.training.optim import make_optimizers
+from atnet.training.plan import configure, settle
+from atnet.training.state import State
+from atnet.training.transfer import freeze
+
+
+@pytest.fixture(scope="module")
+def pretrained(_digits, tmp_path_factory) -> Path:
+    """A run on five of the ten digits."""
+    root = tmp_path_factory.mktemp("pretrained")
+    for part in ("train", "val"):
+        for name in ("zero", "one", "two", "three", "four"):
+            shutil.copytree(_digits / part / name, root / "five" / part / name)
+    data = {
+        "source": str(root / "five"),
+        "size": 32,
+        "crop_pct": 1.0,
+        "mean": [0.1] * 3,
+        "std": [0.3] * 3,
+        "workers": 0,
+    }
+    options = {"model": "xxxs+registers=2", "epochs": 1, "batch": 20, "data": data}
+    return atnet.train(**options, out=root / "run").folder
+
+
+@pytest.fixture
+def others(digits) -> Path:
+    """The other five digits."""
+    for part in ("train", "val"):
+        for name in ("zero", "one", "two", "three", "four"):
+            shutil.rmtree(digits / part / name)
+    return digits
+
+
+def test_weights_bring_model_size_and_colours_and_options_go_before_them(pretrained, others):
+    config = configure(weights=str(pretrained), data=str(others))
+    assert (config.model, config.data.size, config.data.crop_pct) == ("atnet_xxxs+registers=2", 32, 1.0)
+    assert config.data.mean == (0.1, 0.1, 0.1)
+    assert config.optim.layer_decay == 0.75
+    config = configure(weights=str(pretrained), data={"source": str(others), "size": 48}, optim={"layer_decay": 1})
+    assert (config.data.size, config.data.crop_pct, config.optim.layer_decay) == (48, 1.0, 1.0)
+
+
+def test_training_goes_on_from_the_average_with_a_head_drawn_anew(pretrained, others):
+    config = settle(configure(weights=str(pretrained), data={"source": str(others), "workers": 0}, batch=20))
+    state = State(config)
+    fresh = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    state.start_from_weights()
+    before = load_file(pretrained / "ema.safetensors")
+    for network in (state.model, state.ema.module):
+        after = network.state_dict()
+        assert after["head.weight"].shape == (5, 192)
+        assert torch.equal(after["head.weight"], fresh["head.weight"])
+        assert [n for n in before if not n.startswith("head") and not torch.equal(after[n], before[n])] == []
+
+
+def test_the_same_classes_keep_their_head(pretrained, others):
+    source = pretrained.parent / "five"
+    state = State(settle(configure(weights=str(pretrained), data={"source": str(source), "workers": 0}, batch=20)))
+    state.start_from_weights()
+    assert torch.equal(state.model.head.weight, load_file(pretrained / "ema.safetensors")["head.weight"])
+
+
+def test_from_the_command_line_and_resumed_without_the_weights(pretrained, others, tmp_path, capsys, monkeypatch):
+    weights = Path(shutil.copytree(pretrained, tmp_path / "weights"))
+    words = ["train", "--weights", str(weights), "--data", str(others), "--batch", "20", "--data.workers", "0"]
+    main([*words, "--epochs", "2", "--freeze", "stem", "--freeze", "conv_mix", "--out", "run"])
+    record = json.loads(Path("run/record.json").read_text())
+    assert (record["model"], record["size"], record["classes"]) == ("atnet_xxxs+registers=2", 32, 5)
+    assert record["config"]["weights"] == "weights/ema.safetensors"
+    before, after = load_file(weights / "ema.safetensors"), load_file("run/last.safetensors")
+    same = {name.split(".")[0] for name in after if name in before and torch.equal(before[name], after[name])}
+    assert {"stem", "conv_mix"} <= same
+    assert not torch.equal(before["trans_mix.2.mlp.fc1.weight"], after["trans_mix.2.mlp.fc1.weight"])
+    moved = [n for n in after if n.startswith(("stem", "conv_mix")) and not torch.equal(before[n], after[n])]
+    assert moved == []  # not its batch statistics either
+    shutil.rmtree(weights)
+    Path("run/record.json").unlink()
+    main(["train", "--resume", "run"])
+    assert json.loads(Path("run/record.json").read_text())["top1"] == record["top1"]
+
+
+def test_all_but_the_head_is_frozen(digits):
+    model = create_classifier("xxxs", classes=10, size=32)
+    freeze(model, ("all",))
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
+    assert len(make_optimizers(model, make_config(optim={"name": "muon"}).optim)) == 1  # Muon has no matrix left
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["xxxs", "mobilenetv3_small_100"])
+def test_each_layer_learns_slower_than_the_next(name, optimizer):
+    model = create_classifier(name, classes=10, size=64)
+    optimizers = make_optimizers(model, make_config(optim={"name": optimizer, "layer_decay": 0.5}).optim)
+    scale = {id(p): group["lr_scale"] for one in optimizers for group in one.param_groups for p in group["params"]}
+    scales = [scale[id(p)] for p in model.parameters()]
+    assert len(scale) == len(scales)
+    first = next(p for n, p in model.named_parameters() if "token" not in n)
+    last = list(model.get_classifier().parameters())[-1]
+    assert scale[id(last)] == 1
+    assert scale[id(first)] == min(scales) < 0.1
+    if name == "xxxs":
+        layers = [model.stem, *model.conv_mix, model.squeeze, *model.trans_mix, model.head]
+        of_layers = [scale[id(next(layer.parameters()))] for layer in layers]
+        assert of_layers == sorted(set(of_layers))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"model": "xxs"}, ConfigError, "weights of atnet_xxxs.registers=2, and the run is of atnet_xxs: use --model"),
+        ({"freeze": ["stam"]}, ConfigError, "--freeze stam: no such part of the network; use stem"),
+        ({"freeze": ["all", "head"]}, ConfigError, "nothing is left to train; leave out head"),
+        ({"freeze": ["stem", ""]}, ConfigError, "no such part"),
+        ({"weights": "nowhere"}, WeightsError, "nowhere: no such run"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_written(pretrained, others, options, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        atnet.train(**{"weights": str(pretrained), "data": str(others), "batch": 20, **options}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
