@@ -9,6 +9,7 @@ import pytest
 
 import atnet
 from atnet.cli import main
+from atnet.measure.record import checkpoints
 from atnet.model.info import LAST
 
 QUICK = ["--data.size", "32", "--data.workers", "0", "--batch", "20", "--epochs", "1"]
@@ -106,9 +107,9 @@ def a_folder_for_a_recipe(data, run):
     return ["train", "photos"]
 
 
-@case("checkpoint.pt: what a run goes on from; for its weights give the run")
+@case(".pt: what a run goes on from; for its weights give the run")
 def a_checkpoint_for_weights(data, run):
-    return ["eval", "--weights", str(run / "checkpoint.pt")]
+    return ["eval", "--weights", str(checkpoints(run)[0])]
 
 
 @case("empty: no pictures in this folder")

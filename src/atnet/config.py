@@ -162,6 +162,8 @@ class OptimConfig:
     """Parts that a batch is computed in, to save memory."""
     layer_decay: float = 1.0
     """Learning rate of each layer over that of the next one's, for weights to go on from; 1 is off."""
+    max_faults: Whole = 5
+    """Steps in a row that are not taken, because something in them is not finite, before the run stops."""
 
     def __post_init__(self) -> None:
         _check(
@@ -175,6 +177,7 @@ class OptimConfig:
             clip=(self.clip, 0, math.inf),
             accumulate=(self.accumulate, 1, 4096),
             layer_decay=(self.layer_decay, 0.01, 1),
+            max_faults=(self.max_faults, 1, 1e6),
         )
 
 
@@ -244,6 +247,10 @@ class Config:
     """Decay of the moving average of the weights; at step t at most t / (t + 9), a tenth of a short run. 0 is off."""
     checkpointing: bool = False
     """Compute activations twice to save memory."""
+    save_minutes: float = 10.0
+    """Minutes between two checkpoints within an epoch; its end has one anyway."""
+    keep: Whole = 2
+    """Checkpoints that are kept, the newest ones: if one is damaged, the run goes on from the one before."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto takes cuda, then mps, then cpu."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -271,6 +278,8 @@ class Config:
             drop_path=(self.drop_path, 0, 0.9),
             ema=(self.ema, 0, 0.999999),
             threads=(self.threads, 0, 4096),
+            save_minutes=(self.save_minutes, 0, 1e6),
+            keep=(self.keep, 1, 1000),
         )
         _check(
             self.batch % self.optim.accumulate == 0,

@@ -24,7 +24,11 @@ class TrainingError(AtnetError):
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C in a training, after its checkpoint was written."""
+    """A signal in a training, Ctrl-C for one, after its checkpoint was written.
 
-    def __init__(self, run: Path, step: int, steps: int) -> None:
+    exit_code: 128 and the signal's number.
+    """
+
+    def __init__(self, run: Path, step: int, steps: int, signal: int) -> None:
         super().__init__(f"stopped after step {step:,} of {steps:,}, saved; go on with: atnet train --resume {run}")
+        self.exit_code = 128 + signal

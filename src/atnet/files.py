@@ -11,14 +11,21 @@ from typing import Any
 from atnet.errors import ConfigError
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that a crash leaves the old one or the new one, never a part."""
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file so that a crash leaves the old one or the new one, never a part.
+
+    Raises OSError if the disk does not take it; then nothing new is left.
+    """
     beside = path.with_name(path.name + ".tmp")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -15,14 +16,14 @@ from safetensors.torch import load_file
 import atnet
 from atnet.config import Config, make_config, to_yaml
 from atnet.errors import ConfigError, DataError, Stopped, TrainingError
-from atnet.measure.record import read_metrics
+from atnet.measure.record import checkpoints, read_metrics
 from atnet.training import loop
 
 
 def test_a_run_leaves_what_is_promised(quick, tmp_path):
     run = atnet.train(**quick | {"epochs": 2}, out=tmp_path / "run")
     assert sorted(p.name for p in run.folder.iterdir()) == [
-        "best.safetensors", "checkpoint.pt", "config.yaml", "confusion.png", "curves.png", "ema.safetensors",
+        "best.safetensors", "checkpoints", "config.yaml", "confusion.png", "curves.png", "ema.safetensors",
         "environment.yaml", "last.safetensors", "metrics.csv", "mistakes.png", "predictions.csv", "record.json",
         "samples.png",
     ]  # fmt: skip
@@ -70,7 +71,7 @@ def test_killed_run_ends_with_the_weights_of_an_unbroken_run(quick, tmp_path):
     broken = tmp_path / "broken"
     command = [sys.executable, "-m", "atnet", "train", str(recipe), "--out", str(broken)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (broken / "checkpoint.pt").exists():
+    while not checkpoints(broken):
         assert process.poll() is None, "the training ended before it could be killed"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -89,22 +90,25 @@ def test_killed_run_ends_with_the_weights_of_an_unbroken_run(quick, tmp_path):
     assert losses[0] == losses[1]
 
 
-def test_ctrl_c_saves_and_the_rest_gives_the_weights_of_an_unbroken_run(quick, tmp_path):
-    """A real process, interrupted in its second epoch."""
-    options = quick | {"epochs": 3, "ema": 0.99, "drop_path": 0.1}
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_rest_gives_the_weights_of_an_unbroken_run(quick, tmp_path, number, code):
+    """A real process with loader processes, all of them interrupted in its second epoch, as a system does it."""
+    options = quick | {"epochs": 3, "ema": 0.99, "drop_path": 0.1, "data": quick["data"] | {"workers": 2}}
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(to_yaml(make_config(**options)))
     whole = atnet.train(recipe, out=tmp_path / "whole")
 
     broken = tmp_path / "broken"
     command = [sys.executable, "-m", "atnet", "train", str(recipe), "--out", str(broken)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not (broken / "checkpoint.pt").exists():
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not checkpoints(broken):
         assert process.poll() is None, "the training ended before it could be interrupted"
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, number)
     _, said = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == code, said
     assert f"saved; go on with: atnet train --resume {broken}" in said
     assert "Traceback" not in said
 
@@ -114,6 +118,24 @@ def test_ctrl_c_saves_and_the_rest_gives_the_weights_of_an_unbroken_run(quick, t
         assert [n for n in one if not torch.equal(one[n], other[n])] == []
     losses = [[(row["train_loss"], row["val_loss"]) for row in read_metrics(run)] for run in (whole.folder, broken)]
     assert losses[0] == losses[1]
+
+
+def test_a_killed_loader_process_is_named_and_the_run_goes_on_from_its_checkpoint(quick, tmp_path):
+    options = quick | {"epochs": 3, "data": quick["data"] | {"workers": 2}}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(to_yaml(make_config(**options)))
+    command = [sys.executable, "-m", "atnet", "train", str(recipe), "--out", "broken", "--epochs", "50"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not checkpoints(tmp_path / "broken"):
+        assert process.poll() is None, "the training ended before a loader could be killed"
+        time.sleep(0.02)
+    workers = [child for child in psutil.Process(process.pid).children() if child.name().startswith("pt_data_worker")]
+    (workers or psutil.Process(process.pid).children())[0].kill()
+    _, said = process.communicate()
+    assert process.returncode == 2, said
+    assert "a loader process ended" in said
+    assert "saved after step" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("where", ["next batch", "step", "evaluation", "save"])
@@ -140,7 +162,7 @@ def test_an_interruption_anywhere_leaves_a_step_to_go_on_from(quick, tmp_path, m
         atnet.train(**options, out=tmp_path / "broken")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    steps = torch.load(tmp_path / "broken" / "checkpoint.pt")["step"]
+    steps = torch.load(checkpoints(tmp_path / "broken")[0])["step"]
     assert steps == {"next batch": 10, "step": 13, "evaluation": 20, "save": 10}[where]
     again = atnet.train(resume=tmp_path / "broken")
     assert read_metrics(again.folder)[-1]["val_loss"] == read_metrics(whole.folder)[-1]["val_loss"]
@@ -198,9 +220,9 @@ def test_a_network_that_cannot_take_the_size_says_so_before_the_run(quick, tmp_p
 def test_a_damaged_checkpoint_says_so(quick, tmp_path):
     run = atnet.train(**quick, out=tmp_path / "run")
     (run.folder / "record.json").unlink()
-    checkpoint = run.folder / "checkpoint.pt"
+    [checkpoint] = checkpoints(run.folder)
     checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
-    with pytest.raises(ConfigError, match=r"checkpoint.pt: damaged"):
+    with pytest.raises(ConfigError, match="every checkpoint in it is damaged"):
         atnet.train(resume=run.folder)
 
 

@@ -29,6 +29,7 @@ app.command(
 app.command("atnet.cli.eval:evaluate", name="eval", help="Evaluate weights on labelled pictures.")
 app.command("atnet.cli.predict:predict", help="Say what pictures show.")
 app.command("atnet.cli.export:export", help="Write weights as a file that runs without torch.")
+app.command("atnet.cli.replay:replay", help="Play a training step again in which something was not finite.")
 app.command("atnet.cli.report:report", help="Bind what a finished run left into one HTML page.")
 app.command("atnet.cli.compare:compare", help="Lay finished runs side by side.")
 app.command("atnet.cli.bench:bench", help="Time networks side by side, peers of timm too.")
@@ -74,7 +75,7 @@ def _layer(words: list[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command; ends with exit code 2 and one line on what a user can mend, 130 on Ctrl-C."""
+    """Runs a command; ends with exit code 2 and one line on what a user can mend, 128 + number on a signal."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("atnet").setLevel(logging.INFO)
     for stream in (sys.stdout, sys.stderr):  # a terminal without our letters shows others, and no traceback
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as stopped:
         said = str(stopped) or "stopped"
         Console(stderr=True).print(f"\natnet: {said}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(130)
+        sys.exit(getattr(stopped, "exit_code", 130))
     except BrokenPipeError:  # the reader of our output, `head` for example, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

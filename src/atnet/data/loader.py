@@ -1,6 +1,8 @@
 """Batches for training and evaluation: read or cached pictures, transformed in worker processes."""
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +18,7 @@ from atnet.data.augment import Augment
 from atnet.data.order import BatchOrder
 from atnet.data.preprocess import Preprocess, resize_shorter
 from atnet.data.sources import Pictures
-from atnet.errors import DataError
+from atnet.errors import DataError, TrainingError
 from atnet.progress import progress_bar
 
 
@@ -49,8 +51,12 @@ class TrainSet(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = key
-        picture = self.cached[index] if self.cached else _to_tensor(self.pictures.read(index))
-        return self.augment(picture, epoch, index), int(self.pictures.labels[index])
+        return self.augmented(index, epoch, index), int(self.pictures.labels[index])
+
+    def augmented(self, place: int, epoch: int, index: int) -> Tensor:
+        """The picture at a place among these as the one called index looks in an epoch."""
+        picture = self.cached[place] if self.cached else _to_tensor(self.pictures.read(place))
+        return self.augment(picture, epoch, index)
 
 
 class EvalSet(Dataset[tuple[Tensor, int]]):
@@ -104,8 +110,15 @@ def eval_loader(
 
 
 def batches_of(loader: DataLoader[Any]) -> Generator[Any, None, None]:
-    """The loader's batches; a DataError of a worker process comes as itself, not inside a stack trace."""
+    """The loader's batches; a DataError of a worker process comes as itself, not inside a stack trace.
+
+    Raises TrainingError if a worker process was killed, or shared memory is full.
+    """
     batches = iter(loader)
+    if loader.num_workers and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        # Torch's handler raises wherever the main process is, also inside a step or a checkpoint, when a worker ends;
+        # without it, the loader finds out when it is next asked.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     while True:
         try:
             batch = next(batches)
@@ -114,6 +127,15 @@ def batches_of(loader: DataLoader[Any]) -> Generator[Any, None, None]:
         except DataError as error:
             last = str(error).strip().splitlines()[-1]
             raise DataError(last.removeprefix("atnet.errors.DataError: ")) from error
+        except (RuntimeError, OSError) as error:
+            said = str(error)
+            if any(words in said for words in ("shared memory", "shm", "torch_", "Bus error", "bus error")):
+                remedy = "shared memory is full: use --data.workers 0, or make /dev/shm larger (docker: --shm-size 8g)"
+            elif "DataLoader worker" in said:
+                remedy = "the system ran out of memory, most likely: use fewer --data.workers"
+            else:
+                raise
+            raise TrainingError(f"a loader process ended ({said.strip().splitlines()[-1]}); {remedy}") from error
         yield batch
 
 

@@ -26,7 +26,7 @@ from atnet.measure.metrics import Scores
 from atnet.system import process_peak_mb, processor
 
 CONFIG, ENVIRONMENT, METRICS, RECORD = "config.yaml", "environment.yaml", "metrics.csv", "record.json"
-PREDICTIONS, CHECKPOINT = "predictions.csv", "checkpoint.pt"
+PREDICTIONS, CHECKPOINTS = "predictions.csv", "checkpoints"
 log = logging.getLogger("atnet")
 
 LAST_RUN = Path("runs") / "last"
@@ -44,7 +44,7 @@ def new_run(config: Config, out: str | Path | None) -> Path:
     if run.name == LAST_RUN.name:
         raise ConfigError(f"{run}: {LAST_RUN} points to the newest run, so no run is called so; choose another --out")
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        unfinished = (run / CHECKPOINT).exists() and not (run / RECORD).exists()
+        unfinished = checkpoints(run) and not (run / RECORD).exists()
         remedy = f"go on with --resume {run}" if unfinished else "choose another --out"
         raise ConfigError(f"{run}: exists and is not empty; {remedy}")
     pointer = LAST_RUN.is_symlink() or (LAST_RUN.is_file() and resolve_run(LAST_RUN).is_dir())
@@ -61,12 +61,18 @@ def new_run(config: Config, out: str | Path | None) -> Path:
 
 def discard_unsaved(run: Path) -> None:
     """Removes a run's folder if it ended before anything of it was saved, so that the same command can be repeated."""
-    if (run / CHECKPOINT).exists():
+    if checkpoints(run):
         return
     for name in (CONFIG, ENVIRONMENT, "samples.png"):
         (run / name).unlink(missing_ok=True)
-    if not any(run.iterdir()):
-        run.rmdir()
+    for folder in (run / CHECKPOINTS, run):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The run's checkpoints, the newest first."""
+    return sorted((run / CHECKPOINTS).glob("step-*.pt"), reverse=True)
 
 
 def point_last(run: Path) -> None:
@@ -152,10 +158,12 @@ def peak_memory_mb(device: torch.device) -> float:
 
 def read_metrics(run: Path) -> list[dict[str, str]]:
     """The rows of the run's metrics, one an epoch."""
-    path = run / METRICS
-    if not path.is_file():
-        return []
-    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+    return read_rows(run / METRICS)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """A CSV file's rows; none if there is no such file."""
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))) if path.is_file() else []
 
 
 def write_metrics(run: Path, rows: list[dict[str, Any]]) -> None:
@@ -197,7 +205,7 @@ def read_record(where: str | Path) -> tuple[Path, dict[str, Any]]:
     run = resolve_run(where)
     _require_folder(run)
     if not (run / RECORD).is_file():
-        if (run / CHECKPOINT).is_file():
+        if checkpoints(run):
             raise ConfigError(f"{run}: not finished; go on with: atnet train --resume {run}")
         raise ConfigError(f"{run}: no {RECORD} in it, so it is no finished run; give a folder below runs/")
     try:

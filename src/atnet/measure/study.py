@@ -22,7 +22,7 @@ from atnet.config import make_config, merged, read_yaml
 from atnet.errors import ConfigError
 from atnet.files import csv_table, write_whole
 from atnet.measure.cost import cost_of
-from atnet.measure.record import CHECKPOINT, RECORD, kept_weights, read_record, write_record
+from atnet.measure.record import RECORD, checkpoints, kept_weights, read_record, write_record
 from atnet.training.loop import resume_run, train
 
 log = logging.getLogger("atnet")
@@ -142,7 +142,7 @@ def run_study(study: Study, out: Path, shard: tuple[int, int] = (1, 1)) -> Itera
         if not path.exists():
             log.info("\n%s, %d of %d", trial.key, study.trials.index(trial) + 1, len(study.trials))
             if not (run / RECORD).exists():
-                if (run / CHECKPOINT).exists():
+                if checkpoints(run):
                     resume_run(run)
                 else:
                     train(study.recipe, out=run, **trial.options)

@@ -91,8 +91,8 @@ def read_info(path: Path) -> WeightsInfo:
     """What the file says of itself, without its tensors. Raises WeightsError if it is no such file."""
     if path.suffix == ".onnx":
         raise WeightsError(f"{path}: an exported network; give the run or the safetensors file that it was made from")
-    if path.name == "checkpoint.pt":
-        raise WeightsError(f"{path}: what a run goes on from; for its weights give the run, {path.parent}")
+    if path.suffix == ".pt" and path.parent.name == "checkpoints":
+        raise WeightsError(f"{path}: what a run goes on from; for its weights give the run, {path.parent.parent}")
     try:
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]

@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps, never inside one."""
+"""Ctrl-C, and the signals by which systems stop a job: between two steps, never inside one."""
 
 import contextlib
 import signal
@@ -7,26 +7,32 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
+SIGNALS = [number for name in ("SIGINT", "SIGTERM", "SIGUSR1") if (number := getattr(signal, name, None)) is not None]
+
 
 class Interruption:
-    """While entered, SIGINT raises KeyboardInterrupt at once, or at the end of a held block if in one.
+    """While entered, a signal of `SIGNALS` raises KeyboardInterrupt at once, or at the end of a held block if in one.
 
-    Does nothing outside the main thread, where Python delivers no signals, or where SIGINT is ignored.
+    After the first, further ones do nothing: there is a checkpoint to be written.
+    Does nothing outside the main thread, where Python delivers no signals; leaves ignored signals ignored.
     """
 
     def __init__(self) -> None:
-        self._holding = self._pending = False
-        self._before: Any = None
+        self.signal: int | None = None
+        """The one that came."""
+        self._holding = False
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
-        main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            self._before = signal.signal(signal.SIGINT, self._on_signal)
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -36,11 +42,11 @@ class Interruption:
             yield
         finally:
             self._holding = False
-        if self._pending:
-            self._pending = False
+        if self.signal is not None:
             raise KeyboardInterrupt
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if not self._holding:
+        first = self.signal is None
+        self.signal = self.signal or number
+        if first and not self._holding:
             raise KeyboardInterrupt
-        self._pending = True

@@ -1,8 +1,10 @@
 """The training loop, flat: batch, forward, backward, step, moving average; each epoch evaluated and saved."""
 
+import contextlib
 import dataclasses
 import datetime
 import logging
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,18 +16,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from atnet.config import Config, read_yaml
-from atnet.data.augment import make_mix
 from atnet.data.classes import printable
 from atnet.data.loader import batches_of, eval_loader, train_loader
 from atnet.device import keep_freed_memory
-from atnet.errors import AtnetError, ConfigError, Stopped
+from atnet.errors import AtnetError, ConfigError, Stopped, TrainingError
 from atnet.files import resolve_run, write_whole
 from atnet.measure.evaluate import score
 from atnet.measure.metrics import Scores, hits
 from atnet.measure.record import (
-    CHECKPOINT,
     ENVIRONMENT,
     RECORD,
+    checkpoints,
     discard_unsaved,
     new_run,
     note_resumption,
@@ -51,6 +52,7 @@ from atnet.show.pictures import (
     draw_samples,
 )
 from atnet.training.checkpoint import load_checkpoint, save_checkpoint
+from atnet.training.faults import note_fault
 from atnet.training.interruption import Interruption
 from atnet.training.optim import lr_at
 from atnet.training.plan import configure, forecast_config, settle
@@ -119,7 +121,10 @@ def resume_run(where: str | Path) -> Run:
 
 
 def _fit(state: State, run: Path) -> Run:
-    """Trains what is left, saves each epoch, and writes the record. Ctrl-C saves the step and raises Stopped."""
+    """Trains what is left, saves each epoch, and writes the record. A signal saves the step and raises Stopped.
+
+    Raises TrainingError if the disk does not take what is to be written; the checkpoints before are sound.
+    """
     config = state.config
     steps = state.steps_per_epoch * config.epochs
     log.info(
@@ -137,12 +142,17 @@ def _fit(state: State, run: Path) -> Run:
         log.info("resumed after step %s of %s", f"{state.step:,}", f"{steps:,}")
     with Interruption() as interruption:
         try:
-            scores, rows = _train_epochs(state, run, interruption)
+            with _naming_full_disk(run):
+                scores, rows = _train_epochs(state, run, interruption)
         except KeyboardInterrupt:
-            _save_checkpoint(state, run)
-            raise Stopped(run, state.step, steps) from None
-        except AtnetError:
+            with _naming_full_disk(run):
+                _save_checkpoint(state, run)
+            raise Stopped(run, state.step, steps, interruption.signal or signal.SIGINT) from None
+        except AtnetError as error:
             discard_unsaved(run)
+            saved = checkpoints(run)
+            if saved:
+                raise type(error)(f"{error}; {_saved(saved[0])}, go on with: atnet train --resume {run}") from error
             raise
         finally:
             keep_freed_memory(state.device, keep=False)
@@ -197,33 +207,41 @@ def _train_epoch(
 ) -> dict[str, Any]:
     """The epoch's steps that are left; its row of metrics."""
     config, sums = state.config, state.sums
-    mix = make_mix(config.augment, len(state.info.classes))
     first = state.epoch * state.steps_per_epoch
     state.train_mode()
     title = f"Epoch {state.epoch + 1}/{config.epochs}"
+    saved = time.monotonic()
     with progress_bar(title, state.steps_per_epoch, done=state.step - first, eta=False) as advance:
         while state.step < first + state.steps_per_epoch:
             began = time.perf_counter()
             pixels, labels = next(batches)
             with interruption.held():
-                images, targets = prepare(state, pixels, labels, mix)
                 if state.step == 0:
+                    some = slice(config.batch // config.optim.accumulate)
+                    images, targets = prepare(state, pixels[some], labels[some], 0)
                     draw_samples(_pixels_of(state, images), targets, state.info.class_names, run / SAMPLES)
-                loss, answers = take_step(state, images, targets)
+                done = take_step(state, pixels, labels)
+                if done.fault:
+                    note_fault(state, run, done.fault)
+                else:
+                    state.faults = 0
+                    sums.loss += done.loss * len(labels)
+                    sums.top1 += hits(done.logits, labels, 1)
+                    sums.top5 += hits(done.logits, labels, 5)
+                    sums.seen += len(labels)
                 state.step += 1
-                sums.loss += loss * len(labels)
-                sums.top1 += hits(answers, labels, 1)
-                sums.top5 += hits(answers, labels, 5)
-                sums.seen += len(labels)
                 sums.seconds += time.perf_counter() - began
+                if time.monotonic() - saved >= 60 * config.save_minutes:
+                    _save_checkpoint(state, run)
+                    saved = time.monotonic()
             advance(1, _note(state))
     return {
         "epoch": state.epoch + 1,
         "step": state.step,
         "lr": f"{lr_at(state.step - 1, state.steps_per_epoch, config):.6g}",
-        "train_loss": round(sums.loss / sums.seen, 5),
-        "train_top1": round(100 * sums.top1 / sums.seen, 4),
-        "train_top5": round(100 * sums.top5 / sums.seen, 4),
+        "train_loss": round(sums.loss / max(sums.seen, 1), 5),
+        "train_top1": round(100 * sums.top1 / max(sums.seen, 1), 4),
+        "train_top5": round(100 * sums.top5 / max(sums.seen, 1), 4),
         "images_per_s": round(sums.seen / sums.seconds, 1),
     }
 
@@ -243,7 +261,7 @@ def _note(state: State) -> str:
         left = sums.seconds * (state.steps_per_epoch * epochs / state.step - 1)
     best = f"  best {state.best:.1f}%" if state.epoch else ""
     return (
-        f"loss {sums.loss / sums.seen:.3f}  top-1 {100 * sums.top1 / sums.seen:.1f}%{best}  "
+        f"loss {sums.loss / max(sums.seen, 1):.3f}  top-1 {100 * sums.top1 / max(sums.seen, 1):.1f}%{best}  "
         f"{sums.seen / sums.seconds:.0f} images/s  run ends in {duration(left)}"
     )
 
@@ -290,10 +308,26 @@ def _save(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[st
 
 def _save_checkpoint(state: State, run: Path) -> None:
     """The first one makes the run the one that runs/last points to: before it there is nothing to go on with."""
-    first = not (run / CHECKPOINT).exists()
-    save_checkpoint(run, state.checkpoint())
+    first = not checkpoints(run)
+    save_checkpoint(run, state.checkpoint(), state.config.keep)
     if first:
         point_last(run)
+
+
+def _saved(checkpoint: Path) -> str:
+    """What a checkpoint's name says: saved after step 1,200."""
+    return f"saved after step {int(checkpoint.name.split('-')[1]):,}"
+
+
+@contextlib.contextmanager
+def _naming_full_disk(run: Path) -> Iterator[None]:
+    """Makes an error of the disk a TrainingError with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{run}: cannot be written ({error.strerror or error}); make room or mend the folder"
+        ) from error
 
 
 def _line(state: State, row: dict[str, Any]) -> str:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from atnet.config import Config, make_config
-from atnet.data.augment import make_mix
 from atnet.data.loader import batches_of, eval_loader, train_loader
 from atnet.data.order import BatchOrder
 from atnet.data.sources import DIGITS, Pictures, open_parts
@@ -25,7 +24,7 @@ from atnet.model.info import find_weights
 from atnet.model.load import architecture, create_classifier
 from atnet.progress import duration, progress_bar
 from atnet.training.distill import LOCAL
-from atnet.training.state import State, prepare, take_step
+from atnet.training.state import State, take_step
 from atnet.training.transfer import defaults_of
 
 log = logging.getLogger("atnet")
@@ -166,13 +165,12 @@ def forecast_config(config: Config) -> Forecast:
 
 def _time_steps(state: State, batches: Any, wanted: int) -> float:
     """Mean seconds of a step with the loader's work, after two to warm up."""
-    mix = make_mix(state.config.augment, len(state.info.classes))
     state.train_mode()
     taken, began = 0, time.perf_counter()
     with progress_bar("Taking a few steps", wanted) as advance:
         while taken < wanted:
             pixels, labels = next(batches)
-            take_step(state, *prepare(state, pixels, labels, mix))
+            take_step(state, pixels, labels)
             taken += 1
             advance(1)
             if taken == WARM_STEPS:
@@ -195,7 +193,7 @@ def _cache_mb(sample: Pictures, config: Config) -> float:
 
 
 def _disk_mb(state: State) -> float:
-    """Weights (last, average, best) and a checkpoint of networks and optimizers, and 3 MB of pictures."""
+    """Weights (last, average, best), checkpoints of networks and optimizers, and 3 MB of pictures."""
 
     def size(tensors: Any) -> int:
         return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
@@ -203,7 +201,8 @@ def _disk_mb(state: State) -> float:
     network = size(state.model.state_dict().values())
     moments = sum(size(moment.values()) for one in state.optimizers for moment in one.state.values())
     copies = len(state.networks)
-    return ((2 * copies + 1) * network + moments) / 1e6 + 3
+    checkpoint = copies * network + moments
+    return ((copies + 1) * network + state.config.keep * checkpoint) / 1e6 + 3
 
 
 def _free_mb(device: torch.device) -> float:

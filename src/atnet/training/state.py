@@ -9,17 +9,20 @@ from typing import Any
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from atnet.config import Config, DataConfig
+from atnet.data.augment import make_mix
 from atnet.data.classes import display_names
 from atnet.data.loader import make_preprocess
 from atnet.data.order import derive_seed
 from atnet.data.sources import open_parts
 from atnet.device import keep_freed_memory, naming_shortage, pick_device, seed_generators
-from atnet.errors import ConfigError, DataError, TrainingError
+from atnet.errors import ConfigError, DataError
 from atnet.model.info import EMA, LAST, WeightsInfo
 from atnet.model.load import create_classifier
 from atnet.training.distill import Teacher, distillation_loss
+from atnet.training.norm import RunningStatistics
 from atnet.training.optim import lr_at, make_optimizers
 from atnet.training.transfer import freeze, load_into
 
@@ -70,9 +73,12 @@ class State:
         if config.ema:
             self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
         self.optimizers = make_optimizers(self.model, config.optim)
+        self.statistics = RunningStatistics(self.model)
+        self.mix = make_mix(config.augment, len(classes))
         self.epoch = 0  # whole epochs done, evaluated and saved
         self.step = 0  # steps done
         self.sums = Sums()
+        self.faults = 0  # steps in a row, up to this one, that were not taken
         self.best = -1.0
         self.seconds = 0.0  # of the whole epochs
         self.info = WeightsInfo(
@@ -122,6 +128,7 @@ class State:
             "epoch": self.epoch,
             "step": self.step,
             "sums": dataclasses.asdict(self.sums),
+            "faults": self.faults,
             "best": self.best,
             "seconds": self.seconds,
             "data": self.data_digest,
@@ -136,6 +143,7 @@ class State:
                 "would be others; bring them back or start the run anew"
             )
         self.epoch, self.step, self.sums = checkpoint["epoch"], checkpoint["step"], Sums(**checkpoint["sums"])
+        self.faults = checkpoint["faults"]
         self.best, self.seconds = checkpoint["best"], checkpoint["seconds"]
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -149,56 +157,72 @@ def mean_and_std(data: DataConfig, device: torch.device) -> tuple[Tensor, Tensor
     return mean, std
 
 
-def prepare(state: State, pixels: Tensor, labels: Tensor, mix: nn.Module | None) -> tuple[Tensor, Tensor]:
-    """uint8 pixels and labels to normalised images and targets on the device, mixed; seeds the step."""
+def prepare(state: State, pixels: Tensor, labels: Tensor, part: int) -> tuple[Tensor, Tensor]:
+    """uint8 pixels and labels of a part of a batch to normalised images and targets on the device, mixed.
+
+    Seeds the part: its mixing and its stochastic depth are functions of (seed, step, part).
+    """
     config, device = state.config, state.device
-    seed_generators(derive_seed(config.seed, "step", state.step), device)
+    seed_generators(derive_seed(config.seed, "step", state.step * config.optim.accumulate + part), device)
     pixels = pixels.to(device, non_blocking=True, memory_format=torch.channels_last)
     mean, std = mean_and_std(config.data, device)
     images = (pixels / 255 - mean) / std
     targets = labels.to(device, non_blocking=True)
-    return mix(images, targets) if mix else (images, targets)
+    return state.mix(images, targets) if state.mix else (images, targets)
 
 
-def take_step(state: State, images: Tensor, targets: Tensor) -> tuple[float, Tensor]:
-    """One step of the optimizers and the moving average: the loss, and the logits before it."""
-    config, model = state.config, state.model
-    loss_of = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a step came to.  loss: mean.  logits: (B, classes), before the step.
+
+    fault: what was not finite, so that nothing was changed; "" if all was.
+    """
+
+    loss: float
+    logits: Tensor
+    fault: str
+
+
+def take_step(state: State, pixels: Tensor, labels: Tensor) -> Step:
+    """One step of the optimizers and the moving average; none of it if something is not finite."""
+    config, parts = state.config, state.config.optim.accumulate
     lr = lr_at(state.step, state.steps_per_epoch, config)
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-    loss, logits, parts = 0.0, [], config.optim.accumulate
-    with naming_shortage(f"--batch {config.batch} of {config.data.size} px", _SMALLER):
-        for part, target in zip(images.chunk(parts), targets.chunk(parts), strict=True):
+    loss, logits, statistics = 0.0, [], []
+    state.statistics.begin()
+    with naming_shortage(f"--batch {config.batch} of {config.data.train_side} px", _SMALLER):
+        for part, (some, their) in enumerate(zip(pixels.chunk(parts), labels.chunk(parts), strict=True)):
+            images, targets = prepare(state, some, their, part)
             with _autocast(config, state.device):
-                out = model(part)
-            part_loss = loss_of(out.float(), target) / parts
-            if state.teacher:
-                share, taught = config.distill.share, state.teacher.answer(part)
-                distilled = distillation_loss(out.float(), taught, config.distill) / parts
-                part_loss = (1 - share) * part_loss + share * distilled
-            part_loss.backward()
+                out = state.model(images)
+            part_loss = _loss(state, images, out.float(), targets) / parts
+            part_loss.backward()  # type: ignore[no-untyped-call]
             loss += part_loss.item()
             logits.append(out.detach().float())
-    _require_finite("loss", loss, state)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or math.inf)
-    _require_finite("gradient's norm", float(norm), state)
+            statistics.append(state.statistics.read())
+    norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip or math.inf))
+    found = {"loss": loss, "gradient's norm": norm, "batch statistics' sum": sum(float(s.sum()) for s in statistics)}
+    fault = next((f"the {what} is {value}" for what, value in found.items() if not math.isfinite(value)), "")
+    state.statistics.finish([] if fault else statistics)
     for optimizer in state.optimizers:
-        optimizer.step()
+        if not fault:
+            optimizer.step()
         optimizer.zero_grad()
-    if state.ema is not None:
-        state.ema.update(model, step=state.step)
-    return loss, torch.cat(logits).cpu()
+    if state.ema is not None and not fault:
+        state.ema.update(state.model, step=state.step)
+    return Step(loss=loss, logits=torch.cat(logits).cpu(), fault=fault)
 
 
-def _require_finite(what: str, value: float, state: State) -> None:
-    """Stops the run before a step that would spoil the weights."""
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"the {what} is {value} at step {state.step} (epoch {state.epoch + 1}): lower --optim.lr "
-            f"{state.config.optim.lr:g} or lengthen --schedule.warmup; the epochs before are saved"
-        )
+def _loss(state: State, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy with the labels, and where there is a teacher, with its answers."""
+    config = state.config
+    loss = cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+    if state.teacher:
+        share = config.distill.share
+        loss = (1 - share) * loss + share * distillation_loss(logits, state.teacher.answer(images), config.distill)
+    return loss
 
 
 def _autocast(config: Config, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -1,0 +1,130 @@
+"""Steps that were not taken, because a loss, a gradient or a statistic was not finite: noted, and played again."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from atnet.data.loader import TrainSet
+from atnet.data.order import BatchOrder
+from atnet.errors import ConfigError, TrainingError
+from atnet.files import csv_table, write_whole
+from atnet.measure.record import open_run, read_rows
+from atnet.model.load import to_safetensors
+from atnet.training.state import State, take_step
+
+FOLDER, LIST = "faults", "faults.csv"
+KEPT = 3
+"""How many faults of a run keep the network as it was."""
+
+
+def note_fault(state: State, run: Path, fault: str) -> None:
+    """Writes down a step that was not taken: its pictures and seed, and the network for `replay`.
+
+    Raises TrainingError if it is one too many in a row.
+    """
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    epoch = state.step // state.steps_per_epoch
+    pictures = " ".join(str(index) for _, index in _batch(state, state.step))
+    row: dict[str, Any] = {
+        "step": state.step,
+        "epoch": epoch + 1,
+        "seed": state.config.seed,
+        "fault": fault,
+        "pictures": pictures,
+    }
+    rows: list[dict[str, Any]] = [old for old in read_rows(folder / LIST) if int(old["step"]) < state.step]
+    rows.append(row)
+    if len(rows) <= KEPT:
+        write_whole(folder / f"step-{state.step}.safetensors", to_safetensors(state.model.state_dict(), state.info))
+    write_whole(folder / LIST, csv_table(rows).encode())
+    state.faults += 1
+    if state.faults >= state.config.optim.max_faults:
+        raise TrainingError(
+            f"{fault} at step {state.step} (epoch {epoch + 1}), and {state.faults} steps in a row were not taken: "
+            f"lower --optim.lr {state.config.optim.lr:g} or lengthen --schedule.warmup; {folder / LIST} says which "
+            f"pictures they were of, `atnet replay {run} {rows[0]['step']}` what happened first"
+        )
+
+
+def _batch(state: State, step: int) -> list[tuple[int, int]]:
+    """The (epoch, index) of a step's pictures."""
+    config = state.config
+    count = len(state.train_pictures)
+    return next(iter(BatchOrder(seed=config.seed, count=count, batch=config.batch, first=step, last=step + 1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What a step does when it is played again.
+
+    pictures: their files.  fault: what was not finite, "" if now all is.
+    layer: the first one whose output was not finite, "" if none.
+    gradients: the parameters whose gradient was not finite, from the output on.
+    """
+
+    step: int
+    pictures: tuple[str, ...]
+    loss: float
+    fault: str
+    layer: str
+    gradients: tuple[str, ...]
+
+
+def replay(run: Path, step: int) -> Replay:
+    """Plays a step that was not taken again: same network, pictures, augmentation and seeds.
+
+    Raises ConfigError if the run keeps no network of that step.
+    """
+    config = open_run(run)
+    network = run / FOLDER / f"step-{step}.safetensors"
+    if not network.is_file():
+        kept = sorted(int(path.stem.removeprefix("step-")) for path in (run / FOLDER).glob("step-*.safetensors"))
+        known = f"those kept are {', '.join(map(str, kept))}" if kept else "every step of it was finite"
+        raise ConfigError(f"{run}: step {step} is not among those that can be replayed; {known}")
+    state = State(dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0)))
+    state.model.load_state_dict(safetensors.torch.load_file(network))
+    state.step = step
+    batch = _batch(state, step)
+    pictures = state.train_pictures.only([index for _, index in batch])
+    samples = TrainSet(pictures, state.config)
+    pixels = torch.stack([samples.augmented(place, epoch, index) for place, (epoch, index) in enumerate(batch)])
+    first: list[str] = []
+    faulty: dict[str, None] = {}
+
+    def look(name: str) -> None:
+        def after(module: nn.Module, given: object, out: object) -> None:
+            if isinstance(out, Tensor) and not first and not bool(torch.isfinite(out).all()):
+                first.append(name)
+
+        dict(state.model.named_modules())[name].register_forward_hook(after)
+
+    def watch(name: str, parameter: nn.Parameter) -> None:
+        def arrived(gradient: Tensor) -> None:
+            if not bool(torch.isfinite(gradient).all()):
+                faulty.setdefault(name)
+
+        parameter.register_hook(arrived)  # type: ignore[no-untyped-call]
+
+    for name, module in state.model.named_modules():
+        if not any(module.children()):
+            look(name)
+    for name, parameter in state.model.named_parameters():
+        if parameter.requires_grad:
+            watch(name, parameter)
+    state.train_mode()
+    done = take_step(state, pixels, torch.from_numpy(pictures.labels))
+    return Replay(
+        step=step,
+        pictures=pictures.ids,
+        loss=done.loss if math.isfinite(done.loss) else float("nan"),
+        fault=done.fault,
+        layer=first[0] if first else "",
+        gradients=tuple(faulty),
+    )
