@@ -20,7 +20,7 @@ def pick_device(name: str) -> torch.device:
     if not present.get(name, False):
         here = ", ".join(device for device, there in present.items() if there)
         raise ConfigError(f"device={name}: torch does not see one; here are: {here}")
-    return torch.device(name)
+    return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

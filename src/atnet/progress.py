@@ -45,7 +45,7 @@ def progress_bar(title: str, total: int, done: int = 0, eta: bool = True) -> Ite
         TextColumn("{task.fields[note]}"),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or not log.isEnabledFor(logging.INFO),
     )
     task = progress.add_task(title, total=total, completed=done, note="")
     began = printed = time.monotonic()

@@ -43,6 +43,7 @@ def train(
     from atnet.progress import duration
     from atnet.training.loop import resume_run, train_config
     from atnet.training.plan import forecast_config, settle
+    from atnet.training.ranks import leads
 
     if resume is not None:
         if recipe is not None or config is not None or out is not None or check or time_budget is not None:
@@ -57,6 +58,8 @@ def train(
 
     folder = run.folder
     named = {"ema": "moving average, which --weights RUN takes", "last": "last weights"}
+    if not leads():
+        return
     kept = kept_weights(run.record)
     top1 = ", ".join(
         f"{run.record['top1'][name]:.2f}% ({named[name]})"

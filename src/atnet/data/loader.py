@@ -80,9 +80,11 @@ class EvalSet(Dataset[tuple[Tensor, int]]):
         return torch.from_numpy(pixels), int(self.pictures.labels[index])
 
 
-def train_loader(pictures: Pictures, config: Config, first: int, last: int) -> DataLoader[Any]:
-    """Batches of the training steps first to last; the same ones with any number of workers."""
-    order = BatchOrder(seed=config.seed, count=len(pictures), batch=config.batch, first=first, last=last)
+def train_loader(
+    pictures: Pictures, config: Config, first: int, last: int, share: tuple[int, int] = (0, 1)
+) -> DataLoader[Any]:
+    """Batches, or shares of them, of the training steps first to last; the same ones with any number of workers."""
+    order = BatchOrder(seed=config.seed, count=len(pictures), batch=config.batch, first=first, last=last, share=share)
     workers = config.data.workers
     return DataLoader(
         TrainSet(pictures, config),

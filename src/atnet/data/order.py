@@ -21,23 +21,28 @@ def epoch_order(seed: int, epoch: int, count: int) -> list[int]:
 
 
 class BatchOrder(Sampler[list[tuple[int, int]]]):
-    """The batches of steps first to last, each a list of (epoch, index).
+    """The batches of steps first to last, each a list of (epoch, index), or one of several equal shares of it.
 
+    share: (0, 1) is all of each batch, (2, 4) the third of its four quarters.
     Every epoch has count // batch steps; the samples left over differ from epoch to epoch.
     Starting at any step gives the batches that an unbroken run has from there on.
     """
 
-    def __init__(self, *, seed: int, count: int, batch: int, first: int, last: int) -> None:
-        self.seed, self.count, self.batch, self.first, self.last = seed, count, batch, first, last
+    def __init__(
+        self, *, seed: int, count: int, batch: int, first: int, last: int, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        self.seed, self.count, self.batch, self.first, self.last, self.share = seed, count, batch, first, last, share
 
     def __len__(self) -> int:
         return self.last - self.first
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         steps = self.count // self.batch
+        mine, shares = self.share
+        size = self.batch // shares
         for step in range(self.first, self.last):
             epoch, position = divmod(step, steps)
             if position == 0 or step == self.first:
                 order = epoch_order(self.seed, epoch, self.count)
-            start = position * self.batch
-            yield [(epoch, index) for index in order[start : start + self.batch]]
+            start = position * self.batch + mine * size
+            yield [(epoch, index) for index in order[start : start + size]]

@@ -1,5 +1,6 @@
 """Exact figures of a classifier from its counts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -66,6 +67,22 @@ class Scores:
         """Mean over the classes that have pictures, or were called, of the F1 score, percent."""
         sizes = self.confusion.sum(0) + self.confusion.sum(1)
         return float(np.nanmean(_percent(2 * self.confusion.diagonal(), sizes)))
+
+
+def together(parts: Sequence[Scores]) -> Scores:
+    """The scores on all the pictures of which the parts are scores on some, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    count = sum(part.count for part in parts)
+    return Scores(
+        loss=sum(part.loss * part.count for part in parts) / count,
+        top1=sum(part.top1 * part.count for part in parts) / count,
+        top5=sum(part.top5 * part.count for part in parts) / count,
+        classes=parts[0].classes,
+        labels=np.concatenate([part.labels for part in parts]),
+        predicted=np.concatenate([part.predicted for part in parts]),
+        confidence=np.concatenate([part.confidence for part in parts]),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

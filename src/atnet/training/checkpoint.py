@@ -46,6 +46,11 @@ def save_checkpoint(run: Path, state: dict[str, Any], keep: int) -> Path:
     return path
 
 
+def saved_step(checkpoint: Path) -> int:
+    """The steps that were done, by its name."""
+    return int(checkpoint.name.split("-")[1])
+
+
 def load_checkpoint(run: Path) -> dict[str, Any]:
     """The run's newest sound state; runs no code from the file. What is damaged is named and passed over.
 

@@ -16,6 +16,7 @@ from atnet.errors import ConfigError, TrainingError
 from atnet.files import csv_table, write_whole
 from atnet.measure.record import open_run, read_rows
 from atnet.model.load import to_safetensors
+from atnet.training import ranks
 from atnet.training.state import State, take_step
 
 FOLDER, LIST = "faults", "faults.csv"
@@ -28,9 +29,21 @@ def note_fault(state: State, run: Path, fault: str) -> None:
 
     Raises TrainingError if it is one too many in a row.
     """
+    epoch = state.step // state.steps_per_epoch
+    first = _write_down(state, run, epoch, fault) if ranks.rank() == 0 else state.step
+    state.faults += 1
+    if state.faults >= state.config.optim.max_faults:
+        raise TrainingError(
+            f"{fault} at step {state.step} (epoch {epoch + 1}), and {state.faults} steps in a row were not taken: "
+            f"lower --optim.lr {state.config.optim.lr:g} or lengthen --schedule.warmup; {run / FOLDER / LIST} says "
+            f"which pictures they were of, `atnet replay {run} {first}` what happened first"
+        )
+
+
+def _write_down(state: State, run: Path, epoch: int, fault: str) -> int:
+    """A line, and of the first ones the network; returns the first faulty step."""
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
-    epoch = state.step // state.steps_per_epoch
     pictures = " ".join(str(index) for _, index in _batch(state, state.step))
     row: dict[str, Any] = {
         "step": state.step,
@@ -44,13 +57,7 @@ def note_fault(state: State, run: Path, fault: str) -> None:
     if len(rows) <= KEPT:
         write_whole(folder / f"step-{state.step}.safetensors", to_safetensors(state.model.state_dict(), state.info))
     write_whole(folder / LIST, csv_table(rows).encode())
-    state.faults += 1
-    if state.faults >= state.config.optim.max_faults:
-        raise TrainingError(
-            f"{fault} at step {state.step} (epoch {epoch + 1}), and {state.faults} steps in a row were not taken: "
-            f"lower --optim.lr {state.config.optim.lr:g} or lengthen --schedule.warmup; {folder / LIST} says which "
-            f"pictures they were of, `atnet replay {run} {rows[0]['step']}` what happened first"
-        )
+    return int(rows[0]["step"])
 
 
 def _batch(state: State, step: int) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -22,9 +23,11 @@ from atnet.device import keep_freed_memory
 from atnet.errors import AtnetError, ConfigError, Stopped, TrainingError
 from atnet.files import resolve_run, write_whole
 from atnet.measure.evaluate import score
-from atnet.measure.metrics import Scores, hits
+from atnet.measure.metrics import Scores, together
 from atnet.measure.record import (
+    CONFIG,
     ENVIRONMENT,
+    LAST_RUN,
     RECORD,
     checkpoints,
     discard_unsaved,
@@ -51,7 +54,8 @@ from atnet.show.pictures import (
     draw_mistakes,
     draw_samples,
 )
-from atnet.training.checkpoint import load_checkpoint, save_checkpoint
+from atnet.training import ranks
+from atnet.training.checkpoint import load_checkpoint, save_checkpoint, saved_step
 from atnet.training.faults import note_fault
 from atnet.training.interruption import Interruption
 from atnet.training.optim import lr_at
@@ -97,27 +101,48 @@ def train_config(
     config: Config, *, out: str | Path | None = None, time_budget: datetime.timedelta | None = None
 ) -> Run:
     """Trains as the configuration says."""
-    config = settle(config)
-    if time_budget is not None:
-        config = forecast_config(config).within(time_budget).config
-    state = State(config)
-    if config.weights:
-        state.start_from_weights()
-    return _fit(state, new_run(config, out))
+    with ranks.group():
+        config = settle(config)
+        if time_budget is not None:
+            config = forecast_config(config).within(time_budget).config
+        if ranks.restarted():
+            unfinished = ranks.led(lambda: unfinished_run(config, out))
+            if unfinished is not None:
+                return _resume(unfinished)
+        state = State(config)
+        if config.weights:
+            state.start_from_weights()
+        return _fit(state, ranks.led(lambda: new_run(config, out)))
 
 
 def resume_run(where: str | Path) -> Run:
     """Goes on with a run from where it was saved. Raises ConfigError if it is finished or damaged."""
-    run = resolve_run(where).resolve()
+    with ranks.group():
+        return _resume(resolve_run(where).resolve())
+
+
+def _resume(run: Path) -> Run:
     run = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
-    config = open_run(run)
-    checkpoint = load_checkpoint(run)
+    config = ranks.led(lambda: open_run(run))
+    checkpoint = ranks.led(lambda: load_checkpoint(run))
     if checkpoint["epoch"] >= config.epochs and (run / RECORD).exists():
         raise ConfigError(f"{run}: all {config.epochs} epochs are done; nothing is left to resume")
     state = State(config)
     state.restore(checkpoint)
-    note_resumption(run)
+    if ranks.rank() == 0:
+        note_resumption(run)
     return _fit(state, run)
+
+
+def unfinished_run(config: Config, out: str | Path | None) -> Path | None:
+    """The run of a settled configuration that can be gone on with: `out`, or else the newest; None if it is none."""
+    run = Path(out).expanduser() if out else resolve_run(LAST_RUN).resolve()
+    if not (run / CONFIG).is_file() or (run / RECORD).exists() or open_run(run) != config:
+        return None
+    if not checkpoints(run):  # it died before there was one
+        discard_unsaved(run)
+        return None
+    return run
 
 
 def _fit(state: State, run: Path) -> Run:
@@ -145,18 +170,37 @@ def _fit(state: State, run: Path) -> Run:
             with _naming_full_disk(run):
                 scores, rows = _train_epochs(state, run, interruption)
         except KeyboardInterrupt:
-            with _naming_full_disk(run):
-                _save_checkpoint(state, run)
+            if ranks.rank() == 0:
+                with _naming_full_disk(run):
+                    _save_checkpoint(state, run)
             raise Stopped(run, state.step, steps, interruption.signal or signal.SIGINT) from None
         except AtnetError as error:
-            discard_unsaved(run)
-            saved = checkpoints(run)
-            if saved:
-                raise type(error)(f"{error}; {_saved(saved[0])}, go on with: atnet train --resume {run}") from error
-            raise
+            if ranks.rank():
+                raise
+            told = _save_what_can_be(state, run, error)
+            if interruption.signal is not None:  # by which another process was ended first
+                raise Stopped(run, state.step, steps, interruption.signal) from error
+            raise type(error)(f"{error}{told}") from error
         finally:
             keep_freed_memory(state.device, keep=False)
-    record = _record(state, run, scores, rows)
+    record = _record(state, run, scores, rows) if ranks.rank() == 0 else {}
+    if ranks.rank() == 0:
+        _write_results(state, run, scores, record)
+    return Run(folder=run, record=ranks.told(record))
+
+
+def _save_what_can_be(state: State, run: Path, error: AtnetError) -> str:
+    """After an error between two steps: the end of its message, with what there is to go on with."""
+    if not isinstance(error.__cause__, OSError) and (checkpoints(run) or ranks.count() > 1):
+        with contextlib.suppress(TrainingError, OSError):
+            _save_checkpoint(state, run)
+    discard_unsaved(run)
+    saved = checkpoints(run)
+    return f"; saved after step {saved_step(saved[0]):,}, go on with: atnet train --resume {run}" if saved else ""
+
+
+def _write_results(state: State, run: Path, scores: dict[str, Scores], record: dict[str, Any]) -> None:
+    """What a finished run leaves beside its weights; the record last, for it says that all is there."""
     final = scores.get(EMA, scores[LAST])
     write_predictions(run, state.val_pictures, final)
     names = state.info.class_names
@@ -164,7 +208,6 @@ def _fit(state: State, run: Path) -> Run:
     draw_confusion(final.confusion, names, run / CONFUSION)
     draw_mistakes(state.val_pictures, final, names, run / MISTAKES)
     write_record(run / RECORD, record)
-    return Run(folder=run, record=record)
 
 
 def _train_epochs(
@@ -173,15 +216,16 @@ def _train_epochs(
     """The epochs that are left: the last one's scores, and the metrics of all."""
     config, per_epoch = state.config, state.steps_per_epoch
     rows: list[dict[str, Any]] = [dict(row) for row in read_metrics(run)[: state.epoch]]
+    mine = np.array_split(np.arange(len(state.val_pictures)), ranks.count())[ranks.rank()]
     validation = eval_loader(
-        state.val_pictures,
+        state.val_pictures.only(mine.tolist()),
         state.info.preprocess,
         config.batch // config.optim.accumulate,
         config.data.workers,
         config.data.cache == "ram",
     )
     last = per_epoch * config.epochs
-    batches = batches_of(train_loader(state.train_pictures, config, first=state.step, last=last))
+    batches = batches_of(train_loader(state.train_pictures, config, state.step, last, (ranks.rank(), ranks.count())))
     scores: dict[str, Scores] = {}
     while state.epoch < config.epochs:
         row = _train_epoch(state, batches, run, interruption)
@@ -196,7 +240,10 @@ def _train_epochs(
                 "seconds": round(state.seconds, 1),
             }
             rows.append(row)
-            _save(state, run, scores, rows)
+            best = max(found.top1 for found in scores.values())
+            better, state.best = best > state.best, max(best, state.best)
+            if ranks.rank() == 0:
+                _save(state, run, scores, rows, better)
         log.info(_line(state, row))
     batches.close()
     return scores or _validate(state, validation), rows  # validated here: a run that ended before its record
@@ -216,22 +263,23 @@ def _train_epoch(
             began = time.perf_counter()
             pixels, labels = next(batches)
             with interruption.held():
-                if state.step == 0:
+                if state.step == 0 and ranks.rank() == 0:
                     some = slice(config.batch // config.optim.accumulate)
                     images, targets = prepare(state, pixels[some], labels[some], 0)
                     draw_samples(_pixels_of(state, images), targets, state.info.class_names, run / SAMPLES)
-                done = take_step(state, pixels, labels)
+                done = take_step(state, pixels, labels, interruption.signal or 0)
+                interruption.signal = interruption.signal or done.signal or None
                 if done.fault:
                     note_fault(state, run, done.fault)
                 else:
                     state.faults = 0
-                    sums.loss += done.loss * len(labels)
-                    sums.top1 += hits(done.logits, labels, 1)
-                    sums.top5 += hits(done.logits, labels, 5)
-                    sums.seen += len(labels)
+                    sums.loss += done.loss * config.batch
+                    sums.top1 += done.top1
+                    sums.top5 += done.top5
+                    sums.seen += config.batch
                 state.step += 1
                 sums.seconds += time.perf_counter() - began
-                if time.monotonic() - saved >= 60 * config.save_minutes:
+                if ranks.rank() == 0 and time.monotonic() - saved >= 60 * config.save_minutes:
                     _save_checkpoint(state, run)
                     saved = time.monotonic()
             advance(1, _note(state))
@@ -267,11 +315,15 @@ def _note(state: State) -> str:
 
 
 def _validate(state: State, loader: DataLoader[tuple[Tensor, Tensor]]) -> dict[str, Scores]:
-    classes, total = len(state.info.classes), len(state.val_pictures)
-    return {
-        name: score(network, loader, classes=classes, device=state.device, total=total)
+    """Of the last weights and their average, on each picture once; loader: this process's share of them."""
+    classes, total = len(state.info.classes), len(loader.dataset)  # type: ignore[arg-type]
+    found = {
+        name: score(network, loader, classes=classes, device=state.device, total=total) if total else None
         for name, network in state.networks.items()
     }
+    with ranks.naming_loss():
+        shares = ranks.everyones(found)
+    return {name: together([part for share in shares if (part := share[name]) is not None]) for name in found}
 
 
 def _columns(scores: dict[str, Scores]) -> dict[str, Any]:
@@ -285,8 +337,11 @@ def _columns(scores: dict[str, Scores]) -> dict[str, Any]:
     return columns
 
 
-def _save(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[str, Any]]) -> None:
-    """Weights, metrics, then the checkpoint: what it stands for is whole when it appears."""
+def _save(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[str, Any]], better: bool) -> None:
+    """Weights, metrics, then the checkpoint: what it stands for is whole when it appears.
+
+    better: whether one of the scores is the best so far.
+    """
     written = {}
     for name, network in state.networks.items():
         found = scores[name]
@@ -298,10 +353,8 @@ def _save(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[st
         )
         written[name] = to_safetensors(network.state_dict(), info)
         write_whole(run / name, written[name])
-    leading = max(scores, key=lambda name: scores[name].top1)
-    if scores[leading].top1 > state.best:
-        state.best = scores[leading].top1
-        write_whole(run / BEST, written[leading])
+    if better:
+        write_whole(run / BEST, written[max(scores, key=lambda name: scores[name].top1)])
     write_metrics(run, rows)
     _save_checkpoint(state, run)
 
@@ -312,11 +365,6 @@ def _save_checkpoint(state: State, run: Path) -> None:
     save_checkpoint(run, state.checkpoint(), state.config.keep)
     if first:
         point_last(run)
-
-
-def _saved(checkpoint: Path) -> str:
-    """What a checkpoint's name says: saved after step 1,200."""
-    return f"saved after step {int(checkpoint.name.split('-')[1]):,}"
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import logging
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from atnet.measure.record import peak_memory_mb
 from atnet.model.info import find_weights
 from atnet.model.load import architecture, create_classifier
 from atnet.progress import duration, progress_bar
+from atnet.training import ranks
 from atnet.training.distill import LOCAL
 from atnet.training.state import State, take_step
 from atnet.training.transfer import defaults_of
@@ -86,7 +88,7 @@ def configure(recipe: str | Path | None = None, **options: Any) -> Config:
 
 def settle(config: Config) -> Config:
     """The configuration with nothing left to find: the model's full name, absolute paths (so that a run is
-    resumed from anywhere), and a batch that fits if it was auto.
+    resumed from anywhere), a batch that fits if it was auto, and parts of it for each of several processes.
     Raises ConfigError if no pictures are named.
     """
     model, source = architecture(config.model), config.data.source
@@ -101,6 +103,9 @@ def settle(config: Config) -> Config:
         str(find_weights(name).resolve()) if name and not name.startswith(LOCAL) else name
         for name in (config.weights, config.teacher)
     )
+    if config.optim.accumulate % ranks.count():
+        parts = math.lcm(config.optim.accumulate, ranks.count())
+        config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=parts))
     data = dataclasses.replace(config.data, source=source)
     config = dataclasses.replace(config, model=model, weights=weights, teacher=teacher, data=data)
     if not config.batch:

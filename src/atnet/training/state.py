@@ -19,13 +19,16 @@ from atnet.data.order import derive_seed
 from atnet.data.sources import open_parts
 from atnet.device import keep_freed_memory, naming_shortage, pick_device, seed_generators
 from atnet.errors import ConfigError, DataError
+from atnet.measure.metrics import hits
 from atnet.model.info import EMA, LAST, WeightsInfo
 from atnet.model.load import create_classifier
+from atnet.training import ranks
 from atnet.training.distill import Teacher, distillation_loss
 from atnet.training.norm import RunningStatistics
 from atnet.training.optim import lr_at, make_optimizers
 from atnet.training.transfer import freeze, load_into
 
+FIGURES = 4
 _SMALLER = "use half the --batch, --optim.accumulate 2 (it in two parts), --checkpointing, or a smaller --data.size"
 
 
@@ -47,6 +50,7 @@ class State:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.config = config
+        ranks.require_shares(config.optim.accumulate)
         self.device = pick_device(config.device)
         keep_freed_memory(self.device, keep=True)
         self.train_pictures, self.val_pictures = open_parts(config.data.source, config.data.val_share)
@@ -74,6 +78,7 @@ class State:
             self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
         self.optimizers = make_optimizers(self.model, config.optim)
         self.statistics = RunningStatistics(self.model)
+        self.parallel = ranks.parallel(self.model)
         self.mix = make_mix(config.augment, len(classes))
         self.epoch = 0  # whole epochs done, evaluated and saved
         self.step = 0  # steps done
@@ -173,46 +178,81 @@ def prepare(state: State, pixels: Tensor, labels: Tensor, part: int) -> tuple[Te
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What a step came to.  loss: mean.  logits: (B, classes), before the step.
+    """What a step came to, over all processes.  loss: mean.  top1, top5: how many were right, before the step.
 
     fault: what was not finite, so that nothing was changed; "" if all was.
+    signal: one that a process was sent, 0 if none was.
     """
 
     loss: float
-    logits: Tensor
+    top1: int
+    top5: int
     fault: str
+    signal: int
 
 
-def take_step(state: State, pixels: Tensor, labels: Tensor) -> Step:
-    """One step of the optimizers and the moving average; none of it if something is not finite."""
-    config, parts = state.config, state.config.optim.accumulate
+def take_step(state: State, pixels: Tensor, labels: Tensor, signal: int = 0) -> Step:
+    """One step of the optimizers and the moving average; none of it if something is not finite.
+
+    pixels, labels: this process's share of the batch.  signal: what this process was sent.
+    Raises TrainingError if another process is gone; then nothing was changed.
+    """
+    config = state.config
     lr = lr_at(state.step, state.steps_per_epoch, config)
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-    loss, logits, statistics = 0.0, [], []
     state.statistics.begin()
-    with naming_shortage(f"--batch {config.batch} of {config.data.train_side} px", _SMALLER):
-        for part, (some, their) in enumerate(zip(pixels.chunk(parts), labels.chunk(parts), strict=True)):
-            images, targets = prepare(state, some, their, part)
-            with _autocast(config, state.device):
-                out = state.model(images)
-            part_loss = _loss(state, images, out.float(), targets) / parts
-            part_loss.backward()  # type: ignore[no-untyped-call]
-            loss += part_loss.item()
-            logits.append(out.detach().float())
-            statistics.append(state.statistics.read())
+    try:
+        with naming_shortage(f"--batch {config.batch} of {config.data.train_side} px", _SMALLER), ranks.naming_loss():
+            parts = torch.cat(ranks.gathered(_gradient(state, pixels, labels, signal)))
+    except BaseException:
+        _forget(state)
+        raise
+    figures, statistics = parts[:, :FIGURES].double().cpu(), parts[:, FIGURES:]
     norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip or math.inf))
-    found = {"loss": loss, "gradient's norm": norm, "batch statistics' sum": sum(float(s.sum()) for s in statistics)}
+    loss = float(figures[:, 0].mean())
+    found = {"loss": loss, "gradient's norm": norm, "sum of batch statistics": float(statistics.sum())}
     fault = next((f"the {what} is {value}" for what, value in found.items() if not math.isfinite(value)), "")
-    state.statistics.finish([] if fault else statistics)
-    for optimizer in state.optimizers:
-        if not fault:
+    if fault:
+        _forget(state)
+    else:
+        state.statistics.finish(list(statistics))
+        for optimizer in state.optimizers:
             optimizer.step()
+            optimizer.zero_grad()
+        if state.ema is not None:
+            state.ema.update(state.model, step=state.step)
+    top1, top5 = (int(column.sum()) for column in (figures[:, 1], figures[:, 2]))
+    return Step(loss=loss, top1=top1, top5=top5, fault=fault, signal=int(figures[:, 3].max()))
+
+
+def _gradient(state: State, pixels: Tensor, labels: Tensor, signal: int) -> Tensor:
+    """The gradient, averaged over all parts of the batch, and a row for each part of this process's share.
+
+    A row has `FIGURES` figures: loss, right answers among one and five, signal; then the batch statistics.
+    """
+    share = state.config.optim.accumulate // ranks.count()
+    rows = []
+    for number, (some, their) in enumerate(zip(pixels.chunk(share), labels.chunk(share), strict=True)):
+        images, targets = prepare(state, some, their, ranks.rank() * share + number)
+        with ranks.averaging(state.parallel, now=number == share - 1):
+            with _autocast(state.config, state.device):
+                logits = state.parallel(images)
+            logits = logits.float()
+            loss = _loss(state, images, logits, targets)
+            (loss / share).backward()  # type: ignore[no-untyped-call]
+        answers = logits.detach().cpu()
+        figures = torch.tensor([loss.item(), hits(answers, their, 1), hits(answers, their, 5), signal])
+        rows.append(torch.cat([figures.to(state.device), state.statistics.read().to(state.device)]))
+    return torch.stack(rows)
+
+
+def _forget(state: State) -> None:
+    """Leaves nothing of a step that is not taken."""
+    state.statistics.finish([])
+    for optimizer in state.optimizers:
         optimizer.zero_grad()
-    if state.ema is not None and not fault:
-        state.ema.update(state.model, step=state.step)
-    return Step(loss=loss, logits=torch.cat(logits).cpu(), fault=fault)
 
 
 def _loss(state: State, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:

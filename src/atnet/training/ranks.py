@@ -1,0 +1,151 @@
+"""Several processes that train one network: who is which, and what they tell each other.
+
+One process alone is rank 0 of 1, and tells itself. `torchrun` starts several, and says so by the environment.
+"""
+
+import datetime
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from atnet.errors import AtnetError, ConfigError, TrainingError
+
+TIMEOUT = datetime.timedelta(seconds=60)
+Told = TypeVar("Told")
+log = logging.getLogger("atnet")
+
+
+@contextmanager
+def group() -> Iterator[None]:
+    """Joins the processes that torchrun started, if it did, and leaves them; only the first goes on logging.
+
+    NCCL where there are GPUs, gloo elsewhere.  A process that is waited for longer than a minute counts as dead.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    try:
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
+    except dist.DistError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ConfigError(f"the processes did not all meet at {place} within a minute: is it reachable?") from error
+    level = log.level
+    if rank():
+        log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, from 0; the first one writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def leads() -> bool:
+    """Whether this process is the first, also before and after they are joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def restarted() -> bool:
+    """Whether torchrun started the processes again after one died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def require_shares(parts: int) -> None:
+    """Raises ConfigError if the parts of a batch cannot be shared evenly by the processes."""
+    if parts % count():
+        fitting = ", ".join(str(n) for n in range(1, parts + 1) if parts % n == 0)
+        raise ConfigError(
+            f"a batch of {parts} parts (optim.accumulate) cannot be shared by {count()} processes: "
+            f"use {fitting} of them; the parts are those the run began with, for BatchNorm sees one at a time"
+        )
+
+
+def parallel(model: nn.Module) -> nn.Module:
+    """The network whose backward pass averages gradients over the processes; itself if there is one."""
+    return DistributedDataParallel(model, forward_sync_buffers=False) if count() > 1 else model
+
+
+def averaging(model: nn.Module, *, now: bool) -> AbstractContextManager[None]:
+    """Around a forward and backward pass: whether the gradients are averaged now, or summed up for a later one."""
+    if isinstance(model, DistributedDataParallel) and not now:
+        return model.no_sync()
+    return nullcontext()
+
+
+def gathered(tensor: Tensor) -> list[Tensor]:
+    """The tensor of each process, all of one shape, in the order of their numbers."""
+    if count() == 1:
+        return [tensor]
+    found = [torch.empty_like(tensor) for _ in range(count())]
+    dist.all_gather(found, tensor.contiguous())
+    return found
+
+
+def everyones(value: Told) -> list[Told]:
+    """A plain value of each process, in the order of their numbers."""
+    if count() == 1:
+        return [value]
+    found: list[Told | None] = [None] * count()
+    dist.all_gather_object(found, value)
+    return found  # type: ignore[return-value]
+
+
+def told(value: Told) -> Told:
+    """The first process's value, for all."""
+    if count() == 1:
+        return value
+    found = [value]
+    dist.broadcast_object_list(found)
+    return found[0]
+
+
+def led(function: Callable[[], Told]) -> Told:
+    """What the first process finds, or the error that it raises, for all."""
+    if count() == 1:
+        return function()
+    answer: tuple[Told | None, AtnetError | None] = (None, None)
+    if rank() == 0:
+        try:
+            answer = function(), None
+        except AtnetError as raised:
+            answer = None, raised
+    found, error = told(answer)
+    if error is not None:
+        raise error
+    return found  # type: ignore[return-value]
+
+
+@contextmanager
+def naming_loss() -> Iterator[None]:
+    """Makes the error of a process that is no longer there a TrainingError."""
+    try:
+        yield
+    except (dist.DistBackendError, dist.DistNetworkError, RuntimeError) as error:
+        if count() == 1 or not _is_loss(error):
+            raise
+        raise TrainingError(f"process {rank()} of {count()}: another one ended or hangs") from error
+
+
+def _is_loss(error: Exception) -> bool:
+    said = str(error).lower()
+    signs = ("connection closed", "connection reset", "broken pipe", "timed out", "gloo", "nccl", "socket")
+    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or any(sign in said for sign in signs)

@@ -1,0 +1,124 @@
+"""Several real processes on one training, started as a user starts them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import atnet
+from atnet.config import make_config, to_yaml
+from atnet.errors import ConfigError
+from atnet.measure.record import checkpoints, read_metrics, read_record
+from atnet.training import ranks
+from atnet.training.state import State
+
+AUGMENT = {"randaugment": 1, "mixup": 0.2, "flip": 0.0}
+
+
+@pytest.fixture
+def options(quick, digits):
+    """Two parts a batch, with all that draws random numbers; 50 validation pictures, 25 for each of two processes."""
+    data = quick["data"] | {"workers": 1}
+    return quick | {"epochs": 2, "drop_path": 0.2, "augment": AUGMENT, "optim": {"accumulate": 2}, "data": data}
+
+
+def start(options, out: Path, count: int = 2, *more: str) -> subprocess.Popen:
+    recipe = out.with_suffix(".yaml")
+    recipe.write_text(to_yaml(make_config(**options)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *more]
+    command = [*launch, "-m", "atnet", "train", str(recipe), "--out", str(out)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def figures(run: Path) -> list[tuple[float, float, float]]:
+    rows = read_metrics(run)
+    return [(float(row["train_loss"]), float(row["val_loss"]), float(row["ema_val_loss"])) for row in rows]
+
+
+def test_two_processes_train_what_one_does(options, tmp_path):
+    said = finish(start(options, tmp_path / "two"))
+    assert said.count("Written to") == 1
+    one = atnet.train(**options, out=tmp_path / "one")
+    for ours, theirs in zip(figures(one.folder), figures(tmp_path / "two"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    before, after = load_file(one.folder / "last.safetensors"), load_file(tmp_path / "two" / "last.safetensors")
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], atol=2e-3, rtol=1e-2, msg=name)
+    assert read_record(tmp_path / "two")[1]["val_pictures"] == 50
+    lines = (tmp_path / "two" / "predictions.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        line.split(",")[0] for line in (one.folder / "predictions.csv").read_text().splitlines()
+    ]
+
+
+def test_a_run_goes_from_two_processes_to_one_and_back(options, tmp_path):
+    whole = atnet.train(**options | {"epochs": 3}, out=tmp_path / "whole").folder
+    process = start(options | {"epochs": 3}, tmp_path / "run")
+    while not checkpoints(tmp_path / "run"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.terminate()
+    process.communicate(timeout=120)
+    assert not (tmp_path / "run" / "record.json").exists()
+    atnet.train(resume=tmp_path / "run")
+    for ours, theirs in zip(figures(whole), figures(tmp_path / "run"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_a_killed_process_comes_back_from_the_last_checkpoint(options, tmp_path):
+    process = start(options | {"epochs": 3}, tmp_path / "run", 2, "--max-restarts", "2")
+    while not checkpoints(tmp_path / "run"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    trainers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if child.is_running() and "atnet" in child.cmdline() and child.environ().get("RANK") == "1"
+    ]
+    trainers[0].kill()
+    finish(process)
+    assert len(read_metrics(tmp_path / "run")) == 3
+    assert read_record(tmp_path / "run")[1]["environment"]["resumed"]
+
+
+def test_sigterm_to_the_processes_is_saved_with_exit_code_143(options, tmp_path):
+    """Both are told, as a system does it; each says by its own exit code that it was."""
+    process = start(options | {"epochs": 40}, tmp_path / "run")
+    while not checkpoints(tmp_path / "run"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    step = int(checkpoints(tmp_path / "run")[0].name.split("-")[1])
+    for child in psutil.Process(process.pid).children():
+        os.kill(child.pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert "exitcode  : 143" in said
+    assert "saved; go on with: atnet train --resume" in said
+    assert int(checkpoints(tmp_path / "run")[0].name.split("-")[1]) >= step
+
+
+def test_an_error_of_the_first_process_ends_them_all_with_its_message(options, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    process = start(options, tmp_path / "run")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "exists and is not empty" in said
+
+
+def test_parts_that_cannot_be_shared_say_how_many_processes_can(options, monkeypatch):
+    monkeypatch.setattr(ranks, "count", lambda: 3)
+    with pytest.raises(ConfigError, match="a batch of 2 parts .* cannot be shared by 3 processes: use 1, 2 of them"):
+        State(make_config(**options))
