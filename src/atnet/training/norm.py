@@ -16,6 +16,7 @@ class RunningStatistics:
 
     def __init__(self, model: nn.Module) -> None:
         self._running: list[Tensor] = []
+        self._counts: list[Tensor] = []
         momenta: list[Tensor] = []
         for norm in model.modules():
             if not isinstance(norm, _BatchNorm) or norm.momentum is None:
@@ -24,14 +25,17 @@ class RunningStatistics:
                 if running is not None:
                     self._running.append(running)
                     momenta.append(torch.full_like(running, norm.momentum))
+            if norm.num_batches_tracked is not None:
+                self._counts.append(norm.num_batches_tracked)
             norm.momentum = 1.0  # so that after a part the buffers hold its statistics alone
         self._momentum = torch.cat(momenta) if momenta else torch.zeros(0)
         self._places = list(pairwise(accumulate(map(len, self._running), initial=0)))
-        self._before = self.read()
+        self.begin()
 
     def begin(self) -> None:
         """Before a step: keeps what there is."""
         self._before = self.read()
+        self._counted = [count.clone() for count in self._counts]
 
     def read(self) -> Tensor:
         """All of them in one row; after a part, that part's."""
@@ -44,3 +48,5 @@ class RunningStatistics:
             running = running.lerp(part, self._momentum)
         for tensor, (start, end) in zip(self._running, self._places, strict=True):
             tensor.copy_(running[start:end])
+        for tensor, before in zip(self._counts, self._counted, strict=True):
+            tensor.copy_(before + len(parts))
