@@ -3,6 +3,7 @@
 #   make test                  the tests; photos are tested if ATNET_IMAGENETTE names Imagenette's folder
 #   make bench                 the tables and pictures of docs/performance.md
 #   make table                 README's table and picture, from the records under results/
+#   make proof-faults          trainings killed, stopped, starved and spoilt, and that each goes on to the same bits
 #   make proof-training-speed  our training beside one of timm's parts, on the same network and photos (8 minutes)
 #   make ci                    lint, types, tests, timm's own tests, the README's commands
 # PYTHON=python3.12 takes another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -15,7 +16,7 @@ TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
 PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo bench table test ci lint types peer-tests proof-training-speed readme setup dev clean
+.PHONY: demo bench table test ci lint types peer-tests proof-faults proof-training-speed readme setup dev clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -82,6 +83,9 @@ $(PEER)/tests: $(PEER).tar.gz
 
 peer-tests: dev $(PEER)/tests
 	cd $(PEER) && PYTHONPATH=$(CURDIR)/tests/peer $(BIN)/python -m pytest -q -p atnet_peer tests/test_models.py
+
+proof-faults: dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/proof/faults.py $(ATNET_IMAGENETTE)
 
 proof-training-speed: dev
 	$(BIN)/python tests/peer/train_beside_timm.py $(ATNET_IMAGENETTE)

@@ -112,3 +112,33 @@ def test_a_process_ends_with_exit_code_2_and_a_traceback_only_if_asked(tmp_path)
     plain = command("train", "--data", "nowhere", where=tmp_path)
     assert (plain.returncode, "Traceback" in plain.stderr) == (2, False)
     assert "Traceback" in command("train", "--data", "nowhere", "--debug", where=tmp_path).stderr
+
+
+def test_the_same_command_names_its_unfinished_run(quick, digits, tmp_path, capsys, monkeypatch):
+    words = [
+        "train",
+        "--data",
+        str(digits),
+        "--data.size",
+        "32",
+        "--data.workers",
+        "0",
+        "--batch",
+        "20",
+        "--epochs",
+        "1",
+    ]
+    main([*words, "--out", "runs/first"])
+    (tmp_path / "runs" / "first" / "record.json").unlink()
+    capsys.readouterr()
+    main(words)
+    assert "to go on with that one: atnet train --resume" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "first" / "record.json").exists()
+
+    monkeypatch.setattr("atnet.cli.train._wants", lambda run: run.name == "first")
+    (tmp_path / "runs" / "last").unlink()
+    (tmp_path / "runs" / "last").symlink_to("first")
+    main(words)
+    assert (tmp_path / "runs" / "first" / "record.json").exists()
+    main([*words, "--seed", "1"])  # another training: nothing is offered
+    assert "not finished" not in capsys.readouterr().err

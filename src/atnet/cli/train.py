@@ -1,6 +1,7 @@
 """`atnet train`"""
 
 import datetime
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,9 +42,9 @@ def train(
     from atnet.errors import ConfigError
     from atnet.measure.record import kept_weights
     from atnet.progress import duration
-    from atnet.training.loop import resume_run, train_config
+    from atnet.training.loop import resume_run, train_config, unfinished_run
     from atnet.training.plan import forecast_config, settle
-    from atnet.training.ranks import leads
+    from atnet.training.ranks import launched, leads
 
     if resume is not None:
         if recipe is not None or config is not None or out is not None or check or time_budget is not None:
@@ -54,7 +55,12 @@ def train(
         _print_forecast(found if time_budget is None else found.within(time_budget))
         return
     else:
-        run = train_config(config or Config(), out=out, time_budget=time_budget)
+        config = settle(config or Config())
+        unfinished = None if out or launched() else unfinished_run(config)
+        if unfinished and _wants(unfinished):
+            run = resume_run(unfinished)
+        else:
+            run = train_config(config, out=out, time_budget=time_budget)
 
     folder = run.folder
     named = {"ema": "moving average, which --weights RUN takes", "last": "last weights"}
@@ -76,6 +82,16 @@ def train(
         markup=False,
         soft_wrap=True,
     )
+
+
+def _wants(run: Path) -> bool:
+    """Whether an unfinished run of the same command is to be gone on with; where no one can be asked, it is not."""
+    console = Console(stderr=True, highlight=False)
+    console.print(f"{run}: the same training, not finished", markup=False, soft_wrap=True)
+    if sys.stdin.isatty() and console.is_terminal:
+        return console.input("Go on with it? [Y/n] ").strip().lower() in ("", "y", "yes")
+    console.print(f"A new run begins; to go on with that one: atnet train --resume {run}", markup=False, soft_wrap=True)
+    return False
 
 
 def _print_forecast(found: "Forecast") -> None:

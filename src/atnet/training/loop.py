@@ -134,7 +134,7 @@ def _resume(run: Path) -> Run:
     return _fit(state, run)
 
 
-def unfinished_run(config: Config, out: str | Path | None) -> Path | None:
+def unfinished_run(config: Config, out: str | Path | None = None) -> Path | None:
     """The run of a settled configuration that can be gone on with: `out`, or else the newest; None if it is none."""
     run = Path(out).expanduser() if out else resolve_run(LAST_RUN).resolve()
     if not (run / CONFIG).is_file() or (run / RECORD).exists() or open_run(run) != config:

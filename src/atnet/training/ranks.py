@@ -28,7 +28,7 @@ def group() -> Iterator[None]:
 
     NCCL where there are GPUs, gloo elsewhere.  A process that is waited for longer than a minute counts as dead.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
+    if not launched() or dist.is_initialized():
         yield
         return
     cuda = torch.cuda.is_available()
@@ -47,6 +47,11 @@ def group() -> Iterator[None]:
     finally:
         log.setLevel(level)
         dist.destroy_process_group()
+
+
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def rank() -> int:

@@ -1,0 +1,34 @@
+"""The files under docs/ that are to be used as they are."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from atnet.config import make_config
+from atnet.model.load import create_classifier
+from atnet.training.norm import RunningStatistics
+
+ROOT = Path(__file__).parent.parent
+SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", SCALING, re.M | re.S)
+
+
+@pytest.mark.parametrize("command", [*BLOCKS, (ROOT / "docs" / "slurm.sh").read_text(encoding="utf-8")])
+def test_a_launch_is_sound_shell_and_names_options_that_there_are(command):
+    assert subprocess.run(["bash", "-n"], input=command, text=True).returncode == 0
+    words = shlex.split(command.replace("\\\n", " "), comments=True)
+    assert "torchrun" in words
+    for recipe in (word for word in words if word.startswith("recipes/")):
+        assert make_config(ROOT / recipe).epochs > 0
+
+
+def test_the_figures_of_the_table_are_those_of_the_networks():
+    for name, megabytes in (("xxxs", 14), ("s", 197), ("l", 437)):
+        model = create_classifier(name, classes=1000, size=224)
+        assert round(8 * sum(p.numel() for p in model.parameters()) / 1e6) == megabytes
+        assert f"{name.upper()} {megabytes} MB" in SCALING
+    channels = len(RunningStatistics(create_classifier("xxxs", classes=1000, size=224)).read()) // 2
+    assert f"{8 * channels / 1000:.0f} kB a part" in SCALING
