@@ -9,7 +9,7 @@ from atnet.cli import main
 from atnet.config import make_config
 from atnet.errors import ConfigError, TrainingError
 from atnet.training import loop, plan
-from atnet.training.plan import Forecast, fitting_batch, forecast
+from atnet.training.plan import Forecast, fitting_batch, forecast, plan_run
 
 
 @pytest.fixture
@@ -115,3 +115,48 @@ def test_a_full_memory_names_the_remedy(quick, tmp_path, monkeypatch):
     state.model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.GELU())
     with pytest.raises(TrainingError, match="out of memory with --batch 20 of 32 px: use half the --batch"):
         plan.take_step(state, torch.zeros(20, 3, 32, 32), torch.zeros(20, dtype=torch.long))
+
+
+def test_a_plan_for_several_devices_adds_up():
+    config = make_config(model="s", epochs=10, batch=1024, data={"size": 224}, optim={"name": "adamw"})
+    given = {"pictures": (102_400, 5_000), "images_per_second": 1000.0}
+    one = plan_run(config, devices=1, gigabytes_per_second=10, **given)
+    assert (one.steps, one.communication, one.efficiency) == (1000, 0, 1)
+    assert one.step == pytest.approx(1.024)
+    assert one.evaluation == pytest.approx(2 * 5_000 / 3000)
+    assert one.seconds == pytest.approx(1024 + 10 * one.evaluation)
+    eight = plan_run(config, devices=8, gigabytes_per_second=10, **given)
+    assert eight.communication == pytest.approx(8 * 24.64e6 * 7 / 8 / 10e9, rel=1e-3)
+    assert (eight.lost, eight.step) == (0, pytest.approx(0.128))
+    assert eight.memory < one.memory / 4
+    slow = plan_run(config, devices=8, gigabytes_per_second=1, **given)
+    assert slow.lost == pytest.approx(slow.communication - 2 / 3 * 0.128)
+    assert slow.efficiency == pytest.approx(0.128 / slow.step)
+    assert slow.efficiency < 0.8
+    with pytest.raises(ConfigError, match="a batch of 1024 cannot be shared by 3 devices"):
+        plan_run(config, devices=3, gigabytes_per_second=10, **given)
+
+
+def test_plan_measures_here_or_takes_what_it_is_told(quick, digits, capsys):
+    words = [
+        "plan",
+        "--data",
+        str(digits),
+        "--data.size",
+        "32",
+        "--batch",
+        "20",
+        "--data.workers",
+        "0",
+        "--epochs",
+        "2",
+    ]
+    main(words)
+    assert "2 epochs of 200 pictures, batch 20, on 1 x" in capsys.readouterr().out
+    main([*words, "--devices", "2", "--images-per-second", "100"])
+    said = capsys.readouterr().out
+    assert "time    4 s: 20 steps of 100 ms" in said
+    assert "Next: torchrun --nproc-per-node 2 -m atnet train" in said
+    with pytest.raises(SystemExit):
+        main(["plan", "--images-per-second", "100"])
+    assert "give --data FOLDER, or --pictures N" in capsys.readouterr().err

@@ -29,6 +29,7 @@ app.command(
 app.command("atnet.cli.eval:evaluate", name="eval", help="Evaluate weights on labelled pictures.")
 app.command("atnet.cli.predict:predict", help="Say what pictures show.")
 app.command("atnet.cli.export:export", help="Write weights as a file that runs without torch.")
+app.command("atnet.cli.plan:plan", help="Say what a training will take on several devices.")
 app.command("atnet.cli.replay:replay", help="Play a training step again in which something was not finite.")
 app.command("atnet.cli.report:report", help="Bind what a finished run left into one HTML page.")
 app.command("atnet.cli.compare:compare", help="Lay finished runs side by side.")
@@ -58,20 +59,20 @@ def _expand(words: list[str]) -> list[str]:
 
 
 def _layer(words: list[str]) -> None:
-    """Makes the recipe named on a train command the layer below its options, and what suits its weights the next."""
+    """Makes the recipe named on a command the layer below its options, and what suits its weights the next."""
     app.config = ()
     if "--help" in words or "-h" in words:
         return
     _, bound, _ = app.parse_args(words)
     recipe = bound.arguments.get("recipe")
     if recipe is not None:
-        app.config = (Dict({"train": read_yaml(recipe)}, source=str(recipe)),)
+        app.config = (Dict({words[0]: read_yaml(recipe)}, source=str(recipe)),)
         _, bound, _ = app.parse_args(words)
     config = bound.arguments.get("config")
     if config is not None and config.weights:
         from atnet.training.transfer import defaults_of
 
-        app.config = (*app.config, Dict({"train": defaults_of(config.weights)}, source=config.weights))
+        app.config = (*app.config, Dict({words[0]: defaults_of(config.weights)}, source=config.weights))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if debug:
         words.remove("--debug")
     try:
-        if words[:1] == ["train"]:
+        if words[:1] in (["train"], ["plan"]):
             words = _expand(words)
             _layer(words)
         app(words)

@@ -19,6 +19,7 @@ from atnet.data.order import BatchOrder
 from atnet.data.sources import DIGITS, Pictures, open_parts
 from atnet.device import pick_device
 from atnet.errors import ConfigError, TrainingError
+from atnet.measure.cost import cost_of
 from atnet.measure.evaluate import score
 from atnet.measure.record import peak_memory_mb
 from atnet.model.info import find_weights
@@ -36,6 +37,8 @@ LEAST_STEPS, MOST_STEPS, ENOUGH_SECONDS = 2, 20, 15.0
 EVAL_BATCHES = 4
 SHARE_OF_MEMORY = 0.6
 LARGEST_BATCH, LEAST_STEPS_PER_EPOCH = 256, 20
+BACKWARD, EVALUATION = 2 / 3, 3.0
+"""The share of a step that is its backward pass; speed without one, over that of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +171,63 @@ def forecast_config(config: Config) -> Forecast:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a training takes on several devices. Seconds, MB.
+
+    communication: of a step, what the averaging of gradients takes; lost: of it, what the backward pass does not hide.
+    efficiency: images per second of all devices over their number times one's.  memory: of one device.
+    """
+
+    devices: int
+    steps: int
+    step: float
+    communication: float
+    lost: float
+    evaluation: float
+    seconds: float
+    memory: float
+    disk: float
+
+    @property
+    def efficiency(self) -> float:
+        return (self.step - self.lost) / self.step
+
+
+def plan_run(
+    config: Config, *, pictures: tuple[int, int], devices: int, images_per_second: float, gigabytes_per_second: float
+) -> Plan:
+    """What a training takes, from one device's speed.
+
+    pictures: to train and to validate on.  images_per_second: of one device in training.
+    gigabytes_per_second: of each device's connection to the others.
+    A step is its pictures' time, and what of a ring all-reduce of fp32 gradients exceeds the backward pass, two
+    thirds of it. Evaluation goes at three times the speed, for the last weights and their average.
+    Raises ConfigError if the batch cannot be shared.
+    """
+    if config.batch % devices:
+        raise ConfigError(f"a batch of {config.batch} cannot be shared by {devices} devices: use another --batch")
+    cost = cost_of(config.model, config.data.size)
+    alone = config.batch / devices / images_per_second
+    communication = 8 * cost.parameters * (devices - 1) / devices / (1e9 * gigabytes_per_second)
+    lost = max(0.0, communication - BACKWARD * alone)
+    steps, networks = pictures[0] // config.batch, 2 if config.ema else 1
+    evaluation = networks * pictures[1] / (EVALUATION * images_per_second * devices)
+    weights, moments = 4 * cost.parameters / 1e6, 2 if config.optim.name == "adamw" else 1.2
+    share = config.batch // max(config.optim.accumulate, devices)
+    return Plan(
+        devices=devices,
+        steps=steps * config.epochs,
+        step=alone + lost,
+        communication=communication,
+        lost=lost,
+        evaluation=evaluation,
+        seconds=config.epochs * (steps * (alone + lost) + evaluation),
+        memory=(2 + networks + moments) * weights + share * picture_mb(config, torch.device("cpu"), 1000),
+        disk=(1 + networks) * weights + config.keep * (networks + moments) * weights + 3,
+    )
+
+
 def _time_steps(state: State, batches: Any, wanted: int) -> float:
     """Mean seconds of a step with the loader's work, after two to warm up."""
     state.train_mode()
@@ -223,24 +283,8 @@ def fitting_batch(config: Config) -> int:
     """
     device = pick_device(config.device)
     pictures, _ = open_parts(config.data.source, config.data.val_share)
-    model = create_classifier(
-        config.model, classes=len(pictures.classes), size=config.data.size, drop_path=config.drop_path
-    ).to(device)
-    if config.checkpointing and hasattr(model, "set_grad_checkpointing"):
-        model.set_grad_checkpointing(True)  # type: ignore[operator]
-    parameters = sum(p.numel() for p in model.parameters())
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = model(torch.zeros(2, 3, config.data.train_side, config.data.train_side, device=device))
-    del logits
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    picture = 1.5 * sum(size for pointer, size in kept.items() if pointer not in own) / 2 / 1e6
+    picture = picture_mb(config, device, len(pictures.classes))
+    parameters = cost_of(config.model, config.data.size).parameters
     room = SHARE_OF_MEMORY * _free_mb(device) - 4 * 5 * parameters / 1e6  # weights, average, gradient, two moments
     batch = LARGEST_BATCH
     while batch > 2 and (batch * picture > room or batch * LEAST_STEPS_PER_EPOCH > len(pictures)):
@@ -253,3 +297,24 @@ def fitting_batch(config: Config) -> int:
     bound = "fits in memory" if 2 * batch * LEAST_STEPS_PER_EPOCH <= len(pictures) else "leaves 20 steps an epoch"
     log.info("--batch auto: %d (%s; %.0f MB a picture, %s MB free)", batch, bound, picture, f"{_free_mb(device):,.0f}")
     return batch
+
+
+def picture_mb(config: Config, device: torch.device, classes: int) -> float:
+    """What a training step keeps of each picture for its backward pass, half of it added for passing results."""
+    model = create_classifier(config.model, classes=classes, size=config.data.size, drop_path=config.drop_path).to(
+        device
+    )
+    if config.checkpointing and hasattr(model, "set_grad_checkpointing"):
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(torch.zeros(2, 3, config.data.train_side, config.data.train_side, device=device))
+    del logits
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    return 1.5 * sum(size for pointer, size in kept.items() if pointer not in own) / 2 / 1e6

@@ -1,0 +1,74 @@
+"""`atnet plan`"""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from atnet.config import Config
+
+
+def plan(
+    recipe: Path | None = None,
+    /,
+    *,
+    config: Annotated[Config | None, Parameter(name="*", negative_iterable=())] = None,
+    devices: int = 1,
+    images_per_second: float | None = None,
+    gigabytes_per_second: float = 10.0,
+    pictures: int | None = None,
+) -> None:
+    """Say what a training will take on several devices: steps, hours, memory, disk.
+
+    Parameters
+    ----------
+    recipe
+        A YAML file with any of the training options; options given here go before it.
+    devices
+        How many GPUs, or CPU processes.
+    images_per_second
+        What one device trains; measured here, on this machine's, if not given.
+    gigabytes_per_second
+        Of each device's connection to the others, in each direction.
+    pictures
+        How many there are to train on, where they are not at hand; 1,281,167 in ImageNet-1k.
+    """
+    from atnet.data.sources import open_parts
+    from atnet.errors import ConfigError
+    from atnet.progress import duration
+    from atnet.training.plan import forecast_config, plan_run, settle
+
+    config = config or Config()
+    if images_per_second is None:
+        measured = forecast_config(settle(config))
+        images_per_second = config.batch / measured.step
+    if pictures is not None:
+        counts = pictures, pictures // 25
+    elif config.data.source:
+        train, val = open_parts(config.data.source, config.data.val_share)
+        counts = len(train), len(val)
+    else:
+        raise ConfigError("how many pictures? give --data FOLDER, or --pictures N")
+    for name, value in (("devices", devices), ("images-per-second", images_per_second)):
+        if value <= 0:
+            raise ConfigError(f"--{name} {value}: use a number above 0")
+    found = plan_run(
+        config, pictures=counts, devices=devices, images_per_second=images_per_second,
+        gigabytes_per_second=gigabytes_per_second,
+    )  # fmt: skip
+    hidden = "hidden behind the backward pass" if not found.lost else f"{1000 * found.lost:.0f} ms of it not hidden"
+    lines = [
+        f"{config.model} at {config.data.size} px, {config.epochs} epochs of {counts[0]:,} pictures, "
+        f"batch {config.batch}, on {devices} x {images_per_second:,.0f} images/s",
+        f"time    {duration(found.seconds)}: {found.steps:,} steps of {1000 * found.step:,.0f} ms, "
+        f"{duration(found.evaluation)} of evaluation an epoch",
+        f"talk    {1000 * found.communication:.1f} ms a step at {gigabytes_per_second:g} GB/s, {hidden}: "
+        f"efficiency {found.efficiency:.2f}",
+        f"memory  {found.memory / 1000:.1f} GB a device, in fp32",
+        f"disk    {found.disk:,.0f} MB for the run",
+    ]
+    console = Console(highlight=False)
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
+    launch = f"torchrun --nproc-per-node {devices} -m atnet train" if devices > 1 else "atnet train"
+    console.print(f"Nothing was written. Next: {launch} {recipe or ''}".rstrip(), markup=False, soft_wrap=True)
