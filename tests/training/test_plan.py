@@ -155,7 +155,7 @@ def test_plan_measures_here_or_takes_what_it_is_told(quick, digits, capsys):
     assert "2 epochs of 200 pictures, batch 20, on 1 x" in capsys.readouterr().out
     main([*words, "--devices", "2", "--images-per-second", "100"])
     said = capsys.readouterr().out
-    assert "time    4 s: 20 steps of 100 ms" in said
+    assert "time    2 s: 20 steps of 100 ms" in said
     assert "Next: torchrun --nproc-per-node 2 -m atnet train" in said
     with pytest.raises(SystemExit):
         main(["plan", "--images-per-second", "100"])
