@@ -101,7 +101,8 @@ class ConvMix(nn.Module):
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
-        self.both = residual == "both"
+        self.both = residual in ("both", "linear")
+        self.linear = residual == "linear"
         bias = not norm_first  # BatchNorm would take it away
         self.depthwise = DepthwiseConv2d(dim, kernel, bias=bias, **factory)
         self.norm1 = nn.BatchNorm2d(dim, **factory)
@@ -113,7 +114,8 @@ class ConvMix(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         if self.norm_first:
-            grid = grid + self.drop_path(self.gate(self.act(self.norm1(self.depthwise(grid)))))
+            mixed = self.norm1(self.depthwise(grid))
+            grid = grid + self.drop_path(self.gate(mixed if self.linear else self.act(mixed)))
             mixed = self.act(self.norm2(self.pointwise(grid)))
             return grid + self.drop_path(mixed) if self.both else mixed
         grid = grid + self.drop_path(self.norm1(self.act(self.depthwise(grid))))

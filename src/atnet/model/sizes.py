@@ -24,7 +24,8 @@ class Size:
     squeeze: stride between the two stages, 1 (tokens straight into the encoder) or 2.
     dense_squeeze: whether its 3x3 convolution mixes channels, or is depthwise.
     late_mix: ConvMix blocks after the squeeze, at the encoder's width and stride.
-    residual: around ConvMix's "depthwise" convolution alone, or around "both" convolutions.
+    residual: around ConvMix's "depthwise" convolution alone, around "both" convolutions, or around both without an
+    activation after the depthwise one: "linear".
     gate: squeeze-and-excitation in each ConvMix block.
     qk_norm: LayerNorm of queries and keys.
     layer_scale: initial scale of what an encoder layer adds; 0 is none.
@@ -48,7 +49,7 @@ class Size:
     squeeze: Literal[1, 2] = 2
     dense_squeeze: bool = False
     late_mix: int = 0
-    residual: Literal["depthwise", "both"] = "depthwise"
+    residual: Literal["depthwise", "both", "linear"] = "depthwise"
     gate: bool = False
     qk_norm: bool = False
     layer_scale: float = 0.0
