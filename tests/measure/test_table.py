@@ -57,10 +57,10 @@ def test_twice_gives_the_same_bytes_and_leaves_the_rest(place):
 
 def test_means_and_spreads_come_from_the_records(place):
     text = make(place)
-    assert cells(text, "xxxs")[8:] == ["80.50 ± 0.71", "97.50"]
-    assert cells(text, "mobilenetv3_small_100")[8:] == ["70.00", "97.50"]
-    assert cells(text, "mobilenetv3_small_100")[1:4] == ["2.54M", "57M", ""]
-    assert cells(text, "s")[8:] == ["", ""]
+    assert cells(text, "xxxs")[9:] == ["80.50 ± 0.71", "97.50"]
+    assert cells(text, "mobilenetv3_small_100")[9:] == ["70.00", "97.50"]
+    assert cells(text, "mobilenetv3_small_100")[1:5] == ["2.54M", "1.52M", "57M", ""]
+    assert cells(text, "s")[9:] == ["", ""]
 
 
 def test_a_column_appears_with_its_record_and_a_deleted_record_empties_its_cell(place):
@@ -70,7 +70,7 @@ def test_a_column_appears_with_its_record_and_a_deleted_record_empties_its_cell(
     (folder / "xxs-seed0.json").write_text(json.dumps(record("atnet_xxs", epochs=20)))
     text = make(place)
     assert "Top-1, imagenette 128 px, 20 epochs" in text
-    assert cells(text, "xxs")[8:] == ["", "", "80.00", "97.50"]
+    assert cells(text, "xxs")[9:] == ["", "", "80.00", "97.50"]
     (place / "results" / "imagenette-128px-10ep" / "mobilenetv3_small_100-seed0.json").unlink()
     text = make(place)
     assert "mobilenetv3" not in text
@@ -117,3 +117,14 @@ def test_the_published_table_is_what_the_records_say(tmp_path):
     table(results=root / "results", readme=tmp_path / "README.md", picture=tmp_path / "docs" / "accuracy.png")
     assert (tmp_path / "README.md").read_text() == text
     assert not re.search(r"^\|.*\?.*\|$", text, re.M)
+
+
+def test_what_was_taught_or_went_on_from_weights_has_a_row_of_its_own(place):
+    folder = place / "results" / "imagenette-128px-10ep"
+    for key, value in (("teacher", "s-long/ema.safetensors"), ("weights", "imagenet/ema.safetensors")):
+        other = record(top1=85.0) | {"config": {"weights": "", "teacher": "", key: value}}
+        (folder / f"{key}.json").write_text(json.dumps(other))
+    text = make(place)
+    assert cells(text, "xxxs")[9] == "80.50 ± 0.71"
+    assert cells(text, "xxxs, taught by s-long")[9] == "85.00"
+    assert cells(text, "xxxs, from imagenet")[1] == cells(text, "xxxs")[1]

@@ -4,7 +4,7 @@ import json
 import shlex
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from atnet.errors import ConfigError
@@ -42,6 +42,23 @@ class Result:
 
 
 Results = dict[tuple[str, Protocol], Result]
+"""By name of the row (see `row_name`) and protocol."""
+
+
+def row_name(record: dict[str, Any]) -> str:
+    """The model, and what it had beside the pictures: "atnet_xxxs, taught by s-long", "atnet_xxxs, from imagenet"."""
+    config = record.get("config", {})
+    notes = [
+        f", {word} {PurePosixPath(config[key]).parent.name or config[key]}"
+        for key, word in (("weights", "from"), ("teacher", "taught by"))
+        if config.get(key)
+    ]
+    return "".join([record["model"], *notes])
+
+
+def model_of(row: str) -> str:
+    """The model of a row."""
+    return row.partition(",")[0]
 
 
 def add_record(run: str | Path, results: Path) -> Path:
@@ -52,7 +69,8 @@ def add_record(run: str | Path, results: Path) -> Path:
     """
     _, record = read_record(run)
     path = results / f"{record['data']}-{record['size']}px-{record['epochs']}ep"
-    path = path / f"{record['model'].removeprefix('atnet_')}-seed{record['seed']}.json"
+    name = row_name(record).removeprefix("atnet_").replace(", ", "-").replace(" ", "-")
+    path = path / f"{name}-seed{record['seed']}.json"
     if path.exists():
         raise ConfigError(f"{path}: there is a record already; remove it to publish another")
     record["environment"]["command"] = _without_paths(record["environment"]["command"])
@@ -80,7 +98,7 @@ def read_results(results: Path) -> Results:
             protocol = Protocol(record["data"], record["size"], record["epochs"])
             kept = kept_weights(record)
             figures = {"top1": record["top1"][kept], "top5": record["top5"][kept]}
-            runs.setdefault((record["model"], protocol), []).append(figures)
+            runs.setdefault((row_name(record), protocol), []).append(figures)
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path}: not the record of a run ({error!r}); remove it") from error
     return {
@@ -96,21 +114,35 @@ def read_results(results: Path) -> Results:
 def make_table(results: Results) -> str:
     """The table in Markdown: our sizes, then peers; a column pair for each protocol that has a record."""
     protocols = sorted({protocol for _, protocol in results})
-    head = ["Size", "Params", "Multiply-adds", "ConvMix", "TransMix", "Patch_size", "Conv_Size", "Embed_Dim"]
+    head = [
+        "Size",
+        "Params",
+        "without head",
+        "Multiply-adds",
+        "ConvMix",
+        "TransMix",
+        "Patch_size",
+        "Conv_Size",
+        "Embed_Dim",
+    ]
     for protocol in protocols:
         head += [f"Top-1, {protocol}", "Top-5"]
     rows = []
-    peers = sorted({model for model, _ in results if model.removeprefix("atnet_") not in SIZES})
-    for model in [*(architecture(name) for name in SIZES), *peers]:
+    ours = [architecture(name) for name in SIZES]
+    others = sorted({name for name, _ in results} - set(ours))
+    of_ours = [name for own in ours for name in [own, *(other for other in others if model_of(other) == own)]]
+    for name in [*of_ours, *(other for other in others if model_of(other) not in ours)]:
+        model = model_of(name)
         cost = cost_of(model, 224)
         size = layout_of(model)
-        row = [model.removeprefix("atnet_"), f"{cost.parameters / 1e6:.2f}M", f"{cost.macs / 1e6:,.0f}M"]
+        counts = (cost.parameters, cost.parameters_without_classifier)
+        row = [name.replace("atnet_", ""), *(f"{count / 1e6:.2f}M" for count in counts), f"{cost.macs / 1e6:,.0f}M"]
         if size is None:
             row += [""] * 5
         else:
             row += size.columns
         for protocol in protocols:
-            found = results.get((model, protocol))
+            found = results.get((name, protocol))
             spread = "" if found is None or found.spread is None else f" ± {found.spread:.2f}"
             row += ["", ""] if found is None else [f"{found.top1:.2f}{spread}", f"{found.top5:.2f}"]
         rows.append(row)
@@ -126,9 +158,9 @@ def write_table(results: Results, readme: Path, picture: Path) -> None:
 
 
 def points_of(results: Results) -> dict[str, list[tuple[str, float, float]]]:
-    """For each protocol the models with parameters (millions, at 1000 classes) and top-1."""
+    """For each protocol the models with parameters (millions, without classifier) and top-1."""
     points: dict[str, list[tuple[str, float, float]]] = {}
     for (model, protocol), result in sorted(results.items()):
-        parameters = cost_of(model, 224).parameters
+        parameters = cost_of(model_of(model), 224).parameters_without_classifier
         points.setdefault(str(protocol), []).append((model, parameters / 1e6, result.top1))
     return points
