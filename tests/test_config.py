@@ -49,7 +49,7 @@ def test_every_shipped_recipe_is_sound_and_says_its_command(recipe):
         ("batch: 10\noptim: {accumulate: 3}", "batch=10 does not divide into optim.accumulate=3"),
         ("epochs: 10\nschedule: {cycle: 20}", "epochs=10 ends inside a learning-rate cycle .* end at 20;"),
         ("epochs: 50\nschedule: {cycle: 20, multiplier: 2}", "cycles end at 20, 60;"),
-        ("data: {size: 128, cache: ram, cache_size: 100}", "data.cache_size=100 is below data.size=128"),
+        ("data: {size: 128, cache: ram, cache_size: 100}", "data.cache_size=100 is below the training crops' 128"),
         ("optim: 0.1", "optim is a section of options"),
         ("- a\n- b", "a recipe is a mapping"),
         ("a: [1", "not a YAML file"),

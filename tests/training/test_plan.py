@@ -43,7 +43,7 @@ def test_epochs_are_those_that_fit(known):
 
 @pytest.mark.parametrize("cache", ["none", "ram"])
 def test_a_forecast_writes_nothing_and_knows_the_run(quick, tmp_path, cache):
-    options = quick | {"data": quick["data"] | {"cache": cache, "cache_size": 32}}
+    options = quick | {"keep": 1, "data": quick["data"] | {"cache": cache, "cache_size": 32}}
     before = sorted(tmp_path.rglob("*"))
     found = forecast(**options)
     assert sorted(tmp_path.rglob("*")) == before
@@ -51,7 +51,7 @@ def test_a_forecast_writes_nothing_and_knows_the_run(quick, tmp_path, cache):
     assert min(found.step, found.evaluation, found.memory, found.free) > 0
     assert bool(found.setup) == (cache == "ram")
     run = atnet.train(**options, out=tmp_path / "run")
-    sizes = sum(path.stat().st_size for path in run.folder.iterdir()) / 1e6
+    sizes = sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file()) / 1e6
     assert found.disk == pytest.approx(sizes, rel=0.1)
 
 
@@ -112,7 +112,7 @@ def test_a_full_memory_names_the_remedy(quick, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.nn.GELU, "forward", ask_for_too_much)
     state = plan.State(make_config(**quick | {"model": "mobilenetv3_small_100"}))
-    state.model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.GELU())
+    state.parallel = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.GELU())
     with pytest.raises(TrainingError, match="out of memory with --batch 20 of 32 px: use half the --batch"):
         plan.take_step(state, torch.zeros(20, 3, 32, 32), torch.zeros(20, dtype=torch.long))
 

@@ -120,7 +120,7 @@ def replay(run: Path, step: int) -> Replay:
         parameter.register_hook(arrived)  # type: ignore[no-untyped-call]
 
     for name, module in state.model.named_modules():
-        if not any(module.children()):
+        if not any(module.children()) and not isinstance(module, nn.Sequential):
             look(name)
     for name, parameter in state.model.named_parameters():
         if parameter.requires_grad:

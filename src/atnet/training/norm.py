@@ -16,7 +16,7 @@ class RunningStatistics:
 
     def __init__(self, model: nn.Module) -> None:
         self._running: list[Tensor] = []
-        self._counts: list[Tensor] = []
+        self._norms: list[_BatchNorm] = []
         momenta: list[Tensor] = []
         for norm in model.modules():
             if not isinstance(norm, _BatchNorm) or norm.momentum is None:
@@ -26,7 +26,7 @@ class RunningStatistics:
                     self._running.append(running)
                     momenta.append(torch.full_like(running, norm.momentum))
             if norm.num_batches_tracked is not None:
-                self._counts.append(norm.num_batches_tracked)
+                self._norms.append(norm)
             norm.momentum = 1.0  # so that after a part the buffers hold its statistics alone
         self._momentum = torch.cat(momenta) if momenta else torch.zeros(0)
         self._places = list(pairwise(accumulate(map(len, self._running), initial=0)))
@@ -35,7 +35,7 @@ class RunningStatistics:
     def begin(self) -> None:
         """Before a step: keeps what there is."""
         self._before = self.read()
-        self._counted = [count.clone() for count in self._counts]
+        self._counts = [norm.num_batches_tracked.clone() for norm in self._norms]  # type: ignore[union-attr]
 
     def read(self) -> Tensor:
         """All of them in one row; after a part, that part's."""
@@ -48,5 +48,6 @@ class RunningStatistics:
             running = running.lerp(part, self._momentum)
         for tensor, (start, end) in zip(self._running, self._places, strict=True):
             tensor.copy_(running[start:end])
-        for tensor, before in zip(self._counts, self._counted, strict=True):
-            tensor.copy_(before + len(parts))
+        for norm, count in zip(self._norms, self._counts, strict=True):
+            if norm.training:  # else it is frozen
+                norm.num_batches_tracked.copy_(count + len(parts))  # type: ignore[union-attr]

@@ -6,9 +6,11 @@ One process alone is rank 0 of 1, and tells itself. `torchrun` starts several, a
 import datetime
 import logging
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -35,8 +37,10 @@ def group() -> Iterator[None]:
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
-    except dist.DistError as error:
+        store, number, world = next(dist.rendezvous("env://", timeout=TIMEOUT))  # type: ignore[attr-defined]
+        store = dist.PrefixStore(_round(store, number, world), store)  # type: ignore[attr-defined]
+        dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=number, world_size=world, timeout=TIMEOUT)
+    except (dist.DistError, TimeoutError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ConfigError(f"the processes did not all meet at {place} within a minute: is it reachable?") from error
     level = log.level
@@ -47,6 +51,36 @@ def group() -> Iterator[None]:
     finally:
         log.setLevel(level)
         dist.destroy_process_group()
+
+
+def _round(store: Any, number: int, world: int) -> str:
+    """A name for this meeting of the processes, the same for all of them, that none before it had.
+
+    After a restart, torchrun's store still has the addresses of processes that are gone (torch 2.14, where the round is
+    no longer in the keys), and NCCL and gloo would wait for them. So each process says a word of its own, the first one
+    repeats what it heard with the name, and whoever finds its word in that answers with the name.
+    Raises TimeoutError if they are not all there within a minute.
+    """
+    word, deadline = uuid.uuid4().hex, time.monotonic() + TIMEOUT.total_seconds()
+
+    def read(key: str) -> str:
+        return store.get(key).decode() if store.check([key]) else ""
+
+    store.set(f"atnet/word/{number}", word)
+    others = range(1, world)
+    while time.monotonic() < deadline:
+        if number == 0:
+            heard = " ".join(read(f"atnet/word/{other}") for other in others)
+            store.set("atnet/round", f"{word} {heard}")
+            if all(read(f"atnet/answer/{other}") == word for other in others):
+                return word
+        else:
+            name, *heard_words = read("atnet/round").split() or [""]
+            if word in heard_words:
+                store.set(f"atnet/answer/{number}", name)
+                return name
+        time.sleep(0.02)
+    raise TimeoutError(f"process {number} of {world} was left alone")
 
 
 def launched() -> bool:
