@@ -129,11 +129,12 @@ def batches_of(loader: DataLoader[Any]) -> Generator[Any, None, None]:
         except DataError as error:
             last = str(error).strip().splitlines()[-1]
             raise DataError(last.removeprefix("atnet.errors.DataError: ")) from error
-        except (RuntimeError, OSError) as error:
-            said = str(error)
+        except (RuntimeError, OSError, EOFError) as error:
+            said = str(error) or type(error).__name__
+            cut_off = isinstance(error, OSError | EOFError) or "DataLoader worker" in said
             if any(words in said for words in ("shared memory", "shm", "torch_", "Bus error", "bus error")):
                 remedy = "shared memory is full: use --data.workers 0, or make /dev/shm larger (docker: --shm-size 8g)"
-            elif "DataLoader worker" in said:
+            elif loader.num_workers and cut_off and "Caught" not in said:  # else a worker raised it, and lives
                 remedy = "the system ran out of memory, most likely: use fewer --data.workers"
             else:
                 raise
