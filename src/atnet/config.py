@@ -306,7 +306,11 @@ class Config:
         return ends
 
 
-def _make(*, config: Annotated[Config | None, Parameter(name="*")] = None) -> Config:
+Options = Annotated[Config | None, Parameter(name="*", negative_iterable=())]
+"""Of a command or function: every option of a run by its own name; None if none is given."""
+
+
+def _make(*, config: Options = None) -> Config:
     return config or Config()
 
 

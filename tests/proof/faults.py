@@ -32,7 +32,7 @@ from atnet.training import loop, state
 from atnet.training.checkpoint import load_checkpoint
 from atnet.training.faults import replay
 
-VICTIM = [sys.executable, str(Path(__file__).with_name("victim.py"))]
+VICTIM = str(Path(__file__).with_name("victim.py"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 PICTURES = {"train": 80, "val": 25}
 CLASSES = ("n01440764", "n03394916", "n03445777")
@@ -79,12 +79,15 @@ class Proof:
         path.write_text(to_yaml(make_config(**self.options | options)))
         return path
 
-    def start(self, name: str, place: str, number: str = "SIGKILL", count: int = 1, **options: Any) -> Any:
-        """A process that trains into the folder `name`, or goes on there."""
+    def victim(self, name: str, place: str, number: str, count: int, **options: Any) -> list[str]:
+        """The script and its words for a training into the folder `name`, or for going on there."""
         run = self.folder / name
         words = ["--resume", str(run)] if checkpoints(run) else [str(self.recipe(name, **options)), "--out", str(run)]
-        losses = str(self.folder / f"{name}.losses")
-        command = [*VICTIM, number, place, str(count), losses, "--", "train", *words]
+        return [VICTIM, number, place, str(count), str(self.folder / f"{name}.losses"), "--", "train", *words]
+
+    def start(self, name: str, place: str, number: str = "SIGKILL", count: int = 1, **options: Any) -> Any:
+        """A process that trains into the folder `name`, or goes on there."""
+        command = [sys.executable, *self.victim(name, place, number, count, **options)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.folder)
 
     def run(self, name: str, place: str = "nowhere", **options: Any) -> Path:
@@ -196,9 +199,7 @@ def workers_and_ranks(proof: Proof) -> Finding:
 
 
 def torchrun(proof: Proof, name: str, place: str, number: str, count: int, *more: str, **options: Any) -> Any:
-    run = proof.folder / name
-    words = ["--resume", str(run)] if checkpoints(run) else [str(proof.recipe(name, **options)), "--out", str(run)]
-    victim = [VICTIM[1], number, place, str(count), str(proof.folder / f"{name}.losses"), "--", "train", *words]
+    victim = proof.victim(name, place, number, count, **options)
     command = [*TORCHRUN, "--nproc-per-node", "2", *more, *victim]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=proof.folder,

@@ -160,3 +160,6 @@ def test_plan_measures_here_or_takes_what_it_is_told(quick, digits, capsys):
     with pytest.raises(SystemExit):
         main(["plan", "--images-per-second", "100"])
     assert "give --data FOLDER, or --pictures N" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["plan", "--images-per-second", "100", "--pictures", "1000", "--batch", "auto"])
+    assert "--batch auto is found by measuring: give --batch N" in capsys.readouterr().err

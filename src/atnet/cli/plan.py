@@ -1,19 +1,17 @@
 """`atnet plan`"""
 
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
 from rich.console import Console
 
-from atnet.config import Config
+from atnet.config import Config, Options
 
 
 def plan(
     recipe: Path | None = None,
     /,
     *,
-    config: Annotated[Config | None, Parameter(name="*", negative_iterable=())] = None,
+    config: Options = None,
     devices: int = 1,
     images_per_second: float | None = None,
     gigabytes_per_second: float = 10.0,
@@ -39,28 +37,31 @@ def plan(
     from atnet.progress import duration
     from atnet.training.plan import forecast_config, plan_run, settle
 
-    config = config or Config()
+    config, counts = config or Config(), (0, 0)
+    for name, value in (("devices", devices), ("images-per-second", images_per_second)):
+        if value is not None and value <= 0:
+            raise ConfigError(f"--{name} {value}: use a number above 0")
     if images_per_second is None:
         measured = forecast_config(settle(config))
-        images_per_second = config.batch / measured.step
-    if pictures is not None:
-        counts = pictures, pictures // 25
-    elif config.data.source:
+        config, images_per_second = measured.config, measured.config.batch / measured.step
+        counts = measured.train_pictures, measured.val_pictures
+    elif not config.batch:
+        raise ConfigError("--batch auto is found by measuring: give --batch N, or leave --images-per-second out")
+    elif pictures is None and config.data.source:
         train, val = open_parts(config.data.source, config.data.val_share)
         counts = len(train), len(val)
-    else:
+    elif pictures is None:
         raise ConfigError("how many pictures? give --data FOLDER, or --pictures N")
-    for name, value in (("devices", devices), ("images-per-second", images_per_second)):
-        if value <= 0:
-            raise ConfigError(f"--{name} {value}: use a number above 0")
+    if pictures is not None:
+        counts = pictures, pictures // 25
     found = plan_run(
         config, pictures=counts, devices=devices, images_per_second=images_per_second,
         gigabytes_per_second=gigabytes_per_second,
     )  # fmt: skip
     hidden = "hidden behind the backward pass" if not found.lost else f"{1000 * found.lost:.0f} ms of it not hidden"
     lines = [
-        f"{config.model} at {config.data.size} px, {config.epochs} epochs of {counts[0]:,} pictures, "
-        f"batch {config.batch}, on {devices} x {images_per_second:,.0f} images/s",
+        f"{config.model.removeprefix('atnet_')} at {config.data.size} px, {config.epochs} epochs of "
+        f"{counts[0]:,} pictures, batch {config.batch}, on {devices} x {images_per_second:,.0f} images/s",
         f"time    {duration(found.seconds)}: {found.steps:,} steps of {1000 * found.step:,.0f} ms, "
         f"{duration(found.evaluation)} of evaluation an epoch",
         f"talk    {1000 * found.communication:.1f} ms a step at {gigabytes_per_second:g} GB/s, {hidden}: "

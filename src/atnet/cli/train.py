@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from atnet.config import Config
+from atnet.config import Config, Options
 
 if TYPE_CHECKING:
     from atnet.training.plan import Forecast
@@ -18,7 +18,7 @@ def train(
     recipe: Path | None = None,
     /,
     *,
-    config: Annotated[Config | None, Parameter(name="*", negative_iterable=())] = None,
+    config: Options = None,
     out: Path | None = None,
     resume: Path | None = None,
     check: Annotated[bool, Parameter(negative=())] = False,

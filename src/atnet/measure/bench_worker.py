@@ -92,7 +92,7 @@ def _train(case: dict[str, Any]) -> Callable[[int], Step]:
         data = {"source": "digits", "size": case["size"], "cache": "none"}
         config = make_config(case["recipe"], model=case["model"], batch=batch, threads=case["threads"], data=data)
         state = State(config)
-        state.model.train()
+        state.train_mode()
         pixels = torch.randint(0, 256, (batch, 3, case["size"], case["size"]), dtype=torch.uint8)
         labels = torch.arange(batch) % len(state.info.classes)
 

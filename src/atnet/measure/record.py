@@ -195,6 +195,19 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
+def publish_record(path: Path, record: dict[str, Any]) -> None:
+    """The record for others to read: absolute paths in its command become relative to the current folder, or their
+    last part.
+    """
+    words = []
+    for word in shlex.split(record["environment"]["command"]):
+        place = Path(word)
+        if place.is_absolute():
+            word = str(place.relative_to(Path.cwd())) if place.is_relative_to(Path.cwd()) else place.name
+        words.append(word)
+    write_record(path, record | {"environment": record["environment"] | {"command": shlex.join(words)}})
+
+
 def kept_weights(record: dict[str, Any]) -> str:
     """Whose figures stand for the run, those of the weights that `load` takes: "ema", or "last" without an average."""
     return "ema" if "ema" in record["top1"] else "last"

@@ -22,7 +22,7 @@ from atnet.config import make_config, merged, read_yaml
 from atnet.errors import ConfigError
 from atnet.files import csv_table, write_whole
 from atnet.measure.cost import cost_of
-from atnet.measure.record import RECORD, checkpoints, kept_weights, read_record, write_record
+from atnet.measure.record import RECORD, checkpoints, kept_weights, publish_record, read_record
 from atnet.training.loop import resume_run, train
 
 log = logging.getLogger("atnet")
@@ -146,7 +146,7 @@ def run_study(study: Study, out: Path, shard: tuple[int, int] = (1, 1)) -> Itera
                     resume_run(run)
                 else:
                     train(study.recipe, out=run, **trial.options)
-            write_record(path, read_record(run)[1])
+            publish_record(path, read_record(run)[1])
         yield trial, json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -1,7 +1,6 @@
 """The published table, from the records under results/: no figure is typed by hand."""
 
 import json
-import shlex
 import statistics
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -10,7 +9,7 @@ from typing import Any
 from atnet.errors import ConfigError
 from atnet.files import markdown_table, replace_between
 from atnet.measure.cost import cost_of
-from atnet.measure.record import kept_weights, read_record, write_record
+from atnet.measure.record import kept_weights, publish_record, read_record
 from atnet.model.load import architecture
 from atnet.model.sizes import SIZES, layout_of
 
@@ -73,20 +72,9 @@ def add_record(run: str | Path, results: Path) -> Path:
     path = path / f"{name}-seed{record['seed']}.json"
     if path.exists():
         raise ConfigError(f"{path}: there is a record already; remove it to publish another")
-    record["environment"]["command"] = _without_paths(record["environment"]["command"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_record(path, record)
+    publish_record(path, record)
     return path
-
-
-def _without_paths(command: str) -> str:
-    words = []
-    for word in shlex.split(command):
-        path = Path(word)
-        if path.is_absolute():
-            word = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
-        words.append(word)
-    return shlex.join(words)
 
 
 def read_results(results: Path) -> Results:

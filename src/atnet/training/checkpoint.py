@@ -78,12 +78,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: damaged, its SHA-256 hash is not the one in its name")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as parts:
-            if sum(part.file_size for part in parts.infolist()) > len(content):
-                raise ConfigError(f"{path}: packed, which no checkpoint is")  # or it could eat the memory
+            unpacked = sum(part.file_size for part in parts.infolist())
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise ConfigError(f"{path}: damaged, or no checkpoint ({error})") from error
+    if unpacked > len(content):
+        raise ConfigError(f"{path}: packed, which no checkpoint is")  # or it could eat the memory
+    try:
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         raise ConfigError(f"{path}: damaged, or no checkpoint ({str(error).splitlines()[0]})") from error
     return state
 

@@ -105,12 +105,12 @@ def replay(run: Path, step: int) -> Replay:
     first: list[str] = []
     faulty: dict[str, None] = {}
 
-    def look(name: str) -> None:
+    def look(name: str, module: nn.Module) -> None:
         def after(module: nn.Module, given: object, out: object) -> None:
             if isinstance(out, Tensor) and not first and not bool(torch.isfinite(out).all()):
                 first.append(name)
 
-        dict(state.model.named_modules())[name].register_forward_hook(after)
+        module.register_forward_hook(after)
 
     def watch(name: str, parameter: nn.Parameter) -> None:
         def arrived(gradient: Tensor) -> None:
@@ -121,7 +121,7 @@ def replay(run: Path, step: int) -> Replay:
 
     for name, module in state.model.named_modules():
         if not any(module.children()) and not isinstance(module, nn.Sequential):
-            look(name)
+            look(name, module)
     for name, parameter in state.model.named_parameters():
         if parameter.requires_grad:
             watch(name, parameter)

@@ -178,7 +178,7 @@ def naming_loss() -> Iterator[None]:
     """Makes the error of a process that is no longer there a TrainingError."""
     try:
         yield
-    except (dist.DistBackendError, dist.DistNetworkError, RuntimeError) as error:
+    except RuntimeError as error:  # of which torch.distributed's own are
         if count() == 1 or not _is_loss(error):
             raise
         raise TrainingError(f"process {rank()} of {count()}: another one ended or hangs") from error
@@ -187,4 +187,4 @@ def naming_loss() -> Iterator[None]:
 def _is_loss(error: Exception) -> bool:
     said = str(error).lower()
     signs = ("connection closed", "connection reset", "broken pipe", "timed out", "gloo", "nccl", "socket")
-    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or any(sign in said for sign in signs)
+    return isinstance(error, dist.DistError) or any(sign in said for sign in signs)

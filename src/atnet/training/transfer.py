@@ -42,7 +42,8 @@ def load_into(model: nn.Module, config: Config, classes: tuple[str, ...]) -> Non
     tensors = trained.state_dict()
     kept = info.classes == classes
     if not kept:
-        head = {name for name, p in model.named_parameters() if id(p) in classifier_parameters(model)}
+        classifier = classifier_parameters(model)
+        head = {name for name, p in model.named_parameters() if id(p) in classifier}
         tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
     own = model.state_dict()
     wrong = [name for name, tensor in tensors.items() if own[name].shape != tensor.shape]
