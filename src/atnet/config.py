@@ -84,6 +84,15 @@ class DataConfig:
     """Shorter side of a cached training picture, in pixels."""
     workers: Whole = 2
     """Loader processes; 0 loads in the training process. Results do not depend on it."""
+    classes: str = ""
+    """A text file with a class on each line, in the order of the labels; else classes.txt in the source, or their order
+    by name."""
+    mismatch: Literal["error", "ignore"] = "error"
+    """ignore: pictures of classes that are not in the list are left out, and a class may be without pictures."""
+    balance: Literal["none", "loss", "sampler"] = "none"
+    """Of classes with unlike counts. loss: a rare class's pictures count more; sampler: they are shown more often."""
+    max_bad: float = 0.01
+    """Share of the training pictures that may be unreadable, which are skipped and listed; with more the run stops."""
 
     def __post_init__(self) -> None:
         _check_range(
@@ -91,6 +100,7 @@ class DataConfig:
             size=(self.size, 8, 4096),
             crop_pct=(self.crop_pct, 0.1, 1),
             workers=(self.workers, 0, 256),
+            max_bad=(self.max_bad, 0, 1),
         )
         _check(
             self.train_size == 0 or 8 <= self.train_size <= 4096,

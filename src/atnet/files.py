@@ -4,9 +4,10 @@ import csv
 import difflib
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from atnet.errors import ConfigError
 
@@ -16,10 +17,17 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 
     Raises OSError if the disk does not take it; then nothing new is left.
     """
+    with writing_whole(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def writing_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which gets its name when all is written; else nothing new is left."""
     beside = path.with_name(path.name + ".tmp")
     try:
-        with beside.open("wb") as file:
-            file.write(content)
+        with beside.open("wb+") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)

@@ -1,11 +1,13 @@
 import itertools
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from atnet.config import make_config
-from atnet.data.loader import eval_loader, make_preprocess, train_loader
-from atnet.data.order import BatchOrder, epoch_order
+from atnet.data.loader import NO_LABEL, TrainSet, eval_loader, make_preprocess, train_loader
+from atnet.data.order import BatchOrder, Draw, balanced_order, epoch_order
 from atnet.data.sources import open_parts
 
 ALL_ON = {"crop_scale": 0.3, "randaugment": 2, "erasing": 0.5}
@@ -22,7 +24,7 @@ def batches(digits, first=0, last=6, **data):
 
 def same(one, other):
     return len(one) == len(other) and all(
-        torch.equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)
+        torch.equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x[:2], y[:2], strict=True)
     )
 
 
@@ -57,8 +59,8 @@ def test_an_epoch_shows_no_sample_twice():
     keys = list(BatchOrder(seed=0, count=50, batch=8, first=0, last=12))
     first = list(itertools.chain.from_iterable(keys[:6]))
     assert len(set(first)) == 48
-    assert {epoch for epoch, _ in first} == {0}
-    assert {epoch for epoch, _ in itertools.chain.from_iterable(keys[6:])} == {1}
+    assert {draw.epoch for draw in first} == {0}
+    assert {draw.epoch for draw in itertools.chain.from_iterable(keys[6:])} == {1}
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -66,9 +68,9 @@ def test_evaluation_sees_each_picture_once_in_order(digits, cache):
     _, val = open_parts(str(digits), 0.2)
     preprocess = make_preprocess(config(digits).data)
     seen = list(eval_loader(val, preprocess, batch=16, workers=0, cache=cache))
-    assert [len(labels) for _, labels in seen] == [16, 16, 16, 2]
-    assert torch.cat([labels for _, labels in seen]).tolist() == val.labels.tolist()
-    last = torch.cat([images for images, _ in seen])[-1]
+    assert [len(labels) for _, labels, _ in seen] == [16, 16, 16, 2]
+    assert torch.cat([labels for _, labels, _ in seen]).tolist() == val.labels.tolist()
+    last = torch.cat([images for images, _, _ in seen])[-1]
     assert torch.equal(last, torch.from_numpy(preprocess(val.read(49))))
 
 
@@ -79,8 +81,50 @@ def test_without_augmentation_training_sees_the_whole_picture(digits):
         data={"source": str(digits), "size": 28, "crop_pct": 1.0, "workers": 0},
     )
     train, _ = open_parts(str(digits), 0.2)
-    images, _ = next(iter(train_loader(train, made, 0, 1)))
+    images, _, _ = next(iter(train_loader(train, made, 0, 1)))
     index = epoch_order(0, 0, 200)[0]
     expected = torch.tensor(list(train.read(index).get_flattened_data())).view(28, 28, 3).permute(2, 0, 1)
     # A random resized crop also draws an aspect ratio, 3/4 to 4/3; at scale 1 only near squares fit.
     assert (images[0].float() - expected).abs().mean() < 40
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_a_picture_that_cannot_be_read_is_a_hole_and_the_others_are_what_they_were(digits, cache):
+    made = config(digits, cache=cache)
+    train, _ = open_parts(str(digits), 0.2)
+    whole = list(train_loader(train, made, 0, 6))
+    batch, row = 2, 5
+    draw = list(BatchOrder(seed=3, count=200, batch=16, first=0, last=6))[batch][row]
+    Path(train.locate(draw.picture)).write_bytes(b"no picture")
+    broken = list(train_loader(train, made, 0, 6))
+    for number, ((pixels, labels, holes), (had, said, none)) in enumerate(zip(broken, whole, strict=True)):
+        keep = torch.ones(16, dtype=torch.bool)
+        keep[row] = number != batch
+        assert torch.equal(pixels[keep], had[keep])
+        assert torch.equal(labels[keep], said[keep])
+        assert none == []
+        assert [hole.picture for hole in holes] == ([train.ids[draw.picture]] if number == batch else [])
+    assert broken[batch][1][row] == NO_LABEL
+    assert "no picture" not in broken[batch][2][0].reason
+    assert "text, not a whole JPEG" in broken[batch][2][0].reason
+
+
+def test_a_balanced_epoch_shows_each_class_equally_often():
+    labels = np.repeat([0, 1, 2], [80, 15, 5])
+    order = balanced_order(0, 0, labels)
+    assert np.bincount(labels[order]).tolist() in ([34, 33, 33], [33, 34, 33], [33, 33, 34])
+    assert set(np.flatnonzero(labels > 0)) <= set(order)
+    assert order != balanced_order(0, 1, labels)
+    draws = list(
+        itertools.chain.from_iterable(BatchOrder(seed=0, count=100, batch=10, first=0, last=10, labels=labels))
+    )
+    assert len(set(draws)) == 100
+    assert max(draw.repeat for draw in draws if labels[draw.picture] == 2) == 6
+
+
+def test_a_picture_shown_again_is_augmented_anew(digits):
+    samples = TrainSet(open_parts(str(digits), 0.2)[0], config(digits))
+    first, again, later = (samples.at(0, draw)[0] for draw in (Draw(0, 0), Draw(0, 0, 1), Draw(1, 0)))
+    assert not torch.equal(first, again)
+    assert not torch.equal(first, later)
+    assert torch.equal(first, samples.at(0, Draw(0, 0))[0])

@@ -19,6 +19,7 @@ def evaluate(
     batch: int = 64,
     workers: int = 2,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    mismatch: Literal["error", "ignore"] = "error",
 ) -> None:
     """Evaluate weights on labelled pictures: top-1, top-5, and each class.
 
@@ -36,10 +37,13 @@ def evaluate(
         Loader processes.
     device
         auto takes cuda, then mps, then cpu.
+    mismatch
+        ignore leaves pictures of classes out that the weights do not know.
     """
+    from atnet.errors import DataError
     from atnet.measure.evaluate import evaluate as run
 
-    done = run(weights, data, size=size, batch=batch, workers=workers, device=device)
+    done = run(weights, data, size=size, batch=batch, workers=workers, device=device, mismatch=mismatch)
     scores, info = done.scores, done.info
     table = Table("class", "name", "pictures", "recall %", "precision %", box=None, header_style="bold")
     rows = zip(info.classes, info.class_names, scores.confusion.sum(1), scores.recall, scores.precision, strict=True)
@@ -57,4 +61,11 @@ def evaluate(
         markup=False,
         soft_wrap=True,
     )
+    if scores.bad:
+        shown = "\n  ".join(printable(reason) for _, reason in scores.bad[:10])
+        more = f"\n  and {len(scores.bad) - 10:,} more" if len(scores.bad) > 10 else ""
+        raise DataError(
+            f"{len(scores.bad):,} of {scores.count + len(scores.bad):,} pictures could not be read, so these are not "
+            f"the data set's figures:\n  {shown}{more}"
+        )
     console.print(f"Next: atnet predict PICTURE --weights {weights}", markup=False, soft_wrap=True)

@@ -32,7 +32,7 @@ def plan(
     pictures
         How many there are to train on, where they are not at hand; 1,281,167 in ImageNet-1k.
     """
-    from atnet.data.sources import open_parts
+    from atnet.data.sources import open_configured
     from atnet.errors import ConfigError
     from atnet.progress import duration
     from atnet.training.plan import forecast_config, plan_run, settle
@@ -48,7 +48,7 @@ def plan(
     elif not config.batch:
         raise ConfigError("--batch auto is found by measuring: give --batch N, or leave --images-per-second out")
     elif pictures is None and config.data.source:
-        train, val = open_parts(config.data.source, config.data.val_share)
+        train, val = open_configured(config.data)
         counts = len(train), len(val)
     elif pictures is None:
         raise ConfigError("how many pictures? give --data FOLDER, or --pictures N")

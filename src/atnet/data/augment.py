@@ -5,13 +5,13 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from atnet.config import AugmentConfig, DataConfig
-from atnet.data.order import derive_seed
+from atnet.data.order import Draw, derive_seed
 
 
 class Augment:
     """Random resized crop, flip, RandAugment and random erasing of one picture.
 
-    The result is a function of (picture, seed, epoch, index); torch's generator is left as it was.
+    The result is a function of (picture, seed, draw); torch's generator is left as it was.
     """
 
     def __init__(self, augment: AugmentConfig, data: DataConfig, seed: int) -> None:
@@ -28,11 +28,12 @@ class Augment:
             steps.append(v2.RandomErasing(augment.erasing, value=mean))
         self.transform = v2.Compose(steps)
 
-    def __call__(self, picture: Tensor, epoch: int, index: int) -> Tensor:
+    def __call__(self, picture: Tensor, draw: Draw) -> Tensor:
         """uint8 (3, H, W) to uint8 (3, side, side), side that of the training crops."""
         state = torch.get_rng_state()
         # Not torch.manual_seed: before CUDA is initialised, that queues a stack trace for each call.
-        torch.default_generator.manual_seed(derive_seed(self.seed, "augment", epoch, index))
+        turn = draw if draw.repeat else draw[:2]
+        torch.default_generator.manual_seed(derive_seed(self.seed, "augment", *turn))
         try:
             augmented: Tensor = self.transform(picture)
         finally:

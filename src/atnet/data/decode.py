@@ -1,11 +1,14 @@
 """The only file that opens a picture. Free of torch."""
 
 import io
+import os
+import stat
 import struct
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from atnet.errors import DataError
 from atnet.files import did_you_mean
@@ -17,62 +20,178 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decoded: a small file can claim any size."""
 
+MAX_BYTES = 256_000_000
+"""Larger files are refused before they are read."""
+
 MAX_ASPECT = 100
 """More unequal sides are refused: scaled to a shorter side of the network's, such a picture is a bomb too."""
 
+MAX_SCANS = 100
+"""A progressive JPEG of more scans is refused: each costs a pass over all pixels, and encoders write ten or so."""
+
+_SEEN = (
+    (b"\xff\xd8\xff", "a damaged JPEG"),
+    (b"\x89PNG", "a damaged PNG"),
+    (b"RIFF", "a damaged WebP, or a sound or video"),
+    (b"GIF8", "a damaged GIF"),
+    (b"BM", "a damaged BMP"),
+    (b"II*\0", "a damaged TIFF"),
+    (b"MM\0*", "a damaged TIFF"),
+    (b"%PDF", "a PDF"),
+    (b"%!PS", "PostScript"),
+    (b"<svg", "an SVG drawing"),
+    (b"<!DOC", "an HTML page"),
+    (b"<!doc", "an HTML page"),
+    (b"<htm", "an HTML page"),
+    (b"<?xml", "XML"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"8BPS", "a Photoshop file"),
+)
+
+
+def read_file(path: str | Path) -> bytes:
+    """A file's bytes. Raises DataError naming it unless it is a regular one of at most MAX_BYTES that can be read."""
+    try:
+        # Without O_NONBLOCK, opening a named pipe would wait for someone to write.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(handle, "rb") as file:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"{path}: {_kind(status.st_mode)}, not a picture")
+            _require_size(str(path), status.st_size)
+            return file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such picture{did_you_mean(Path(path))}") from error
+    except (OSError, ValueError) as error:  # a name with a null character is a ValueError
+        if os.path.isdir(path):
+            raise DataError(f"{path}: a folder, not a picture") from error
+        raise DataError(f"{path}: cannot be read ({error})") from error
+
 
 def decode(source: str | Path | bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A picture as RGB, 8 bits a channel, turned upright by its EXIF flag.
+    """A picture as RGB, 8 bits a channel, upright by its EXIF flag, in sRGB by its colour profile.
 
     source: a file, or a file's bytes, in one of FORMATS, told by content.
     name: what errors call it; the path if none is given.
-    16-bit grey is scaled to 8 bits; transparency is laid over white; of an animation, the first frame.
+    16 bits are scaled to 8; transparency is laid over white; of an animation, the first frame.
     Raises DataError naming the picture if it cannot be read whole or has more than max_pixels.
     """
     name = name or (str(source) if not isinstance(source, bytes) else "picture")
-    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    content = source if isinstance(source, bytes) else read_file(source)
+    _require_size(name, len(content))
     try:
-        with Image.open(stream, formats=FORMATS) as picture:
-            width, height = picture.size
-            if width * height > max_pixels:
-                raise DataError(
-                    f"{name}: {width} x {height} pixels are more than the {max_pixels:,} allowed; make it smaller"
-                )
-            if max(width, height) > MAX_ASPECT * min(width, height):
-                raise DataError(f"{name}: sides of {width} x {height} pixels are too unequal; crop it")
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            _require_modest(picture, content, name, max_pixels)
             picture.load()
-            return _to_rgb(ImageOps.exif_transpose(picture))
+            return _to_rgb(_upright(picture))
     except DataError:
         raise
-    except FileNotFoundError as error:
-        raise DataError(f"{name}: no such picture{did_you_mean(Path(name))}") from error
-    except IsADirectoryError as error:
-        raise DataError(f"{name}: a folder, not a picture") from error
     except (
         OSError,
         ValueError,
         SyntaxError,
         EOFError,
         IndexError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        AttributeError,
         struct.error,
         MemoryError,
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:
         formats = ", ".join(FORMATS)
+        if isinstance(error, UnidentifiedImageError):
+            raise DataError(f"{name}: {_what(content)}, not a whole {formats} picture; convert or remove it") from error
         raise DataError(f"{name}: not a whole {formats} picture ({error}); replace or remove it") from error
 
 
+def _require_size(name: str, size: int) -> None:
+    if size == 0:
+        raise DataError(f"{name}: an empty file; replace or remove it")
+    if size > MAX_BYTES:
+        raise DataError(f"{name}: {size:,} bytes are more than the {MAX_BYTES:,} allowed; make it smaller")
+
+
+def _require_modest(picture: Image.Image, content: bytes, name: str, max_pixels: int) -> None:
+    """Raises DataError on what would take far more memory or time than its file's size lets one expect."""
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise DataError(f"{name}: {width} x {height} pixels are more than the {max_pixels:,} allowed; make it smaller")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise DataError(f"{name}: sides of {width} x {height} pixels are too unequal; crop it")
+    if picture.format == "JPEG" and "progressive" in picture.info and content.count(b"\xff\xda") > MAX_SCANS:
+        raise DataError(f"{name}: a progressive JPEG of more than {MAX_SCANS} scans; save it anew")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned by its EXIF flag; a picture whose EXIF cannot be read stays as it is, for the picture itself is whole."""
+    try:
+        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    except (OSError, ValueError, SyntaxError, KeyError, TypeError, IndexError, EOFError, struct.error):
+        return picture
+    if not turned:
+        return picture
+    profile = picture.info.get("icc_profile")
+    turned_picture = ImageOps.exif_transpose(picture)
+    turned_picture.info["icc_profile"] = profile
+    return turned_picture
+
+
 def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels; save it with 8 or 16 bits a channel")
     if picture.mode.startswith("I"):
         wide = np.asarray(picture).astype(np.float64)
         if wide.min() < 0 or wide.max() > 65535:
             raise ValueError("integers of more than 16 bits; save it with 8 or 16 bits a channel")
         deep = picture.mode != "I" or wide.max() > 255
         return Image.fromarray((wide / (257 if deep else 1)).round().astype(np.uint8)).convert("RGB")
-    if picture.mode == "F":
-        raise ValueError("floating-point pixels; save it with 8 or 16 bits a channel")
+    profile = picture.info.get("icc_profile")
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+        whole = picture.convert("RGBA")
+        opaque = _to_srgb(whole.convert("RGB"), profile)
+        opaque.putalpha(whole.getchannel("A"))
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), opaque).convert("RGB")
+    if picture.mode in ("1", "P", "LA", "PA", "La"):
+        picture = picture.convert("L" if picture.mode in ("1", "LA", "La") else "RGB")
+    return _to_srgb(picture, profile).convert("RGB")
+
+
+def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """In sRGB's colours if it has another profile of its own kind, else as it is."""
+    if not profile or picture.mode not in ("L", "RGB", "CMYK"):
+        return picture
+    transform = _transform(profile, picture.mode)
+    return picture if transform is None else ImageCms.applyTransform(picture, transform) or picture
+
+
+@lru_cache(maxsize=64)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """None if the profile is sRGB's own, cannot be read, or is of other channels than the picture has."""
+    try:
+        found = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(found):
+            return None
+        return ImageCms.buildTransform(found, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return "a named pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+
+
+def _what(content: bytes) -> str:
+    """What a file that is no picture seems to be."""
+    if content[4:8] == b"ftyp":
+        brand = content[8:12]
+        return "HEIC, as phones write it" if brand[:2] == b"he" else "AVIF" if brand[:3] == b"avi" else "a video"
+    begin = content[:512].lstrip()
+    for start, what in _SEEN:
+        if begin.startswith(start):
+            return what
+    return "only zeros" if not any(content) else "text" if begin.isascii() else "unknown data"

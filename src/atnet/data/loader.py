@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from atnet.config import Config, DataConfig
 from atnet.data.augment import Augment
-from atnet.data.order import BatchOrder
+from atnet.data.order import BatchOrder, Draw
+from atnet.data.pictures import Pictures
 from atnet.data.preprocess import Preprocess, resize_shorter
-from atnet.data.sources import Pictures
 from atnet.errors import DataError, TrainingError
 from atnet.progress import progress_bar
 
@@ -29,14 +29,26 @@ def make_preprocess(data: DataConfig) -> Preprocess:
     )
 
 
-class TrainSet(Dataset[tuple[Tensor, int]]):
-    """Augmented training pictures by (epoch, index): uint8 (3, side, side) and label."""
+class Hole(NamedTuple):
+    """A picture that cannot be read: its id, and why.  In its batch it has the label NO_LABEL, and no colours."""
+
+    picture: str
+    reason: str
+
+
+NO_LABEL = -1
+Sample = tuple[Tensor, int, Hole | None]
+
+
+class TrainSet(Dataset[Sample]):
+    """Augmented training pictures by draw: uint8 (3, side, side), label, and a hole if it cannot be read."""
 
     def __init__(self, pictures: Pictures, config: Config) -> None:
         data = config.data
         self.pictures = pictures
         self.augment = Augment(config.augment, data, config.seed)
-        self.cached: list[Tensor] | None = None
+        self.side = data.train_side
+        self.cached: list[Tensor | Hole] | None = None
         if data.cache == "ram":
 
             def shrink(picture: Image.Image) -> Tensor:
@@ -49,18 +61,19 @@ class TrainSet(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = key
-        return self.augmented(index, epoch, index), int(self.pictures.labels[index])
+    def __getitem__(self, draw: Draw) -> Sample:
+        return self.at(draw.picture, draw)
 
-    def augmented(self, place: int, epoch: int, index: int) -> Tensor:
-        """The picture at a place among these as the one called index looks in an epoch."""
-        picture = self.cached[place] if self.cached else _to_tensor(self.pictures.read(place))
-        return self.augment(picture, epoch, index)
+    def at(self, place: int, draw: Draw) -> Sample:
+        """The picture at a place among these, as it looks in a draw."""
+        found = self.cached[place] if self.cached else _read(self.pictures, place, _to_tensor)
+        if isinstance(found, Hole):
+            return torch.zeros(3, self.side, self.side, dtype=torch.uint8), NO_LABEL, found
+        return self.augment(found, draw), int(self.pictures.labels[place]), None
 
 
-class EvalSet(Dataset[tuple[Tensor, int]]):
-    """Pictures as evaluation sees them: float32 (3, size, size) and label."""
+class EvalSet(Dataset[Sample]):
+    """Pictures as evaluation sees them: float32 (3, size, size), label, and a hole if it cannot be read."""
 
     def __init__(self, pictures: Pictures, preprocess: Preprocess, cache: bool = False) -> None:
         self.pictures = pictures
@@ -72,23 +85,26 @@ class EvalSet(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if self.cached:
-            pixels = self.preprocess.normalise(self.cached[index])
-        else:
-            pixels = self.preprocess(self.pictures.read(index))
-        return torch.from_numpy(pixels), int(self.pictures.labels[index])
+    def __getitem__(self, index: int) -> Sample:
+        found = self.cached[index] if self.cached else _read(self.pictures, index, self.preprocess.resize_and_crop)
+        if isinstance(found, Hole):
+            return torch.zeros(3, self.preprocess.size, self.preprocess.size), NO_LABEL, found
+        return torch.from_numpy(self.preprocess.normalise(found)), int(self.pictures.labels[index]), None
 
 
 def train_loader(
     pictures: Pictures, config: Config, first: int, last: int, share: tuple[int, int] = (0, 1)
 ) -> DataLoader[Any]:
-    """Batches, or shares of them, of the training steps first to last; the same ones with any number of workers."""
-    order = BatchOrder(seed=config.seed, count=len(pictures), batch=config.batch, first=first, last=last, share=share)
+    """Batches, or shares of them, of the training steps first to last; the same ones with any number of workers.
+
+    A batch is pixels, labels, and the holes in it.
+    """
+    order = batch_order(pictures, config, first, last, share)
     workers = config.data.workers
     return DataLoader(
         TrainSet(pictures, config),
         batch_sampler=order,
+        collate_fn=collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
@@ -96,15 +112,32 @@ def train_loader(
     )
 
 
+def batch_order(
+    pictures: Pictures, config: Config, first: int, last: int, share: tuple[int, int] = (0, 1)
+) -> BatchOrder:
+    """Which pictures the training steps first to last show."""
+    labels = pictures.labels if config.data.balance == "sampler" else None
+    return BatchOrder(
+        seed=config.seed, count=len(pictures), batch=config.batch, first=first, last=last, share=share, labels=labels
+    )
+
+
+def collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[Hole]]:
+    """Pixels, labels and holes of a batch."""
+    pixels, labels, holes = zip(*samples, strict=True)
+    return torch.stack(pixels), torch.tensor(labels), [hole for hole in holes if hole is not None]
+
+
 def eval_loader(
     pictures: Pictures, preprocess: Preprocess, batch: int, workers: int, cache: bool = False
 ) -> DataLoader[Any]:
-    """All pictures, each once, in order, the last batch too."""
+    """All pictures, each once, in order, the last batch too; a batch is pixels, labels, and the holes in it."""
     cached = EvalSet(pictures, preprocess, cache)
     workers = 0 if cache else workers
     return DataLoader(
         cached,
         batch_size=batch,
+        collate_fn=collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
@@ -147,12 +180,20 @@ def _to_tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
+def _read(pictures: Pictures, index: int, keep: Callable[[Image.Image], Any]) -> Any:
+    """What is to be kept of a picture; a hole if it cannot be read."""
+    try:
+        return keep(pictures.read(index))
+    except DataError as error:
+        return Hole(pictures.ids[index], str(error))
+
+
 def _read_all(pictures: Pictures, keep: Callable[[Image.Image], Any], title: str) -> list[Any]:
     """What is to be kept of each picture, read by threads: decoding leaves the interpreter's lock."""
     with progress_bar(title, len(pictures)) as advance, ThreadPoolExecutor(os.cpu_count()) as threads:
 
         def read(index: int) -> Any:
-            kept = keep(pictures.read(index))
+            kept = _read(pictures, index, keep)
             advance(1)
             return kept
 

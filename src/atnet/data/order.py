@@ -1,9 +1,13 @@
 """Which sample comes next, and the seed of each random choice: functions of the run's seed, no state."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 
@@ -20,29 +24,74 @@ def epoch_order(seed: int, epoch: int, count: int) -> list[int]:
     return order
 
 
-class BatchOrder(Sampler[list[tuple[int, int]]]):
-    """The batches of steps first to last, each a list of (epoch, index), or one of several equal shares of it.
+def balanced_order(seed: int, epoch: int, labels: NDArray[np.int64]) -> list[int]:
+    """As many samples as there are labels, each class as often as the others: a rare one's are repeated.
+
+    All of a class are shown before one is shown again.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+    members = [torch.from_numpy(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    each = -(-len(labels) // len(members))
+    drawn = [
+        torch.cat([own[torch.randperm(len(own), generator=generator)] for _ in range(-(-each // len(own)))])[:each]
+        for own in members
+    ]
+    pool = torch.cat(drawn)
+    order: list[int] = pool[torch.randperm(len(pool), generator=generator)[: len(labels)]].tolist()
+    return order
+
+
+class Draw(NamedTuple):
+    """A picture's turn, by its position.  repeat: how often it was shown in this epoch before."""
+
+    epoch: int
+    picture: int
+    repeat: int = 0
+
+
+class BatchOrder(Sampler[list[Draw]]):
+    """The batches of steps first to last, each a list of draws, or one of several equal shares of it.
 
     share: (0, 1) is all of each batch, (2, 4) the third of its four quarters.
+    labels: of the samples, if each class is to be shown equally often.
     Every epoch has count // batch steps; the samples left over differ from epoch to epoch.
     Starting at any step gives the batches that an unbroken run has from there on.
     """
 
     def __init__(
-        self, *, seed: int, count: int, batch: int, first: int, last: int, share: tuple[int, int] = (0, 1)
+        self,
+        *,
+        seed: int,
+        count: int,
+        batch: int,
+        first: int,
+        last: int,
+        share: tuple[int, int] = (0, 1),
+        labels: NDArray[np.int64] | None = None,
     ) -> None:
         self.seed, self.count, self.batch, self.first, self.last, self.share = seed, count, batch, first, last, share
+        self.labels = labels
 
     def __len__(self) -> int:
         return self.last - self.first
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         steps = self.count // self.batch
         mine, shares = self.share
         size = self.batch // shares
         for step in range(self.first, self.last):
             epoch, position = divmod(step, steps)
             if position == 0 or step == self.first:
-                order = epoch_order(self.seed, epoch, self.count)
+                order = self._epoch(epoch)
             start = position * self.batch + mine * size
-            yield [(epoch, index) for index in order[start : start + size]]
+            yield order[start : start + size]
+
+    def _epoch(self, epoch: int) -> list[Draw]:
+        if self.labels is None:
+            return [Draw(epoch, index) for index in epoch_order(self.seed, epoch, self.count)]
+        shown: Counter[int] = Counter()
+        draws = []
+        for index in balanced_order(self.seed, epoch, self.labels):
+            draws.append(Draw(epoch, index, shown[index]))
+            shown[index] += 1
+        return draws

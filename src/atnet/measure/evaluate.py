@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from atnet.config import make_config
-from atnet.data.loader import batches_of, eval_loader
-from atnet.data.sources import Pictures, open_labelled, open_parts
+from atnet.data.loader import NO_LABEL, Hole, batches_of, eval_loader
+from atnet.data.pictures import Pictures
+from atnet.data.sources import open_configured, open_labelled
 from atnet.device import pick_device
-from atnet.errors import ConfigError
+from atnet.errors import ConfigError, DataError
 from atnet.measure.metrics import Scores, hits
 from atnet.measure.record import CONFIG
 from atnet.model.info import WeightsInfo, find_weights
@@ -23,15 +24,22 @@ from atnet.progress import progress_bar
 
 
 def score(model: nn.Module, batches: DataLoader[Any], *, classes: int, device: torch.device, total: int) -> Scores:
-    """Scores of a model on batches of (input, label); the model is left in the mode it was in."""
+    """Scores of a model on batches of `eval_loader`; the model is left in the mode it was in."""
     truth: list[Tensor] = []
     called: list[Tensor] = []
     sure: list[Tensor] = []
     loss, top5 = 0.0, 0
+    bad: list[Hole] = []
     training = model.training
     model.eval()
     with torch.inference_mode(), progress_bar("Evaluating", total) as advance:
-        for images, labels in batches_of(batches):
+        for images, labels, holes in batches_of(batches):
+            advance(len(labels))
+            if holes:
+                bad += holes
+                images, labels = images[labels != NO_LABEL], labels[labels != NO_LABEL]
+                if not len(labels):
+                    continue
             images = images.to(device, memory_format=torch.channels_last)
             logits = model(images).float().cpu()
             loss += float(cross_entropy(logits, labels, reduction="sum"))
@@ -39,8 +47,9 @@ def score(model: nn.Module, batches: DataLoader[Any], *, classes: int, device: t
             truth.append(labels)
             called.append(logits.argmax(1))
             sure.append(logits.softmax(1).amax(1))
-            advance(len(labels))
     model.train(training)
+    if not truth:
+        raise DataError(f"none of {total:,} pictures to evaluate on can be read; the first: {bad[0].reason}")
     found, predicted, confidence = (torch.cat(parts).numpy() for parts in (truth, called, sure))
     return Scores(
         loss=loss / len(found),
@@ -50,7 +59,14 @@ def score(model: nn.Module, batches: DataLoader[Any], *, classes: int, device: t
         labels=found,
         predicted=predicted,
         confidence=confidence,
+        bad=tuple(bad),
     )
+
+
+def scored(pictures: Pictures, scores: Scores) -> Pictures:
+    """Those of the pictures that are in the scores' figures: all that could be read."""
+    bad = {name for name, _ in scores.bad}
+    return pictures.only([i for i, name in enumerate(pictures.ids) if name not in bad]) if bad else pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +87,7 @@ def evaluate(
     batch: int = 64,
     workers: int = 2,
     device: str = "auto",
+    mismatch: Literal["error", "ignore"] = "error",
 ) -> Evaluation:
     """Evaluates weights on a labelled folder.
 
@@ -78,7 +95,8 @@ def evaluate(
     data: a folder with val/ (or test/), or of class folders, or "digits"; the validation part of the
     run's own data if none is given.
     size: side of the input in pixels, that of the training if None.
-    Classes are matched by name with the weights' class list.
+    mismatch: ignore leaves pictures of classes out that the weights do not know.
+    Classes are matched by name with the weights' class list. A picture that cannot be read is in `scores.bad`.
     Raises WeightsError, DataError or ConfigError naming the thing and the remedy.
     """
     path = find_weights(weights)
@@ -90,11 +108,11 @@ def evaluate(
         if has_fixed_input(info.model):
             raise ConfigError(f"{info.model} works at {info.preprocess.size} px only: leave --size out")
         info = dataclasses.replace(info, preprocess=dataclasses.replace(info.preprocess, size=size))
-    pictures = open_validation(path, data).relabel(info.classes)
+    pictures = open_validation(path, data).relabel(info.classes, ignore=mismatch == "ignore")
     loader = eval_loader(pictures, info.preprocess, batch, workers)
     model = model.to(memory_format=torch.channels_last)
     scores = score(model, loader, classes=len(info.classes), device=chosen, total=len(pictures))
-    return Evaluation(weights=path, info=info, pictures=str(pictures.root or "digits (validation part)"), scores=scores)
+    return Evaluation(weights=path, info=info, pictures=pictures.store.name, scores=scores)
 
 
 def open_validation(weights: Path, data: str | None) -> Pictures:
@@ -107,5 +125,5 @@ def open_validation(weights: Path, data: str | None) -> Pictures:
     if data is None and trained is None:
         raise ConfigError(f"{weights}: not in a run folder, so its data are not known; give --data FOLDER")
     if trained and (data is None or data == trained.source or str(Path(data).expanduser().resolve()) == trained.source):
-        return open_parts(trained.source, trained.val_share)[1]
+        return open_configured(trained)[1]
     return open_labelled(str(data))

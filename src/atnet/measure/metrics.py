@@ -26,6 +26,7 @@ class Scores:
     loss: mean cross-entropy, nats.  top1, top5: percent.  classes: how many there are.
     labels, predicted: the true and the likeliest class of each picture, (N,).
     confidence: probability of the likeliest class, 0 to 1, (N,).
+    bad: further pictures, which could not be read and are in none of the figures: id and reason of each.
     """
 
     loss: float
@@ -35,6 +36,7 @@ class Scores:
     labels: NDArray[np.int64]
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float32]
+    bad: tuple[tuple[str, str], ...] = ()
 
     @property
     def count(self) -> int:
@@ -73,7 +75,7 @@ def together(parts: Sequence[Scores]) -> Scores:
     """The scores on all the pictures of which the parts are scores on some, in their order."""
     if len(parts) == 1:
         return parts[0]
-    count = sum(part.count for part in parts)
+    count = max(sum(part.count for part in parts), 1)
     return Scores(
         loss=sum(part.loss * part.count for part in parts) / count,
         top1=sum(part.top1 * part.count for part in parts) / count,
@@ -82,6 +84,7 @@ def together(parts: Sequence[Scores]) -> Scores:
         labels=np.concatenate([part.labels for part in parts]),
         predicted=np.concatenate([part.predicted for part in parts]),
         confidence=np.concatenate([part.confidence for part in parts]),
+        bad=tuple(bad for part in parts for bad in part.bad),
     )
 
 

@@ -19,7 +19,7 @@ import yaml
 
 from atnet.config import Config, make_config, read_yaml, to_yaml
 from atnet.data.classes import spreadsheet_names, spreadsheet_safe
-from atnet.data.sources import Pictures
+from atnet.data.pictures import Pictures
 from atnet.errors import ConfigError
 from atnet.files import csv_table, did_you_mean, resolve_run, write_whole
 from atnet.measure.metrics import Scores

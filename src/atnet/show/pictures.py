@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from atnet.data.sources import Pictures
+from atnet.data.pictures import Pictures
 from atnet.measure.metrics import Calibration, Scores
 from atnet.progress import counted
 

@@ -1,6 +1,9 @@
-"""Steps that were not taken, because a loss, a gradient or a statistic was not finite: noted, and played again."""
+"""What goes wrong in training: pictures that cannot be read, listed; steps that were not taken, because a loss, a
+gradient or a statistic was not finite, noted and played again.
+"""
 
 import dataclasses
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +13,45 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from atnet.data.loader import TrainSet
-from atnet.data.order import BatchOrder
-from atnet.errors import ConfigError, TrainingError
+from atnet.data.classes import printable
+from atnet.data.loader import Hole, TrainSet, batch_order, collate
+from atnet.data.order import Draw
+from atnet.data.pack import BAD_FILES, write_bad_files
+from atnet.errors import ConfigError, DataError, TrainingError
 from atnet.files import csv_table, write_whole
 from atnet.measure.record import open_run, read_rows
 from atnet.model.load import to_safetensors
 from atnet.training import ranks
 from atnet.training.state import State, take_step
 
+log = logging.getLogger("atnet")
+
 FOLDER, LIST = "faults", "faults.csv"
 KEPT = 3
 """How many faults of a run keep the network as it was."""
+
+
+def note_bad(state: State, run: Path, holes: list[Hole]) -> None:
+    """Lists pictures of a step that could not be read. Raises DataError if they became too many.
+
+    holes: of this process's share.  To be called in all processes, if there are holes in one.
+    """
+    found = {hole.picture: hole.reason for share in ranks.everyones(holes) for hole in share}
+    new = {picture: reason for picture, reason in found.items() if picture not in state.bad}
+    if not new:
+        return
+    state.bad |= new
+    count, total = len(state.bad), len(state.train_pictures)
+    if ranks.rank() == 0:
+        write_bad_files(run / BAD_FILES, (("train", *known) for known in state.bad.items()))
+        for reason in new.values():
+            log.warning("skipped: %s", printable(reason))
+    allowed = state.config.data.max_bad
+    if count > max(allowed * total, 1 if allowed else 0):
+        raise DataError(
+            f"{count:,} of {total:,} training pictures could not be read, more than --data.max-bad {allowed:g} allows; "
+            f"{run / BAD_FILES} lists them, `atnet doctor` finds all; mend or remove them"
+        )
 
 
 def note_fault(state: State, run: Path, fault: str) -> None:
@@ -44,7 +74,7 @@ def _write_down(state: State, run: Path, epoch: int, fault: str) -> int:
     """A line, and of the first ones the network; returns the first faulty step."""
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
-    pictures = " ".join(str(index) for _, index in _batch(state, state.step))
+    pictures = " ".join(str(draw.picture) for draw in _batch(state, state.step))
     row: dict[str, Any] = {
         "step": state.step,
         "epoch": epoch + 1,
@@ -60,11 +90,9 @@ def _write_down(state: State, run: Path, epoch: int, fault: str) -> int:
     return int(rows[0]["step"])
 
 
-def _batch(state: State, step: int) -> list[tuple[int, int]]:
-    """The (epoch, index) of a step's pictures."""
-    config = state.config
-    count = len(state.train_pictures)
-    return next(iter(BatchOrder(seed=config.seed, count=count, batch=config.batch, first=step, last=step + 1)))
+def _batch(state: State, step: int) -> list[Draw]:
+    """Which pictures a step shows."""
+    return next(iter(batch_order(state.train_pictures, state.config, step, step + 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +127,9 @@ def replay(run: Path, step: int) -> Replay:
     state.model.load_state_dict(safetensors.torch.load_file(network))
     state.step = step
     batch = _batch(state, step)
-    pictures = state.train_pictures.only([index for _, index in batch])
+    pictures = state.train_pictures.only([draw.picture for draw in batch])
     samples = TrainSet(pictures, state.config)
-    pixels = torch.stack([samples.augmented(place, epoch, index) for place, (epoch, index) in enumerate(batch)])
+    pixels, labels, _ = collate([samples.at(place, draw) for place, draw in enumerate(batch)])
     first: list[str] = []
     faulty: dict[str, None] = {}
 
@@ -126,10 +154,10 @@ def replay(run: Path, step: int) -> Replay:
         if parameter.requires_grad:
             watch(name, parameter)
     state.train_mode()
-    done = take_step(state, pixels, torch.from_numpy(pictures.labels))
+    done = take_step(state, pixels, labels)
     return Replay(
         step=step,
-        pictures=pictures.ids,
+        pictures=tuple(pictures.ids),
         loss=done.loss if math.isfinite(done.loss) else float("nan"),
         fault=done.fault,
         layer=first[0] if first else "",

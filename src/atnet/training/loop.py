@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader
 
 from atnet.config import Config, read_yaml
 from atnet.data.classes import printable
-from atnet.data.loader import batches_of, eval_loader, train_loader
+from atnet.data.loader import Hole, batches_of, eval_loader, train_loader
+from atnet.data.pack import BAD_FILES, write_bad_files
 from atnet.device import keep_freed_memory
 from atnet.errors import AtnetError, ConfigError, Stopped, TrainingError
 from atnet.files import resolve_run, write_whole
-from atnet.measure.evaluate import score
+from atnet.measure.evaluate import score, scored
 from atnet.measure.metrics import Scores, together
 from atnet.measure.record import (
     CONFIG,
@@ -56,7 +57,7 @@ from atnet.show.pictures import (
 )
 from atnet.training import ranks
 from atnet.training.checkpoint import load_checkpoint, save_checkpoint, saved_step
-from atnet.training.faults import note_fault
+from atnet.training.faults import note_bad, note_fault
 from atnet.training.interruption import Interruption
 from atnet.training.optim import lr_at
 from atnet.training.plan import configure, forecast_config, settle
@@ -202,11 +203,15 @@ def _save_what_can_be(state: State, run: Path, error: AtnetError) -> str:
 def _write_results(state: State, run: Path, scores: dict[str, Scores], record: dict[str, Any]) -> None:
     """What a finished run leaves beside its weights; the record last, for it says that all is there."""
     final = scores.get(EMA, scores[LAST])
-    write_predictions(run, state.val_pictures, final)
+    if state.bad or final.bad:
+        bad = [("train", *found) for found in state.bad.items()] + [("val", *found) for found in final.bad]
+        write_bad_files(run / BAD_FILES, bad)
+    pictures = scored(state.val_pictures, final)
+    write_predictions(run, pictures, final)
     names = state.info.class_names
     draw_curves(read_metrics(run), run / CURVES)
     draw_confusion(final.confusion, names, run / CONFUSION)
-    draw_mistakes(state.val_pictures, final, names, run / MISTAKES)
+    draw_mistakes(pictures, final, names, run / MISTAKES)
     write_record(run / RECORD, record)
 
 
@@ -250,7 +255,7 @@ def _train_epochs(
 
 
 def _train_epoch(
-    state: State, batches: Iterator[tuple[Tensor, Tensor]], run: Path, interruption: Interruption
+    state: State, batches: Iterator[tuple[Tensor, Tensor, list[Hole]]], run: Path, interruption: Interruption
 ) -> dict[str, Any]:
     """The epoch's steps that are left; its row of metrics."""
     config, sums = state.config, state.sums
@@ -261,11 +266,11 @@ def _train_epoch(
     with progress_bar(title, state.steps_per_epoch, done=state.step - first, eta=False) as advance:
         while state.step < first + state.steps_per_epoch:
             began = time.perf_counter()
-            pixels, labels = next(batches)
+            pixels, labels, holes = next(batches)
             with interruption.held():
                 if state.step == 0 and ranks.rank() == 0:
                     some = slice(config.batch // config.optim.accumulate)
-                    images, targets = prepare(state, pixels[some], labels[some], 0)
+                    images, targets = prepare(state, pixels[some], labels[some].clamp(min=0), 0)
                     draw_samples(_pixels_of(state, images), targets, state.info.class_names, run / SAMPLES)
                 done = take_step(state, pixels, labels, interruption.signal or 0)
                 interruption.signal = interruption.signal or done.signal or None
@@ -273,12 +278,14 @@ def _train_epoch(
                     note_fault(state, run, done.fault)
                 else:
                     state.faults = 0
-                    sums.loss += done.loss * config.batch
+                    sums.loss += done.loss * done.seen
                     sums.top1 += done.top1
                     sums.top5 += done.top5
-                    sums.seen += config.batch
+                    sums.seen += done.seen
                 state.step += 1
                 sums.seconds += time.perf_counter() - began
+                if done.holes:
+                    note_bad(state, run, holes)
                 if ranks.rank() == 0 and time.monotonic() - saved >= 60 * config.save_minutes:
                     _save_checkpoint(state, run)
                     saved = time.monotonic()
@@ -314,7 +321,7 @@ def _note(state: State) -> str:
     )
 
 
-def _validate(state: State, loader: DataLoader[tuple[Tensor, Tensor]]) -> dict[str, Scores]:
+def _validate(state: State, loader: DataLoader[Any]) -> dict[str, Scores]:
     """Of the last weights and their average, on each picture once; loader: this process's share of them."""
     classes, total = len(state.info.classes), len(loader.dataset)  # type: ignore[arg-type]
     found = {
@@ -405,6 +412,7 @@ def _record(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[
         "data": config.data.source_name,
         "train_pictures": len(state.train_pictures),
         "val_pictures": len(state.val_pictures),
+        "bad_pictures": {"train": len(state.bad), "val": len(next(iter(scores.values())).bad)},
         "classes": len(state.info.classes),
         "class_names": list(state.info.classes),
         "size": config.data.size,

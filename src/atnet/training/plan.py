@@ -1,5 +1,6 @@
 """What a run will take, from a few real steps: time, memory, disk; epochs to fit a time, a batch to fit memory."""
 
+import contextlib
 import dataclasses
 import datetime
 import logging
@@ -14,11 +15,13 @@ import torch
 from torch import Tensor
 
 from atnet.config import Config, make_config
-from atnet.data.loader import batches_of, eval_loader, train_loader
-from atnet.data.order import BatchOrder
-from atnet.data.sources import DIGITS, Pictures, open_parts
+from atnet.data.digits import DIGITS
+from atnet.data.loader import batch_order, batches_of, eval_loader, train_loader
+from atnet.data.pictures import Pictures
+from atnet.data.shards import is_address
+from atnet.data.sources import open_configured
 from atnet.device import pick_device
-from atnet.errors import ConfigError, TrainingError
+from atnet.errors import ConfigError, DataError, TrainingError
 from atnet.measure.cost import cost_of
 from atnet.measure.evaluate import score
 from atnet.measure.record import peak_memory_mb
@@ -100,7 +103,7 @@ def settle(config: Config) -> Config:
             "nothing to train on: give --data FOLDER, one with a folder of pictures for each class, "
             "or --data digits, the embedded ones"
         )
-    if source != DIGITS:
+    if source != DIGITS and not is_address(source):
         source = str(Path(source).expanduser().resolve())
     weights, teacher = (
         str(find_weights(name).resolve()) if name and not name.startswith(LOCAL) else name
@@ -109,7 +112,8 @@ def settle(config: Config) -> Config:
     if config.optim.accumulate % ranks.count():
         parts = math.lcm(config.optim.accumulate, ranks.count())
         config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=parts))
-    data = dataclasses.replace(config.data, source=source)
+    classes = config.data.classes and str(Path(config.data.classes).expanduser().resolve())
+    data = dataclasses.replace(config.data, source=source, classes=classes)
     config = dataclasses.replace(config, model=model, weights=weights, teacher=teacher, data=data)
     if not config.batch:
         config = dataclasses.replace(config, batch=fitting_batch(config))
@@ -129,8 +133,8 @@ def forecast_config(config: Config) -> Forecast:
     free = _free_mb(pick_device(config.device))
     state = State(config)
     wanted = WARM_STEPS + min(MOST_STEPS, state.steps_per_epoch)
-    order = BatchOrder(seed=config.seed, count=len(state.train_pictures), batch=config.batch, first=0, last=wanted)
-    first = sorted({index for batch in order for _, index in batch})
+    order = batch_order(state.train_pictures, config, 0, wanted)
+    first = sorted({draw.picture for batch in order for draw in batch})
     sample = state.train_pictures.only(first)
 
     began = time.perf_counter()
@@ -234,7 +238,7 @@ def _time_steps(state: State, batches: Any, wanted: int) -> float:
     taken, began = 0, time.perf_counter()
     with progress_bar("Taking a few steps", wanted) as advance:
         while taken < wanted:
-            pixels, labels = next(batches)
+            pixels, labels, _ = next(batches)
             take_step(state, pixels, labels)
             taken += 1
             advance(1)
@@ -249,12 +253,13 @@ def _time_steps(state: State, batches: Any, wanted: int) -> float:
 
 def _cache_mb(sample: Pictures, config: Config) -> float:
     """What the sample's training pictures take in the cache."""
-    pixels = 0.0
+    sizes = []
     for index in range(min(len(sample), 64)):
-        width, height = sample.read(index).size
-        shrunk = min(1.0, config.data.cache_size / min(width, height))
-        pixels += 3 * width * height * shrunk**2
-    return pixels / min(len(sample), 64) * len(sample) / 1e6
+        with contextlib.suppress(DataError):
+            width, height = sample.read(index).size
+            shrunk = min(1.0, config.data.cache_size / min(width, height))
+            sizes.append(3 * width * height * shrunk**2)
+    return sum(sizes) / max(len(sizes), 1) * len(sample) / 1e6
 
 
 def _disk_mb(state: State) -> float:
@@ -282,7 +287,7 @@ def fitting_batch(config: Config) -> int:
     Memory is that of what the forward pass keeps for the backward pass, counted on two pictures.
     """
     device = pick_device(config.device)
-    pictures, _ = open_parts(config.data.source, config.data.val_share)
+    pictures, _ = open_configured(config.data)
     picture = picture_mb(config, device, len(pictures.classes))
     parameters = cost_of(config.model, config.data.size).parameters
     room = SHARE_OF_MEMORY * _free_mb(device) - 4 * 5 * parameters / 1e6  # weights, average, gradient, two moments

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -14,9 +15,10 @@ from torch.nn.functional import cross_entropy
 from atnet.config import Config, DataConfig
 from atnet.data.augment import make_mix
 from atnet.data.classes import display_names
-from atnet.data.loader import make_preprocess
+from atnet.data.loader import NO_LABEL, make_preprocess
 from atnet.data.order import derive_seed
-from atnet.data.sources import open_parts
+from atnet.data.pictures import Pictures
+from atnet.data.sources import open_configured
 from atnet.device import keep_freed_memory, naming_shortage, pick_device, seed_generators
 from atnet.errors import ConfigError, DataError
 from atnet.measure.metrics import hits
@@ -28,7 +30,7 @@ from atnet.training.norm import RunningStatistics
 from atnet.training.optim import lr_at, make_optimizers
 from atnet.training.transfer import freeze, load_into
 
-FIGURES = 4
+FIGURES = 5
 _SMALLER = "use half the --batch, --optim.accumulate 2 (it in two parts), --checkpointing, or a smaller --data.size"
 
 
@@ -53,7 +55,7 @@ class State:
         ranks.require_shares(config.optim.accumulate)
         self.device = pick_device(config.device)
         keep_freed_memory(self.device, keep=True)
-        self.train_pictures, self.val_pictures = open_parts(config.data.source, config.data.val_share)
+        self.train_pictures, self.val_pictures = open_configured(config.data)
         self.steps_per_epoch = len(self.train_pictures) // config.batch
         if not self.steps_per_epoch:
             raise DataError(
@@ -80,10 +82,14 @@ class State:
         self.statistics = RunningStatistics(self.model)
         self.parallel = ranks.parallel(self.model)
         self.mix = make_mix(config.augment, len(classes))
+        self.class_weight = None
+        if config.data.balance == "loss":
+            self.class_weight = balanced_weights(self.train_pictures).to(self.device)
         self.epoch = 0  # whole epochs done, evaluated and saved
         self.step = 0  # steps done
         self.sums = Sums()
         self.faults = 0  # steps in a row, up to this one, that were not taken
+        self.bad: dict[str, str] = {}  # training pictures that could not be read, and why
         self.best = -1.0
         self.seconds = 0.0  # of the whole epochs
         self.info = WeightsInfo(
@@ -134,6 +140,7 @@ class State:
             "step": self.step,
             "sums": dataclasses.asdict(self.sums),
             "faults": self.faults,
+            "bad": self.bad,
             "best": self.best,
             "seconds": self.seconds,
             "data": self.data_digest,
@@ -148,7 +155,7 @@ class State:
                 "would be others; bring them back or start the run anew"
             )
         self.epoch, self.step, self.sums = checkpoint["epoch"], checkpoint["step"], Sums(**checkpoint["sums"])
-        self.faults = checkpoint["faults"]
+        self.faults, self.bad = checkpoint["faults"], checkpoint["bad"]
         self.best, self.seconds = checkpoint["best"], checkpoint["seconds"]
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -160,6 +167,13 @@ def mean_and_std(data: DataConfig, device: torch.device) -> tuple[Tensor, Tensor
     """Of the colours, each (1, 3, 1, 1)."""
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (data.mean, data.std))
     return mean, std
+
+
+def balanced_weights(pictures: Pictures) -> Tensor:
+    """Weights of the classes in the loss, (classes,): the mean of all pictures' is 1, and all classes count alike."""
+    counts = torch.from_numpy(np.bincount(pictures.labels, minlength=len(pictures.classes))).float()
+    present = counts > 0
+    return torch.where(present, len(pictures) / (present.sum() * counts.clamp(min=1)), 0.0)
 
 
 def prepare(state: State, pixels: Tensor, labels: Tensor, part: int) -> tuple[Tensor, Tensor]:
@@ -180,6 +194,7 @@ def prepare(state: State, pixels: Tensor, labels: Tensor, part: int) -> tuple[Te
 class Step:
     """What a step came to, over all processes.  loss: mean.  top1, top5: how many were right, before the step.
 
+    seen: pictures, those that could be read.  holes: those that could not.
     fault: what was not finite, so that nothing was changed; "" if all was.
     signal: one that a process was sent, 0 if none was.
     """
@@ -187,6 +202,8 @@ class Step:
     loss: float
     top1: int
     top5: int
+    seen: int
+    holes: int
     fault: str
     signal: int
 
@@ -194,7 +211,8 @@ class Step:
 def take_step(state: State, pixels: Tensor, labels: Tensor, signal: int = 0) -> Step:
     """One step of the optimizers and the moving average; none of it if something is not finite.
 
-    pixels, labels: this process's share of the batch.  signal: what this process was sent.
+    pixels, labels: this process's share of the batch, the label of a hole being NO_LABEL.
+    signal: what this process was sent.
     Raises TrainingError if another process is gone; then nothing was changed.
     """
     config = state.config
@@ -211,7 +229,8 @@ def take_step(state: State, pixels: Tensor, labels: Tensor, signal: int = 0) -> 
         raise
     figures, statistics = parts[:, :FIGURES].double().cpu(), parts[:, FIGURES:]
     norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip or math.inf))
-    loss = float(figures[:, 0].mean())
+    seen = int(figures[:, 4].sum())
+    loss = float((figures[:, 0] * figures[:, 4]).sum()) / max(seen, 1)
     found = {"loss": loss, "gradient's norm": norm, "sum of batch statistics": float(statistics.sum())}
     fault = next((f"the {what} is {value}" for what, value in found.items() if not math.isfinite(value)), "")
     if fault:
@@ -224,26 +243,40 @@ def take_step(state: State, pixels: Tensor, labels: Tensor, signal: int = 0) -> 
         if state.ema is not None:
             state.ema.update(state.model, step=state.step)
     top1, top5 = (int(column.sum()) for column in (figures[:, 1], figures[:, 2]))
-    return Step(loss=loss, top1=top1, top5=top5, fault=fault, signal=int(figures[:, 3].max()))
+    return Step(
+        loss=loss,
+        top1=top1,
+        top5=top5,
+        seen=seen,
+        holes=len(labels) * ranks.count() - seen,
+        fault=fault,
+        signal=int(figures[:, 3].max()),
+    )
 
 
 def _gradient(state: State, pixels: Tensor, labels: Tensor, signal: int) -> Tensor:
     """The gradient, averaged over all parts of the batch, and a row for each part of this process's share.
 
-    A row has `FIGURES` figures: loss, right answers among one and five, signal; then the batch statistics.
+    A row has `FIGURES` figures: loss, right answers among one and five, signal, pictures; then the batch statistics.
+    A picture that cannot be read leaves its part smaller, with as much less weight.
     """
     share = state.config.optim.accumulate // ranks.count()
     rows = []
     for number, (some, their) in enumerate(zip(pixels.chunk(share), labels.chunk(share), strict=True)):
-        images, targets = prepare(state, some, their, ranks.rank() * share + number)
+        readable = their != NO_LABEL
+        seen = int(readable.sum())
+        weight = seen / len(their)
+        if 0 < seen < len(their):
+            some, their = some[readable], their[readable]
+        images, targets = prepare(state, some, their.clamp(min=0), ranks.rank() * share + number)
         with ranks.averaging(state.parallel, now=number == share - 1):
             with _autocast(state.config, state.device):
                 logits = state.parallel(images)
             logits = logits.float()
             loss = _loss(state, images, logits, targets)
-            (loss / share).backward()  # type: ignore[no-untyped-call]
+            (loss * (weight / share)).backward()  # type: ignore[no-untyped-call]
         answers = logits.detach().cpu()
-        figures = torch.tensor([loss.item(), hits(answers, their, 1), hits(answers, their, 5), signal])
+        figures = torch.tensor([loss.item(), hits(answers, their, 1), hits(answers, their, 5), signal, seen])
         rows.append(torch.cat([figures.to(state.device), state.statistics.read().to(state.device)]))
     return torch.stack(rows)
 
@@ -258,7 +291,7 @@ def _forget(state: State) -> None:
 def _loss(state: State, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy with the labels, and where there is a teacher, with its answers."""
     config = state.config
-    loss = cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+    loss = cross_entropy(logits, targets, weight=state.class_weight, label_smoothing=config.label_smoothing)
     if state.teacher:
         share = config.distill.share
         loss = (1 - share) * loss + share * distillation_loss(logits, state.teacher.answer(images), config.distill)

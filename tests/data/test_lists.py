@@ -1,0 +1,104 @@
+import json
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from atnet.data.lists import open_list
+from atnet.data.sources import open_parts
+from atnet.errors import DataError
+
+
+@pytest.fixture
+def rows(digits):
+    """Of each digit its path from the folder's top, class and part."""
+    train, val = open_parts(str(digits), 0.2)
+    return [
+        {"path": f"{part}/{name}", "label": pictures.classes[label], "split": part}
+        for part, pictures in (("train", train), ("val", val))
+        for name, label in zip(pictures.ids, pictures.labels, strict=True)
+    ]
+
+
+def write(path, rows):
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        between = "\t" if path.suffix == ".tsv" else ","
+        lines = [between.join(rows[0]), *(between.join(row.values()) for row in rows)]
+        path.write_text("\ufeff" + "\r\n".join(lines))
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "parquet"])
+def test_a_list_gives_what_the_folder_gives(digits, rows, suffix):
+    source = write(digits / f"list.{suffix}", rows[::-1])
+    for listed, found in zip(open_parts(source, 0.2), open_parts(str(digits), 0.2), strict=True):
+        assert listed.classes == found.classes
+        assert [name.split("/", 1)[1] for name in listed.ids] == list(found.ids)
+        assert listed.labels.tolist() == found.labels.tolist()
+        assert listed.read_bytes(7) == found.read_bytes(7)
+
+
+def test_a_list_without_splits_is_split(digits, rows):
+    source = write(digits / "all.csv", [{"file_name": row["path"], "class": row["label"]} for row in rows])
+    train, val = open_parts(source, 0.2)
+    assert (len(train), len(val)) == (200, 50)
+    assert np.bincount(val.labels).tolist() == [5] * 10
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not a table|no rows"),
+        ("path,label\n", "no rows in it"),
+        ("name,label\na.png,one\n", "no column of paths among 'name', 'label'"),
+        ("path,kind\na.png,one\n", "no column of labels"),
+        ("path,file,label\na,b,c\n", "'path' and 'file' could both be"),
+        ("path,label\na.png,one\nb.png\n", "row 2 has no label"),
+        ("path,label\na.png,one\n,two\n", "row 2 has no path"),
+        ('path,label\n"a.png,one\n', "not a table"),
+        ("path,label,split\na.png,one,tarin\nb.png,two,val\n", "'tarin' names no part"),
+        ("path,label\na.png,one\0\n", "null characters"),
+    ],
+)
+def test_a_list_that_cannot_be_used_says_why(tmp_path, text, message):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        open_parts(str(tmp_path / "list.csv"), 0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b"path,label\n\xff\xfe.png,one\n"),
+        ("a.json", b"{"),
+        ("a.json", b'{"path": "a"}'),
+        ("a.json", b"[" * 100_000),
+        ("a.parquet", b"PAR1"),
+        ("a.tar", b"no tar"),
+        ("a.doc", b""),
+    ],
+)
+def test_a_damaged_list_is_an_error_that_names_it(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        open_parts(str(tmp_path / name), 0.2)
+
+
+def test_a_long_list_stays_small_in_memory(tmp_path):
+    count = 100_000
+    lines = [f"train/n{i % 1000:08}/n{i % 1000:08}_{i:08}.JPEG,n{i % 1000:08}" for i in range(count)]
+    (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(lines))
+    pictures = open_list(tmp_path / "list.csv")[""]
+    assert len(pictures) == count
+    assert len(pictures.classes) == 1000
+    assert pictures.ids[0] == "train/n00000000/n00000000_00000000.JPEG"
+    assert pictures.ids[-1] == "train/n00000999/n00000999_00099999.JPEG"
+    # What worker processes get: no objects, whose counts of references would be written to, and so copied.
+    assert {type(value) for value in vars(pictures.ids).values()} == {np.ndarray}

@@ -1,0 +1,123 @@
+"""Training on data sets in which some pictures cannot be read."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from atnet.data.sources import open_parts
+from atnet.errors import DataError, Stopped
+from atnet.measure.evaluate import evaluate
+from atnet.measure.record import read_record, read_rows
+from atnet.training.loop import resume_run, train
+from atnet.training.plan import configure, settle
+from atnet.training.state import State, take_step
+
+
+def spoil(digits, part, *places):
+    """Makes pictures unreadable; returns their ids."""
+    pictures = dict(zip(("train", "val"), open_parts(str(digits), 0.2), strict=True))[part]
+    for place in places:
+        Path(pictures.locate(place)).write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    return [pictures.ids[place] for place in places]
+
+
+def test_broken_pictures_are_skipped_listed_and_counted(digits, quick):
+    bad = spoil(digits, "train", 17, 101)
+    bad_val = spoil(digits, "val", 3)
+    run = train(**quick)
+    rows = read_rows(run.folder / "bad_files.csv")
+    assert sorted((row["part"], row["picture"]) for row in rows) == sorted(
+        [("train", name) for name in bad] + [("val", name) for name in bad_val]
+    )
+    assert all("a damaged PNG, not a whole" in row["reason"] for row in rows)
+    _, record = read_record(run.folder)
+    assert record["bad_pictures"] == {"train": 2, "val": 1}
+    predictions = read_rows(run.folder / "predictions.csv")
+    assert len(predictions) == 49
+    assert bad_val[0] not in {row["picture"] for row in predictions}
+    found = evaluate(run.folder)
+    assert found.scores.count == 49
+    assert [name for name, _ in found.scores.bad] == bad_val
+    assert found.scores.top1 == pytest.approx(record["top1"]["ema"], abs=1e-3)
+
+
+def test_a_broken_picture_trains_like_one_that_is_not_in_the_batch(digits, quick):
+    """With weight 19 in 20 for what is left of its batch: against a step computed by hand."""
+    config = settle(configure(**quick, optim={"clip": 0.0, "lr": 0.1}))
+    pixels = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(20) % 10
+    labels[4] = -1
+    gradients = []
+    for some in (torch.ones(20, dtype=torch.bool), labels >= 0):
+        state = State(config)
+        state.train_mode()
+        taken = {}
+        for optimizer in state.optimizers:
+            optimizer.register_step_pre_hook(
+                lambda *_, state=state, taken=taken: taken.update(
+                    {name: p.grad.clone() for name, p in state.model.named_parameters()}
+                )
+            )
+        done = take_step(state, pixels[some], labels[some])
+        gradients.append(taken)
+        assert (done.seen, done.holes) == (19, 20 - 19 if some.all() else 0)
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name] * 19 / 20, rtol=1e-4, atol=1e-7), name
+
+
+def test_a_run_with_broken_pictures_resumes_to_the_same_bits(digits, quick, monkeypatch):
+    spoil(digits, "train", 5, 120)
+    options = {**quick, "epochs": 3}
+    whole = train(**options, out="whole")
+
+    def until_step_15(state, *batch):
+        if state.step == 15:
+            raise KeyboardInterrupt
+        return take_step(state, *batch)
+
+    monkeypatch.setattr("atnet.training.loop.take_step", until_step_15)
+    with pytest.raises(Stopped):
+        train(**options, out="part")
+    monkeypatch.setattr("atnet.training.loop.take_step", take_step)
+    (Path("part") / "bad_files.csv").unlink()
+    resumed = resume_run("part")
+    for name in ("last.safetensors", "ema.safetensors"):
+        one, other = load_file(whole.folder / name), load_file(resumed.folder / name)
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert read_rows(whole.folder / "bad_files.csv") == read_rows(resumed.folder / "bad_files.csv")
+
+
+def test_more_broken_pictures_than_allowed_stop_the_run_and_leave_a_checkpoint(digits, quick):
+    spoil(digits, "train", 1, 50, 99, 150)
+    with pytest.raises(DataError, match=r"3 of 200 training pictures could not be read.*bad_files.csv.*atnet doctor"):
+        train(**quick, out="run")
+    assert len(read_rows(Path("run/bad_files.csv"))) == 3
+    assert list(Path("run/checkpoints").glob("step-*")) or not Path("run/last.safetensors").exists()
+    done = train(**{**quick, "data": {**quick["data"], "max_bad": 0.05}}, out="allowed")
+    assert len(read_rows(done.folder / "bad_files.csv")) == 4
+
+
+def test_no_broken_picture_is_allowed_if_so_asked(digits, quick):
+    spoil(digits, "train", 30)
+    with pytest.raises(DataError, match="1 of 200 training pictures"):
+        train(**{**quick, "data": {**quick["data"], "max_bad": 0.0}})
+
+
+def test_validation_without_a_readable_picture_is_an_error(digits, quick):
+    spoil(digits, "val", *range(50))
+    with pytest.raises(DataError, match="none of 50 pictures to evaluate on can be read; the first: .*png"):
+        train(**quick)
+
+
+@pytest.mark.parametrize("balance", ["loss", "sampler"])
+def test_a_rare_class_counts_as_much_as_the_others(digits, quick, balance):
+    for picture in sorted((digits / "train" / "one").iterdir())[2:]:
+        picture.unlink()
+    recall = {}
+    for how in ("none", balance):
+        data = {**quick["data"], "balance": how}
+        run = train(**{**quick, "data": data, "epochs": 6, "optim": {"lr": 2e-3}})
+        recall[how] = evaluate(run.folder / "last.safetensors").scores.recall[4]
+    assert recall[balance] > recall["none"]
