@@ -38,6 +38,7 @@ app.command("atnet.cli.blocks:blocks", help="Time AT-Net's building blocks at ea
 app.command("atnet.cli.study:study", help="Run a study: many short trainings of one recipe with changes.")
 app.command("atnet.cli.sizes:sizes", help="Print the size table, with parameters counted at 1000 classes.")
 app.command("atnet.cli.table:table", help="Make the published table from the records under results/.")
+app.command("atnet.cli.doctor:doctor", help="Examine a data set before a day is lost.")
 app.command("atnet.cli.pack:pack", help="Write any source of pictures as checked tar shards.")
 app.command("atnet.cli.digits:digits", help="Write the embedded digits as a folder of pictures.")
 

@@ -4,6 +4,7 @@ import io
 import os
 import stat
 import struct
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,6 +30,10 @@ MAX_ASPECT = 100
 MAX_SCANS = 100
 """A progressive JPEG of more scans is refused: each costs a pass over all pixels, and encoders write ten or so."""
 
+_SUFFIXES_OF = {
+    "JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "BMP": (".bmp",), "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+}  # fmt: skip
 _SEEN = (
     (b"\xff\xd8\xff", "a damaged JPEG"),
     (b"\x89PNG", "a damaged PNG"),
@@ -126,17 +131,22 @@ def _require_modest(picture: Image.Image, content: bytes, name: str, max_pixels:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """Turned by its EXIF flag; a picture whose EXIF cannot be read stays as it is, for the picture itself is whole."""
-    try:
-        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-    except (OSError, ValueError, SyntaxError, KeyError, TypeError, IndexError, EOFError, struct.error):
-        return picture
-    if not turned:
+    """Turned by its EXIF flag."""
+    if _orientation(picture) == 1:
         return picture
     profile = picture.info.get("icc_profile")
-    turned_picture = ImageOps.exif_transpose(picture)
-    turned_picture.info["icc_profile"] = profile
-    return turned_picture
+    turned = ImageOps.exif_transpose(picture)
+    turned.info["icc_profile"] = profile
+    return turned
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF's flag, 1 to 8; 1 where EXIF cannot be read, for the picture itself is whole."""
+    try:
+        flag = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, ValueError, SyntaxError, KeyError, TypeError, IndexError, EOFError, struct.error):
+        return 1
+    return flag if flag in range(1, 9) else 1
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -195,3 +205,43 @@ def _what(content: bytes) -> str:
         if begin.startswith(start):
             return what
     return "only zeros" if not any(content) else "text" if begin.isascii() else "unknown data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a picture's file says of itself.  odd: what in it other tools often get wrong."""
+
+    format: str
+    width: int
+    height: int
+    odd: tuple[str, ...]
+
+
+def describe(content: bytes, suffix: str) -> Facts:
+    """What a picture's file says of itself; the picture is one that `decode` takes.
+
+    suffix: of its name, lower case with a dot.
+    """
+    with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+        kind = picture.format or ""
+        width, height = picture.size
+        odd = []
+        if suffix and suffix not in _SUFFIXES_OF[kind]:
+            odd.append(f"a {kind} called {suffix}")
+        if getattr(picture, "n_frames", 1) > 1:
+            odd.append("several frames, of which the first is taken")
+        if _orientation(picture) != 1:
+            odd.append("turned by its EXIF flag")
+            width, height = (height, width) if _orientation(picture) >= 5 else (width, height)
+        if picture.mode == "CMYK":
+            odd.append("CMYK colours")
+        elif picture.mode.startswith("I"):
+            odd.append("16 bits a channel")
+        elif picture.has_transparency_data:
+            odd.append("transparent parts, laid over white")
+        elif picture.mode in ("L", "1"):
+            odd.append("grey")
+        profile = picture.info.get("icc_profile")
+        if profile and picture.mode in ("L", "RGB", "CMYK") and _transform(profile, picture.mode) is not None:
+            odd.append("a colour profile other than sRGB")
+    return Facts(format=kind, width=width, height=height, odd=tuple(odd))

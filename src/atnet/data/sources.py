@@ -43,7 +43,7 @@ def open_parts(
     classes and mismatch as for `open_whole`, which says what is raised.
     """
     parts = open_whole(source, classes, mismatch)
-    return (parts["train"], parts["val"]) if "val" in parts else _split(parts[""], val_share)
+    return (parts["train"], parts["val"]) if "val" in parts else split(parts[""], val_share)
 
 
 def open_whole(source: str, classes: str = "", mismatch: Mismatch = "error") -> dict[str, Pictures]:
@@ -262,7 +262,7 @@ def _require_all(pictures: Pictures, ignore: bool) -> None:
     log.warning("%s: no pictures of %s; their labels stay what they are", pictures.store.name, some(absent))
 
 
-def _split(pictures: Pictures, val_share: float) -> tuple[Pictures, Pictures]:
+def split(pictures: Pictures, val_share: float) -> tuple[Pictures, Pictures]:
     """Training and validation part, stratified; each class keeps a training picture at least."""
     train: list[int] = []
     val: list[int] = []

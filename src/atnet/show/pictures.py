@@ -96,7 +96,7 @@ def draw_mistakes(pictures: Pictures, scores: Scores, names: Sequence[str], path
         f"network: {names[scores.predicted[i]]}, {100 * scores.confidence[i]:.0f}%\ntruth: {names[scores.labels[i]]}"
         for i in worst
     ]
-    _mosaic([pictures.read(i) for i in worst], titles, path, empty="no mistakes")
+    mosaic([pictures.read(i) for i in worst], titles, empty="no mistakes").save(path)
 
 
 def draw_samples(pixels: Tensor, targets: Tensor, names: Sequence[str], path: Path) -> None:
@@ -112,7 +112,7 @@ def draw_samples(pixels: Tensor, targets: Tensor, names: Sequence[str], path: Pa
         titles.append("\n".join(f"{names[i]} {100 * share[i]:.0f}%" if share[i] < 1 else names[i]
                                 for i in first if share[i] > 0))  # fmt: skip
     colours = (255 * pixels).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    _mosaic([Image.fromarray(one) for one in colours], titles, path, empty="no samples")
+    mosaic([Image.fromarray(one) for one in colours], titles, empty="no samples").save(path)
 
 
 def draw_calibration(found: Calibration) -> bytes:
@@ -237,8 +237,8 @@ def _curves(axes: Axes, points: "Sequence[tuple[str, int, float]]") -> None:
     axes.legend(frameon=False, fontsize="small")
 
 
-def _mosaic(images: list[Image.Image], titles: list[str], path: Path, *, empty: str) -> None:
-    """Images with a title of one or two lines above each, four in a row."""
+def mosaic(images: list[Image.Image], titles: list[str], *, empty: str) -> Image.Image:
+    """Images with a title of one or two lines above each, four in a row.  empty: what to write if there are none."""
     side, gap, letters, columns = 232, 10, 13, 4
     font = ImageFont.truetype(findfont("DejaVu Sans"), letters)
     lines = max((title.count("\n") + 1 for title in titles), default=1)
@@ -256,7 +256,7 @@ def _mosaic(images: list[Image.Image], titles: list[str], path: Path, *, empty: 
             pen.text((x, y + 14 + line * (letters + 2)), drawable(words, 30), "black", font)
     if not images:
         pen.text((gap, gap), empty, "black", font)
-    sheet.save(path)
+    return sheet
 
 
 def drawable(name: str, length: int) -> str:

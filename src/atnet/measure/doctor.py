@@ -1,0 +1,322 @@
+"""A data set's health: what would corrupt a result, and what is worth knowing, before a day is lost."""
+
+import hashlib
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atnet.data.decode import Facts, decode, describe
+from atnet.data.duplicates import Sketch, near_pairs, sketch
+from atnet.data.folders import HIDDEN, Folder
+from atnet.data.pictures import Pictures
+from atnet.data.sources import Mismatch, open_whole, split
+from atnet.errors import DataError
+from atnet.progress import counted, progress_bar
+
+HUGE_SIDE, HUGE_BYTES = 6000, 20_000_000
+SMALL_SIDE = 32
+IMBALANCE = 10
+SHIFT = 0.1
+"""Half the sum of the differences of the classes' shares between the parts, from which it is worth a word."""
+
+Grave = Literal["wrong", "odd", "fine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing found.
+
+    grave: wrong would corrupt a result, odd is worth a look, fine is good to know.
+    what: a sentence.  remedy: another, or "".  examples: a line each.
+    """
+
+    grave: Grave
+    what: str
+    remedy: str = ""
+    examples: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, int, str, int], ...] = ()
+    """Of duplicates: part and position of the one, part and position of the other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """What to train with.  size: in pixels."""
+
+    model: str
+    size: int
+    batch: int
+    options: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        words = (f"--model {self.model}", f"--data.size {self.size}", f"--batch {self.batch}", *self.options)
+        return " ".join(words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """All that was found in a source, the gravest first."""
+
+    source: str
+    parts: dict[str, Pictures]
+    findings: tuple[Finding, ...]
+    advice: Advice
+    sides: NDArray[np.int64] = field(repr=False)
+    """Width and height of each picture that can be read, (N, 2)."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing found would corrupt a result."""
+        return all(finding.grave != "wrong" for finding in self.findings)
+
+
+def examine(
+    source: str, *, classes: str = "", mismatch: Mismatch = "error", val_share: float = 0.2, max_bad: float = 0.01
+) -> Diagnosis:
+    """Reads and decodes every picture of a source, and compares each with all others.
+
+    source, classes, mismatch, val_share, max_bad: as training takes them.
+    Raises DataError if the source is none.
+    """
+    mismatches = []
+    try:
+        whole = open_whole(source, classes, mismatch)
+    except DataError as error:
+        whole = open_whole(source, classes, "ignore")
+        mismatches.append(Finding(grave="wrong", what=str(error)))
+    parts = whole if "val" in whole else dict(zip(("train", "val"), split(whole[""], val_share), strict=True))
+    looks = {part: _look_at_all(part, pictures) for part, pictures in parts.items()}
+    findings = [
+        *mismatches,
+        *_damaged(parts, looks, max_bad),
+        *_duplicates(parts, looks, parted="val" in whole),
+        *_classes(parts),
+        *_odd(parts, looks),
+        *_folders(parts),
+    ]
+    sides = np.array([look.sides for found in looks.values() for look in found if isinstance(look, _Look)])
+    order = {"wrong": 0, "odd": 1, "fine": 2}
+    return Diagnosis(
+        source=source,
+        parts=parts,
+        findings=tuple(sorted(findings, key=lambda finding: order[finding.grave])),
+        advice=_advise(parts["train"], sides.reshape(-1, 2)),
+        sides=sides.reshape(-1, 2),
+    )
+
+
+@dataclass(frozen=True)
+class _Look:
+    digest: bytes
+    size: int
+    facts: Facts
+    sketch: Sketch
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        return self.facts.width, self.facts.height
+
+
+def _look_at_all(part: str, pictures: Pictures) -> "list[_Look | str]":
+    """Each picture's look, or why it cannot be read."""
+
+    def look(index: int) -> "_Look | str":
+        advance(1)
+        try:
+            content = pictures.read_bytes(index)
+            picture = decode(content, pictures.locate(index))
+            facts = describe(content, Path(pictures.ids[index]).suffix.lower())
+        except DataError as error:
+            return str(error)
+        return _Look(hashlib.blake2b(content, digest_size=16).digest(), len(content), facts, sketch(picture))
+
+    with progress_bar(f"Examining {part}", len(pictures)) as advance, ThreadPoolExecutor(os.cpu_count()) as threads:
+        return list(threads.map(look, range(len(pictures))))
+
+
+def _damaged(parts: dict[str, Pictures], looks: "dict[str, list[_Look | str]]", max_bad: float) -> Iterable[Finding]:
+    for part, found in looks.items():
+        reasons = [look for look in found if isinstance(look, str)]
+        if not reasons:
+            continue
+        share = len(reasons) / len(found)
+        wrong = part == "val" or share > max_bad
+        yield Finding(
+            grave="wrong" if wrong else "odd",
+            what=f"{len(reasons):,} of {len(found):,} {_called(part)} pictures cannot be read ({share:.2%})",
+            remedy="Mend or remove them: a figure is of the pictures that can be read."
+            if part == "val"
+            else "Training skips and lists them"
+            + (f", and stops, for they are more than --data.max-bad {max_bad:g} allows." if wrong else "."),
+            examples=tuple(reasons),
+        )
+    if not any(isinstance(look, str) for found in looks.values() for look in found):
+        total = sum(map(len, parts.values()))
+        yield Finding(grave="fine", what=f"All {total:,} pictures can be read")
+
+
+def _duplicates(parts: dict[str, Pictures], looks: "dict[str, list[_Look | str]]", parted: bool) -> Iterable[Finding]:
+    """parted: whether the source itself says what is for validation."""
+    everything = ((part, i, look) for part, found in looks.items() for i, look in enumerate(found))
+    places = [(part, i, look) for part, i, look in everything if isinstance(look, _Look)]
+    alike: defaultdict[bytes, list[int]] = defaultdict(list)
+    for number, (_, _, look) in enumerate(places):
+        alike[look.digest].append(number)
+    exact = {(group[0], other) for group in alike.values() for other in group[1:]}
+    firsts = [group[0] for group in alike.values()]
+    if firsts:
+        bands = np.stack([places[number][2].sketch.bands for number in firsts])
+        miniatures = np.stack([places[number][2].sketch.miniature for number in firsts])
+        near = {(firsts[one], firsts[other]) for one, other in near_pairs(bands, miniatures).tolist()}
+    else:
+        near = set()
+    for pairs, how in ((exact, "the same file"), (near, "nearly the same picture")):
+        kinds: defaultdict[str, list[tuple[str, int, str, int]]] = defaultdict(list)
+        for one, other in sorted(pairs):
+            (part, i, _), (part2, k, _) = places[one], places[other]
+            same_class = parts[part].labels[i] == parts[part2].labels[k]
+            kind = "across" if part != part2 else "within" if same_class else "contradiction"
+            if part != part2 and not same_class:
+                kinds["contradiction"].append((part, i, part2, k))
+            kinds[kind].append((part, i, part2, k))
+        yield from _pairs_found(parts, kinds, how, parted)
+    if not exact and not near:
+        yield Finding(grave="fine", what="No picture is there twice")
+
+
+def _pairs_found(
+    parts: dict[str, Pictures], kinds: "dict[str, list[tuple[str, int, str, int]]]", how: str, parted: bool
+) -> Iterable[Finding]:
+    certain = how == "the same file"
+    said: dict[str, tuple[Grave, str, str]] = {
+        "across": (
+            "wrong",
+            "a training and a validation picture are",
+            "Remove one of each: the figures would be of pictures that were trained on."
+            if parted
+            else "Remove one of each, or give a validation part of your own: the split is by name, and does not know.",
+        ),
+        "contradiction": (
+            "wrong" if certain else "odd",
+            "pictures of two classes are",
+            "Keep the one in its right class: no network can have both right.",
+        ),
+        "within": ("odd", "pictures of one class are", "They count twice; remove one of each if that is not meant."),
+    }
+    for kind, (grave, who, remedy) in said.items():
+        pairs = kinds.get(kind, [])
+        if pairs:
+            yield Finding(
+                grave=grave,
+                what=f"{counted(len(pairs), 'time')} {who} {how}",
+                remedy=remedy,
+                examples=tuple(f"{parts[a].locate(i)}  =  {parts[b].locate(k)}" for a, i, b, k in pairs),
+                pairs=tuple(pairs),
+            )
+
+
+def _classes(parts: dict[str, Pictures]) -> Iterable[Finding]:
+    train, val = parts["train"], parts["val"]
+    counts = np.bincount(train.labels, minlength=len(train.classes))
+    counts_val = np.bincount(val.labels, minlength=len(train.classes))
+    for part, found in (("training", counts), ("validation", counts_val)):
+        empty = [name for name, count in zip(train.classes, found, strict=True) if not count]
+        if empty:
+            yield Finding(
+                grave="wrong",
+                what=f"No {part} pictures of {counted(len(empty), 'class')}",
+                remedy="Add some, or remove the classes: the figures would not be of all of them.",
+                examples=tuple(empty),
+            )
+    least, most = int(counts[counts > 0].min()), int(counts.max())
+    if most >= IMBALANCE * least:
+        rare, common = (train.classes[int(i)] for i in (np.where(counts > 0, counts, most).argmin(), counts.argmax()))
+        yield Finding(
+            grave="odd",
+            what=f"The classes are uneven: {least:,} training pictures of {rare!r}, {most:,} of {common!r}",
+            remedy="Try --data.balance loss, and look at balanced accuracy rather than top-1.",
+        )
+    few = int((counts < 20).sum())
+    if few:
+        yield Finding(
+            grave="odd",
+            what=f"Fewer than 20 training pictures of {few:,} of {counted(len(counts), 'class')}",
+            remedy="Start from weights: atnet train --weights W --data FOLDER",
+        )
+    shift = float(np.abs(counts / counts.sum() - counts_val / max(counts_val.sum(), 1)).sum() / 2)
+    if shift > SHIFT:
+        yield Finding(
+            grave="odd",
+            what=f"The classes' shares differ between the parts, by {shift:.0%} of the pictures",
+            remedy="Top-1 will be of another mix of classes than the training's; balanced accuracy is of neither.",
+        )
+
+
+def _odd(parts: dict[str, Pictures], looks: "dict[str, list[_Look | str]]") -> Iterable[Finding]:
+    kinds: Counter[str] = Counter()
+    odd: defaultdict[str, list[str]] = defaultdict(list)
+    total = 0
+    for part, found in looks.items():
+        for i, look in enumerate(found):
+            if not isinstance(look, _Look):
+                continue
+            total += 1
+            kinds[look.facts.format] += 1
+            where = parts[part].locate(i)
+            for what in look.facts.odd:
+                odd[what].append(where)
+            width, height = look.sides
+            if max(width, height) > HUGE_SIDE or look.size > HUGE_BYTES:
+                odd["huge"].append(f"{where}: {width} x {height} pixels, {look.size / 1e6:.1f} MB")
+            if min(width, height) < SMALL_SIDE:
+                odd["very small"].append(f"{where}: {width} x {height} pixels")
+    if len(kinds) > 1:
+        yield Finding(grave="fine", what="Formats: " + ", ".join(f"{n:,} {name}" for name, n in kinds.most_common()))
+    for what, places in sorted(odd.items(), key=lambda item: -len(item[1])):
+        if what == "very small" and len(places) > total / 2:
+            continue  # a data set of small pictures
+        remedy = "`atnet pack` makes them small once, for all epochs." if what == "huge" else ""
+        grave: Grave = "odd" if what in ("huge", "very small") or what.startswith("a ") else "fine"
+        yield Finding(grave=grave, what=f"{counted(len(places), 'picture')}: {what}", remedy=remedy, examples=tuple(places))
+
+
+def _folders(parts: dict[str, Pictures]) -> Iterable[Finding]:
+    """Folders that are no classes."""
+    hidden: list[str] = []
+    empty: list[str] = []
+    for root in sorted({pictures.store.root for pictures in parts.values() if isinstance(pictures.store, Folder)}):
+        used = {name.split(os.sep)[0] for pictures in parts.values() for name in pictures.ids}
+        for path in sorted(root.iterdir()):
+            if path.is_dir() and path.name.startswith(HIDDEN):
+                hidden.append(str(path))
+            elif path.is_dir() and path.name not in used:
+                empty.append(str(path))
+    if empty:
+        yield Finding(
+            grave="odd", what=f"No pictures in {counted(len(empty), 'folder')}, so they are no classes", examples=tuple(empty)
+        )
+    if hidden:
+        yield Finding(grave="fine", what=f"Left out: {counted(len(hidden), 'hidden folder')}", examples=tuple(hidden))
+
+
+def _advise(train: Pictures, sides: NDArray[np.int64]) -> Advice:
+    """Rules of thumb: a resolution that most pictures have, a size for the count of pictures."""
+    shorter = float(np.median(sides.min(1))) if len(sides) else 224.0
+    size = int(min(224, max(32, 32 * math.floor(shorter / 32))))
+    model = "xxxs" if len(train) < 20_000 else "xs" if len(train) < 200_000 else "s"
+    batch = 64 if len(train) >= 640 else max(8, 2 ** int(math.log2(max(len(train) / 10, 8))))
+    counts = np.bincount(train.labels, minlength=len(train.classes))
+    uneven = int(counts.max()) >= IMBALANCE * max(int(counts.min()), 1)
+    return Advice(model=model, size=size, batch=batch, options=("--data.balance loss",) if uneven else ())
+
+
+def _called(part: str) -> str:
+    return {"train": "training", "val": "validation"}[part]
