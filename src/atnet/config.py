@@ -128,7 +128,7 @@ class AugmentConfig:
     """What training does to each picture, and to each batch."""
 
     crop_scale: float = 0.08
-    """Smallest share of a picture's area that a random resized crop takes; 1 keeps all of it."""
+    """Smallest share of a picture's area that a random resized crop takes; 1 crops as evaluation does."""
     flip: float = 0.5
     """Probability of a mirrored picture."""
     randaugment: Whole = 0

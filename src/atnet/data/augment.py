@@ -1,44 +1,177 @@
-"""What training does to a picture and to a batch: torchvision's transforms, seeded for each sample."""
+"""What training does to a picture, seeded for each, and to a batch."""
 
+import math
+import random
+from collections.abc import Callable
+
+import numpy as np
 import torch
-from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageOps
+from torchvision.transforms import v2
 
 from atnet.config import AugmentConfig, DataConfig
+from atnet.data.decode import Box
 from atnet.data.order import Draw, derive_seed
+from atnet.data.preprocess import Preprocess
+
+RATIOS = (3 / 4, 4 / 3)
+"""Of width to height of a random resized crop."""
+
+ERASED, ERASED_RATIOS = (0.02, 0.33), (0.3, 3.3)
+"""Share of the area that random erasing takes, and ratio of width to height. Source: Zhong et al. 2020."""
+
+TRIES = 10
+LEVELS = 30
+
+Opener = Callable[[Callable[[int, int], tuple[Box, float]]], tuple[NDArray[np.uint8], Box]]
+"""Opens a picture for a crop of it: see `decode_for_crop`."""
 
 
 class Augment:
-    """Random resized crop, flip, RandAugment and random erasing of one picture.
+    """Random resized crop, flip, RandAugment and random erasing of one picture, by Pillow.
 
-    The result is a function of (picture, seed, draw); torch's generator is left as it was.
+    The result is a function of (picture, seed, draw). With a crop scale of 1 it is cropped as evaluation does.
+    The policy and its distribution are those of torchvision's transforms of these names.
     """
 
     def __init__(self, augment: AugmentConfig, data: DataConfig, seed: int) -> None:
-        self.seed = seed
-        mean = [round(255 * value) for value in data.mean]
-        interpolation = InterpolationMode(data.interpolation)
-        steps: list[torch.nn.Module] = [
-            v2.RandomResizedCrop(data.train_side, scale=(augment.crop_scale, 1.0), interpolation=interpolation),
-            v2.RandomHorizontalFlip(augment.flip),
-        ]
-        if augment.randaugment:
-            steps.append(v2.RandAugment(augment.randaugment, augment.magnitude, fill=mean))
-        if augment.erasing:
-            steps.append(v2.RandomErasing(augment.erasing, value=mean))
-        self.transform = v2.Compose(steps)
+        self.augment, self.seed = augment, seed
+        self.side = data.train_side
+        self.interpolation = data.interpolation
+        self.fill = tuple(round(255 * value) for value in data.mean)
+        self.whole = Preprocess(
+            size=self.side, crop_pct=data.crop_pct, interpolation=data.interpolation, mean=data.mean, std=data.std
+        )
 
-    def __call__(self, picture: Tensor, draw: Draw) -> Tensor:
-        """uint8 (3, H, W) to uint8 (3, side, side), side that of the training crops."""
-        state = torch.get_rng_state()
-        # Not torch.manual_seed: before CUDA is initialised, that queues a stack trace for each call.
+    def __call__(self, opener: Opener, draw: Draw) -> NDArray[np.uint8]:
+        """A picture to uint8 (side, side, 3), side that of the training crops."""
         turn = draw if draw.repeat else draw[:2]
-        torch.default_generator.manual_seed(derive_seed(self.seed, "augment", *turn))
-        try:
-            augmented: Tensor = self.transform(picture)
-        finally:
-            torch.set_rng_state(state)
-        return augmented
+        chance = random.Random(derive_seed(self.seed, "augment", *turn))
+        picture = Image.fromarray(self._crop(opener, chance))
+        if chance.random() < self.augment.flip:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        for _ in range(self.augment.randaugment):
+            picture = rand_augment(picture, self.augment.magnitude, self.fill, chance)
+        pixels: NDArray[np.uint8] = np.array(picture)
+        if chance.random() < self.augment.erasing:
+            left, top, right, bottom = erased_box(self.side, chance)
+            pixels[top:bottom, left:right] = self.fill
+        return pixels
+
+    def _crop(self, opener: Opener, chance: random.Random) -> NDArray[np.uint8]:
+        if self.augment.crop_scale == 1:
+            pixels, _ = opener(lambda width, height: ((0, 0, width, height), 1))
+            return self.whole.resize_and_crop(Image.fromarray(pixels))
+
+        def crop(width: int, height: int) -> tuple[Box, float]:
+            box = crop_box(width, height, self.augment.crop_scale, chance)
+            return box, min(box[2] - box[0], box[3] - box[1]) / self.side
+
+        pixels, (left, top, right, bottom) = opener(crop)
+        return resize(pixels[top:bottom, left:right], self.side, self.interpolation)
+
+
+RESIZE = {
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out,
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out,
+}
+"""What torch's `interpolate` calls, into a given place: by itself it returns a picture channels first."""
+
+
+def resize(pixels: NDArray[np.uint8], side: int, interpolation: str) -> NDArray[np.uint8]:
+    """Colours (H, W, 3) to (side, side, 3), antialiased: torch resizes bytes several times faster than Pillow."""
+    given = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+    sized: NDArray[np.uint8] = np.empty((side, side, 3), np.uint8)
+    RESIZE[interpolation](given, [side, side], False, None, None, out=torch.from_numpy(sized).permute(2, 0, 1)[None])
+    return sized
+
+
+def crop_box(width: int, height: int, least: float, chance: random.Random) -> Box:
+    """Left, top, right and bottom of a random crop of a share of the area from least to 1.
+
+    Source: torchvision's RandomResizedCrop (Szegedy et al. 2015); where no shape fits in ten tries, the middle.
+    """
+    for _ in range(TRIES):
+        area = width * height * chance.uniform(least, 1)
+        ratio = math.exp(chance.uniform(math.log(RATIOS[0]), math.log(RATIOS[1])))
+        across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < across <= width and 0 < down <= height:
+            left, top = chance.randint(0, width - across), chance.randint(0, height - down)
+            return left, top, left + across, top + down
+    across, down = width, height
+    if width / height < RATIOS[0]:
+        down = round(width / RATIOS[0])
+    elif width / height > RATIOS[1]:
+        across = round(height * RATIOS[1])
+    left, top = (width - across) // 2, (height - down) // 2
+    return left, top, left + across, top + down
+
+
+def erased_box(side: int, chance: random.Random) -> Box:
+    """Left, top, right and bottom of what random erasing takes of a square; empty where no shape fits in ten tries."""
+    for _ in range(TRIES):
+        area = side * side * chance.uniform(*ERASED)
+        ratio = math.exp(chance.uniform(math.log(ERASED_RATIOS[0]), math.log(ERASED_RATIOS[1])))
+        down, across = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if across < side and down < side:
+            left, top = chance.randint(0, side - across), chance.randint(0, side - down)
+            return left, top, left + across, top + down
+    return 0, 0, 0, 0
+
+
+def rand_augment(picture: Image.Image, magnitude: int, fill: tuple[int, ...], chance: random.Random) -> Image.Image:
+    """One random operation of RandAugment. Source: Cubuk et al. 2020, with the ranges of torchvision's.
+
+    magnitude: 0 to 30.  fill: the colour of what comes in from outside.
+    """
+    name = OPERATIONS[chance.randrange(len(OPERATIONS))]
+    sign = -1 if chance.random() < 0.5 else 1
+    return operate(picture, name, magnitude, sign, fill)
+
+
+OPERATIONS = (
+    "identity", "shear x", "shear y", "translate x", "translate y", "rotate", "brightness", "color", "contrast",
+    "sharpness", "posterize", "solarize", "autocontrast", "equalize",
+)  # fmt: skip
+
+
+def operate(picture: Image.Image, name: str, magnitude: int, sign: int, fill: tuple[int, ...]) -> Image.Image:
+    """One operation of RandAugment at a magnitude of 0 to 30."""
+    share = magnitude / LEVELS
+    width, height = picture.size
+    match name:
+        case "shear x":
+            return _affine(picture, (1, 0.3 * share * sign, 0, 0, 1, 0), fill)
+        case "shear y":
+            return _affine(picture, (1, 0, 0, 0.3 * share * sign, 1, 0), fill)
+        case "translate x":
+            return _affine(picture, (1, 0, -int(150 / 331 * width * share * sign), 0, 1, 0), fill)
+        case "translate y":
+            return _affine(picture, (1, 0, 0, 0, 1, -int(150 / 331 * height * share * sign)), fill)
+        case "rotate":
+            return picture.rotate(30 * share * sign, fillcolor=fill)
+        case "brightness":
+            return ImageEnhance.Brightness(picture).enhance(1 + 0.9 * share * sign)
+        case "color":
+            return ImageEnhance.Color(picture).enhance(1 + 0.9 * share * sign)
+        case "contrast":
+            return ImageEnhance.Contrast(picture).enhance(1 + 0.9 * share * sign)
+        case "sharpness":
+            return ImageEnhance.Sharpness(picture).enhance(1 + 0.9 * share * sign)
+        case "posterize":
+            return ImageOps.posterize(picture, 8 - round(magnitude / (LEVELS / 4)))
+        case "solarize":
+            return ImageOps.solarize(picture, round(255 * (1 - share)))
+        case "autocontrast":
+            return ImageOps.autocontrast(picture)
+        case "equalize":
+            return ImageOps.equalize(picture)
+    return picture
+
+
+def _affine(picture: Image.Image, matrix: tuple[float, ...], fill: tuple[int, ...]) -> Image.Image:
+    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, fillcolor=fill)
 
 
 def make_mix(augment: AugmentConfig, classes: int) -> torch.nn.Module | None:

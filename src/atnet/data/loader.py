@@ -5,16 +5,19 @@ import signal
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from atnet.config import Config, DataConfig
 from atnet.data.augment import Augment
+from atnet.data.decode import Box
 from atnet.data.order import BatchOrder, Draw
 from atnet.data.pictures import Pictures
 from atnet.data.preprocess import Preprocess, resize_shorter
@@ -48,13 +51,13 @@ class TrainSet(Dataset[Sample]):
         self.pictures = pictures
         self.augment = Augment(config.augment, data, config.seed)
         self.side = data.train_side
-        self.cached: list[Tensor | Hole] | None = None
+        self.cached: list[NDArray[np.uint8] | Hole] | None = None
         if data.cache == "ram":
 
-            def shrink(picture: Image.Image) -> Tensor:
+            def shrink(picture: Image.Image) -> NDArray[np.uint8]:
                 if min(picture.size) > data.cache_size:
                     picture = resize_shorter(picture, data.cache_size, data.interpolation)
-                return _to_tensor(picture)
+                return np.array(picture)
 
             self.cached = _read_all(pictures, shrink, "Caching training pictures")
 
@@ -66,10 +69,16 @@ class TrainSet(Dataset[Sample]):
 
     def at(self, place: int, draw: Draw) -> Sample:
         """The picture at a place among these, as it looks in a draw."""
-        found = self.cached[place] if self.cached else _read(self.pictures, place, _to_tensor)
-        if isinstance(found, Hole):
-            return torch.zeros(3, self.side, self.side, dtype=torch.uint8), NO_LABEL, found
-        return self.augment(found, draw), int(self.pictures.labels[place]), None
+        found = self.cached[place] if self.cached else None
+        try:
+            if isinstance(found, Hole):
+                raise DataError(found.reason)
+            opener = partial(self.pictures.read_for_crop, place) if found is None else partial(_crop_of, found)
+            pixels = self.augment(opener, draw)
+        except DataError as error:
+            nothing = torch.zeros(self.side, self.side, 3, dtype=torch.uint8)
+            return nothing.permute(2, 0, 1), NO_LABEL, Hole(self.pictures.ids[place], str(error))
+        return torch.from_numpy(pixels).permute(2, 0, 1), int(self.pictures.labels[place]), None
 
 
 class EvalSet(Dataset[Sample]):
@@ -125,7 +134,9 @@ def batch_order(
 def collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[Hole]]:
     """Pixels, labels and holes of a batch."""
     pixels, labels, holes = zip(*samples, strict=True)
-    return torch.stack(pixels), torch.tensor(labels), [hole for hole in holes if hole is not None]
+    # Channels last, as the augmented pictures are and the network wants them.
+    together = torch.stack([one.permute(1, 2, 0) for one in pixels]).permute(0, 3, 1, 2)
+    return together, torch.tensor(labels), [hole for hole in holes if hole is not None]
 
 
 def eval_loader(
@@ -175,9 +186,10 @@ def batches_of(loader: DataLoader[Any]) -> Generator[Any, None, None]:
         yield batch
 
 
-def _to_tensor(picture: Image.Image) -> Tensor:
-    """uint8 (3, H, W)."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+def _crop_of(cached: NDArray[np.uint8], crop: Callable[[int, int], tuple[Box, float]]) -> tuple[NDArray[np.uint8], Box]:
+    """A cached picture's pixels and a box in them."""
+    height, width, _ = cached.shape
+    return cached, crop(width, height)[0]
 
 
 def _read(pictures: Pictures, index: int, keep: Callable[[Image.Image], Any]) -> Any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from atnet.data.decode import decode
+from atnet.data.decode import Box, decode, decode_for_crop
 from atnet.errors import DataError
 
 
@@ -92,6 +92,10 @@ class Pictures:
     def read(self, index: int) -> Image.Image:
         """The picture as RGB. Raises DataError naming it if it cannot be read."""
         return decode(self.read_bytes(index), self.locate(index))
+
+    def read_for_crop(self, index: int, crop: Callable[[int, int], tuple[Box, float]]) -> tuple[NDArray[np.uint8], Box]:
+        """As `decode_for_crop`: pixels, and the box in them."""
+        return decode_for_crop(self.read_bytes(index), self.locate(index), crop)
 
     def read_bytes(self, index: int) -> bytes:
         """The picture's file as it is. Raises DataError naming it if it cannot be had."""

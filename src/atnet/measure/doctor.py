@@ -285,7 +285,9 @@ def _odd(parts: dict[str, Pictures], looks: "dict[str, list[_Look | str]]") -> I
             continue  # a data set of small pictures
         remedy = "`atnet pack` makes them small once, for all epochs." if what == "huge" else ""
         grave: Grave = "odd" if what in ("huge", "very small") or what.startswith("a ") else "fine"
-        yield Finding(grave=grave, what=f"{counted(len(places), 'picture')}: {what}", remedy=remedy, examples=tuple(places))
+        yield Finding(
+            grave=grave, what=f"{counted(len(places), 'picture')}: {what}", remedy=remedy, examples=tuple(places)
+        )
 
 
 def _folders(parts: dict[str, Pictures]) -> Iterable[Finding]:
@@ -301,7 +303,9 @@ def _folders(parts: dict[str, Pictures]) -> Iterable[Finding]:
                 empty.append(str(path))
     if empty:
         yield Finding(
-            grave="odd", what=f"No pictures in {counted(len(empty), 'folder')}, so they are no classes", examples=tuple(empty)
+            grave="odd",
+            what=f"No pictures in {counted(len(empty), 'folder')}, so they are no classes",
+            examples=tuple(empty),
         )
     if hidden:
         yield Finding(grave="fine", what=f"Left out: {counted(len(hidden), 'hidden folder')}", examples=tuple(hidden))
