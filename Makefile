@@ -4,6 +4,8 @@
 #   make bench                 the tables and pictures of docs/performance.md
 #   make table                 README's table and picture, from the records under results/
 #   make proof-faults          trainings killed, stopped, starved and spoilt, and that each goes on to the same bits
+#   make proof-data            damaged, odd and malicious pictures, copies, readers fed with anything (50 minutes)
+#   make proof-data-speed      our loader beside timm's and torchvision's, on the same pictures (5 minutes)
 #   make proof-training-speed  our training beside one of timm's parts, on the same network and photos (8 minutes)
 #   make ci                    lint, types, tests, timm's own tests, the README's commands
 # PYTHON=python3.12 takes another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -16,7 +18,8 @@ TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
 PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo bench table test ci lint types peer-tests proof-faults proof-training-speed readme setup dev clean
+.PHONY: demo bench table test ci lint types peer-tests proof-data proof-data-speed proof-faults proof-training-speed \
+	readme setup dev clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -86,6 +89,12 @@ peer-tests: dev $(PEER)/tests
 
 proof-faults: dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/proof/faults.py $(ATNET_IMAGENETTE)
+
+proof-data: dev
+	$(BIN)/python tests/proof/data.py $(ATNET_IMAGENETTE)
+
+proof-data-speed: dev
+	$(BIN)/python tests/peer/load_beside_timm.py $(ATNET_IMAGENETTE)
 
 proof-training-speed: dev
 	$(BIN)/python tests/peer/train_beside_timm.py $(ATNET_IMAGENETTE)

@@ -63,7 +63,8 @@ class DataConfig:
     """Pictures and how evaluation sees them."""
 
     source: str = ""
-    """A folder of class folders, or of train/ and val/ with these, or "digits", the embedded set. Short: --data."""
+    """A folder of class folders, or of train/ and val/ with these; a list, tar shards, Parquet files (docs/data.md); or
+    "digits", the embedded set. Short: --data."""
     val_share: float = 0.2
     """Share of each class held out for validation where the source has no validation part."""
     size: Whole = 224

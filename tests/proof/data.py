@@ -19,11 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from atnet.config import make_config
 from atnet.data.decode import decode
-from atnet.data.loader import EvalSet, TrainSet, make_preprocess
+from atnet.data.lists import open_list
+from atnet.data.loader import EvalSet, TrainSet, make_preprocess, train_loader
 from atnet.data.order import Draw
 from atnet.data.sources import open_parts
 from atnet.errors import DataError
@@ -389,6 +391,36 @@ def fed_with_anything(photos: Path, folder: Path) -> Finding:
         )
         results.append((done.returncode == 0, f"{reader}: {(done.stdout or done.stderr).strip()[-300:]}"))
     return all(fine for fine, _ in results), "; ".join(said for _, said in results)
+
+
+@point(6, "a list of 1.3 million files opens in under 3 s; loader processes take no more memory from epoch to epoch")
+def long_lists(photos: Path, folder: Path) -> Finding:
+    path = folder / "list.csv"
+    rows = (f"train/n{i // 1300:08}/n{i // 1300:08}_{i:07}.JPEG,n{i // 1300:08}" for i in range(1_300_000))
+    path.write_text("path,label\n" + "\n".join(rows))
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        pictures = open_list(path)[""]
+        seconds.append(time.perf_counter() - began)
+    assert len(pictures) == 1_300_000
+    classes = sorted(path.name for path in (photos / "val").iterdir())
+    names = [
+        f"{photos}/val/{name}/{file.name}" for name in classes for file in sorted((photos / "val" / name).iterdir())
+    ]
+    listed = [f"{names[i % len(names)]},{classes[i % 10]}" for i in range(1_300_000)]
+    path.write_text("path,label\n" + "\n".join(listed))
+    pictures = open_list(path)[""]
+    config = make_config(batch=64, data={"size": 64, "workers": 2})
+    used = []
+    for number, _ in enumerate(train_loader(pictures, config, 0, 241)):
+        if number % 60 == 0 and number:
+            children = psutil.Process().children(recursive=True)
+            used.append(sum(child.memory_full_info().uss for child in children) / 1e6)
+    growth = used[-1] - used[0]
+    fine = min(seconds) < 3 and growth < 8
+    said = ", ".join(f"{megabytes:.0f}" for megabytes in used)
+    return fine, f"opened in {min(seconds):.2f} s; two processes' own memory every 3,840 pictures: {said} MB"
 
 
 def main(photos: Path, numbers: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""Every command and Python block of the README is run, in order, in one folder."""
+"""Every command and Python block of the README, and of what it links to in docs/, is run, in order, in one folder."""
 
 import os
 import re
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+PAGES = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/data.md")]
+BLOCKS = [block for page in PAGES for block in re.findall(r"^```(\w+)\n(.*?)^```", page, re.M | re.S)]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_a_block_does_what_it_says(number, folder):
     if language == "text":  # what a command says
         return
     if language == "sh":  # another package index, which CI does not reach, and the reader's own photos
-        assert "download.pytorch.org" in code or code.startswith("atnet train --data my_photos ")
+        assert "download.pytorch.org" in code or code.startswith("atnet doctor my_photos ")
         return
     words = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

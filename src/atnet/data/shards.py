@@ -351,5 +351,9 @@ def _system(address: str) -> Any:
 
 
 def files_in(folder: Path, suffix: str) -> list[Path]:
-    """The files of a kind directly in a folder, sorted."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() == suffix and not path.name.startswith("."))
+    """The files of a kind directly in a folder, sorted. Raises DataError if the folder cannot be read."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+    return [folder / name for name in names if name.lower().endswith(suffix) and not name.startswith(".")]

@@ -119,9 +119,9 @@ def _open(source: str) -> dict[str, Pictures]:
     """The source's parts, train and val; all of it under "" where it has none."""
     if source == DIGITS:
         return {"": open_digits()}
-    if is_address(source) or "{" in source or "*" in source:
-        return _open_tars(source, expand(source))
     path = Path(source).expanduser()
+    if is_address(source) or (("{" in source or "*" in source) and not path.exists()):
+        return _open_tars(source, expand(source))
     suffix = path.suffix.lower()
     if path.is_file() and suffix == ".tar":
         return _open_tars(source, [str(path)])
@@ -166,7 +166,7 @@ def _open_folders(root: Path) -> dict[str, Pictures]:
 
 def _folder_of(root: Path, part: str) -> Path | None:
     """The folder of a part, by its usual names in any case; None if there is none."""
-    folders = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
+    folders = {name.lower(): root / name for name in subfolders(root)}
     return next((folders[name] for name in PARTS[part] if name in folders), None)
 
 

@@ -1,45 +1,63 @@
-"""Weights as one ONNX file that says what it is, checked on real pictures before it gets its name."""
+"""Weights as one file to hand on, ONNX or safetensors, checked on real pictures before it gets its name."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from atnet.deploy.onnx import OnnxNetwork
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.measure.evaluate import open_validation
 from atnet.model.info import WeightsInfo, find_weights
-from atnet.model.load import load
+from atnet.model.load import load, to_safetensors
+from atnet.prediction import Network
 from atnet.progress import progress_bar
 
 OPSET = 20
 PICTURES = 64
-TOLERANCE = 1e-3
+TOLERANCE, TOLERANCE_HALF = 1e-3, 2e-2
 """Largest difference of a logit, over the largest logit of its picture."""
+
+LEAST_HALVED = 256
+"""Numbers in a tensor from which it is worth storing it in 16 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """The file, and the pictures on which it was held against torch: how many, the largest relative difference."""
+    """The file, and the pictures on which it was held against the weights: how many, the largest relative difference."""
 
     path: Path
     pictures: int
     difference: float
 
 
-def export(weights: str | Path = "runs/last", out: str | Path | None = None, *, data: str | None = None) -> Exported:
-    """Writes weights as ONNX: fp32, any batch, class names and preprocessing in its metadata.
+def export(
+    weights: str | Path = "runs/last",
+    out: str | Path | None = None,
+    *,
+    to: Literal["onnx", "safetensors"] = "onnx",
+    half: bool = False,
+    data: str | None = None,
+) -> Exported:
+    """Writes weights as one file, class names and preprocessing in its metadata.
 
-    weights: a run, a folder or a safetensors file.  out: the file, model.onnx beside the weights if None.
+    weights: a run, a folder or a safetensors file.  out: the file, model.onnx or model.safetensors beside the weights
+    if None.
+    to: onnx, which takes any batch and needs no torch; or safetensors.
+    half: stored in 16 bits, computed in 32: half as large.
     data: a folder of class folders for the check, the run's validation pictures if None.
-    The check goes from a picture's bytes to its label: the file alone against torch.
+    The check goes from a picture's bytes to its label: the file alone against the weights in torch.
     Raises WeightsError if they do not agree, ConfigError if out exists or no pictures are known.
     """
     source = find_weights(weights)
-    path = Path(out).expanduser() if out else source.with_name("model.onnx")
+    path = Path(out).expanduser() if out else source.with_name(f"model.{to}")
     if path.exists():
         raise ConfigError(f"{path}: exists; choose another --out")
     if not path.parent.is_dir():
@@ -47,10 +65,10 @@ def export(weights: str | Path = "runs/last", out: str | Path | None = None, *, 
     model, info = load(source)
     pictures = open_validation(source, data)
     some = np.linspace(0, len(pictures) - 1, min(PICTURES, len(pictures))).round().astype(int).tolist()
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".partial.{to}")
+    tolerance = TOLERANCE_HALF if half else TOLERANCE
     try:
-        write_onnx(model, (3, info.preprocess.size, info.preprocess.size), partial, info)
-        network = OnnxNetwork(partial)
+        network = _written(model, info, partial, half)
         worst, compared = 0.0, 0
         with progress_bar("Comparing with torch", len(some)) as advance, torch.inference_mode():
             for i in some:
@@ -59,12 +77,12 @@ def export(weights: str | Path = "runs/last", out: str | Path | None = None, *, 
                     picture = pictures.read(i)
                 except DataError:
                     continue
-                [ours] = network(network.info.preprocess(picture)[None])
+                [ours] = network(info.preprocess(picture)[None])
                 [theirs] = model(torch.from_numpy(info.preprocess(picture))[None]).numpy()
                 difference = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-                if difference > TOLERANCE or network.info.classes[ours.argmax()] != info.classes[theirs.argmax()]:
+                if difference > tolerance or ours.argmax() != theirs.argmax():
                     raise WeightsError(
-                        f"{pictures.ids[i]}: ONNX Runtime says {network.info.classes[ours.argmax()]}, torch "
+                        f"{pictures.ids[i]}: the file says {info.classes[ours.argmax()]}, torch "
                         f"{info.classes[theirs.argmax()]}, logits apart by {difference:.2%}: nothing was exported"
                     )
                 worst = max(worst, difference)
@@ -75,6 +93,51 @@ def export(weights: str | Path = "runs/last", out: str | Path | None = None, *, 
     finally:
         partial.unlink(missing_ok=True)
     return Exported(path=path, pictures=compared, difference=worst)
+
+
+def _written(model: nn.Module, info: WeightsInfo, path: Path, half: bool) -> Network:
+    """Writes the file, and opens it as a user would. Raises WeightsError if it does not say the same of itself."""
+    if path.suffix == ".onnx":
+        write_onnx(model, (3, info.preprocess.size, info.preprocess.size), path, info)
+        if half:
+            _halve(path)
+        network = OnnxNetwork(path)
+        found: Network = network
+        said = network.info
+    else:
+        state = model.state_dict()
+        path.write_bytes(to_safetensors({name: _halved(t) for name, t in state.items()} if half else state, info))
+        opened, said = load(path)
+
+        def found(images: NDArray[np.float32]) -> NDArray[np.float32]:
+            logits: NDArray[np.float32] = opened(torch.from_numpy(images)).numpy()
+            return logits
+
+    if said != info:
+        raise WeightsError(f"{path}: does not say of itself what the weights do: nothing was exported")
+    return found
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    return tensor.half() if tensor.is_floating_point() and tensor.numel() >= LEAST_HALVED else tensor
+
+
+def _halve(path: Path) -> None:
+    """Stores the larger tensors of an ONNX file in 16 bits, each with a cast to 32, which is done once, at loading."""
+    model = onnx.load(path)
+    graph = model.graph
+    casts = []
+    for tensor in graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if tensor.data_type != onnx.TensorProto.FLOAT or values.size < LEAST_HALVED:
+            continue
+        name = tensor.name
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))
+        casts.append(onnx.helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*casts, *nodes])
+    onnx.save(model, path)
 
 
 def write_onnx(model: nn.Module, shape: tuple[int, ...], path: Path, info: WeightsInfo | None = None) -> None:
