@@ -10,6 +10,7 @@ import pytest
 from atnet.config import make_config
 from atnet.model.load import create_classifier
 from atnet.training.norm import RunningStatistics
+from atnet.training.plan import plan_run
 
 ROOT = Path(__file__).parent.parent
 SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
@@ -32,3 +33,15 @@ def test_the_figures_of_the_table_are_those_of_the_networks():
         assert f"{name.upper()} {megabytes} MB" in SCALING
     channels = len(RunningStatistics(create_classifier("xxxs", classes=1000, size=224)).read()) // 2
     assert f"{8 * channels / 1000:.0f} kB a part" in SCALING
+
+
+def test_the_efficiencies_of_the_table_are_those_of_the_model():
+    for name, speed in (("xxxs", 4000), ("s", 1200), ("l", 600)):
+        config = make_config(ROOT / "recipes" / "imagenet.yaml", model=name)
+        found = [
+            plan_run(
+                config, pictures=(1_281_167, 50_000), devices=n, images_per_second=speed, gigabytes_per_second=10
+            ).efficiency
+            for n in (2, 8, 32)
+        ]
+        assert f"| {name.upper()} | {speed:,} | {' | '.join(f'{share:.2f}' for share in found)} |" in SCALING

@@ -31,7 +31,7 @@ LEAST_HALVED = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """The file, and the pictures on which it was held against the weights: how many, the largest relative difference."""
+    """The file, and on how many pictures it was held against the weights, with which largest relative difference."""
 
     path: Path
     pictures: int
