@@ -1,10 +1,12 @@
 import io
+import os
+import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
-from atnet.data.decode import decode
+from atnet.data.decode import MAX_BYTES, decode, describe
 from atnet.errors import DataError
 
 
@@ -101,3 +103,67 @@ def test_postscript_is_not_a_picture():
 def test_an_absent_file_is_said(tmp_path):
     with pytest.raises(DataError, match="no such picture"):
         decode(tmp_path / "gone.jpg")
+
+
+def test_damaged_exif_does_not_cost_the_picture(photo):
+    content = encoded(photo, "JPEG", exif=b"Exif\0\0MM\0*\0\0\xff\xff" + b"\xff" * 40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow says that the EXIF is damaged, as it is
+        assert np.array_equal(np.asarray(decode(content)), np.asarray(decode(encoded(photo, "JPEG"))))
+
+
+def test_a_profile_that_is_no_use_changes_nothing():
+    plain = Image.new("RGB", (4, 4), (200, 40, 40))
+    usual, other_channels = (
+        ImageCms.ImageCmsProfile(ImageCms.createProfile(name)).tobytes() for name in ("sRGB", "LAB")
+    )
+    for profile in (usual, other_channels, b"no profile at all"):
+        assert decode(encoded(plain, "PNG", icc_profile=profile)).getpixel((0, 0)) == (200, 40, 40)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "an empty file"),
+        (bytes(500), "only zeros"),
+        (b"<!DOCTYPE html><title>404</title>", "an HTML page"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC, as phones write it"),
+        (b"%!PS-Adobe-3.0", "PostScript"),
+        (b"\x89PNG\r\n\x1a\n broken", "a damaged PNG"),
+        (b"name,age\n", "text"),
+    ],
+)
+def test_what_is_no_picture_is_called_what_it_seems_to_be(content, what):
+    with pytest.raises(DataError, match=f"x.jpg: {what}"):
+        decode(content, "x.jpg")
+
+
+def test_a_named_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="a named pipe, not a picture"):
+        decode(tmp_path / "a.jpg")
+
+
+def test_a_jpeg_of_endless_scans_is_refused(photo):
+    content = encoded(photo, "JPEG", progressive=True)
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    assert decode(content).size == photo.size
+    with pytest.raises(DataError, match="more than 100 scans"):
+        decode(content[:-2] + scan * 200 + content[-2:])
+
+
+def test_a_file_too_large_is_refused_before_it_is_read(tmp_path):
+    with (tmp_path / "a.jpg").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(DataError, match="256,000,001 bytes are more than the 256,000,000 allowed"):
+        decode(tmp_path / "a.jpg")
+
+
+def test_what_is_odd_in_a_file_is_described(photo):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = describe(encoded(photo, "JPEG", exif=exif), ".png")
+    assert (found.format, found.width, found.height) == ("JPEG", 40, 30)
+    assert found.odd == ("a JPEG called .png", "turned by its EXIF flag")
+    assert describe(encoded(photo, "PNG"), ".png").odd == ()
+    assert describe(encoded(photo.convert("CMYK"), "JPEG"), ".jpg").odd == ("CMYK colours",)

@@ -10,6 +10,7 @@ from sklearn.metrics import (
 )
 from torch.utils.data import DataLoader, TensorDataset
 
+from atnet.data.loader import collate
 from atnet.measure.evaluate import score
 from atnet.measure.metrics import Scores, calibration, hits
 
@@ -24,7 +25,8 @@ def answers():
 
 def test_scores_are_scikit_learns(answers):
     logits, labels = answers
-    pictures = DataLoader(TensorDataset(logits[:, :, None, None], labels), batch_size=50)
+    data = TensorDataset(logits[:, :, None, None], labels)
+    pictures = DataLoader(data, batch_size=50, collate_fn=lambda rows: collate([(*row, None) for row in rows]))
     found = score(torch.nn.Flatten(), pictures, classes=7, device=torch.device("cpu"), total=203)
     truth, called = labels.numpy(), logits.argmax(1).numpy()
     assert found.count == 203

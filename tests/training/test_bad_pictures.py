@@ -94,7 +94,7 @@ def test_more_broken_pictures_than_allowed_stop_the_run_and_leave_a_checkpoint(d
     with pytest.raises(DataError, match=r"3 of 200 training pictures could not be read.*bad_files.csv.*atnet doctor"):
         train(**quick, out="run")
     assert len(read_rows(Path("run/bad_files.csv"))) == 3
-    assert list(Path("run/checkpoints").glob("step-*")) or not Path("run/last.safetensors").exists()
+    assert [path.name for path in Path("run/checkpoints").iterdir()]
     done = train(**{**quick, "data": {**quick["data"], "max_bad": 0.05}}, out="allowed")
     assert len(read_rows(done.folder / "bad_files.csv")) == 4
 

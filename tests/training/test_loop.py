@@ -296,14 +296,15 @@ def test_every_option_is_part_of_a_run(quick, tmp_path):
 
 def test_a_run_that_fails_before_anything_is_saved_leaves_nothing(quick, digits, tmp_path):
     first = atnet.train(**quick, out=tmp_path / "first")
-    broken = next((digits / "train" / "six").iterdir())
-    whole = broken.read_bytes()
-    broken.write_bytes(whole[:60])
-    with pytest.raises(DataError, match=broken.name):
+    whole = {path: path.read_bytes() for path in (digits / "val").rglob("*.png")}
+    for path in whole:
+        path.write_text("text")
+    with pytest.raises(DataError, match="none of 50 pictures to evaluate on can be read"):
         atnet.train(**quick, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert Path("runs/last").resolve() == first.folder.resolve(), "the newest run that has saved something"
-    broken.write_bytes(whole)
+    for path, content in whole.items():
+        path.write_bytes(content)
     again = atnet.train(**quick, out=tmp_path / "run")
     for name in ("last.safetensors", "ema.safetensors", "best.safetensors"):
         assert (again.folder / name).read_bytes() == (first.folder / name).read_bytes(), "the file's every byte"

@@ -13,8 +13,8 @@ from atnet.errors import DataError
 
 log = logging.getLogger("atnet")
 
-HIDDEN = (".", "@", "$", "__MACOSX", "lost+found")
-"""How the names of folders and files begin that systems put there: checkpoints, thumbnails, resource forks, bins."""
+SYSTEMS = {"@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+"""Folders that systems put there: thumbnails, resource forks, bins."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def list_pictures(root: Path, folder: str = "") -> list[str]:
             with os.scandir(root / inside) as entries:
                 for entry in entries:
                     path = os.path.join(inside, entry.name)
-                    if entry.name.startswith(HIDDEN):
+                    if is_hidden(entry.name):
                         continue
                     suffix = os.path.splitext(entry.name)[1].lower()
                     if entry.is_dir():
@@ -100,6 +100,11 @@ def list_pictures(root: Path, folder: str = "") -> list[str]:
     return sorted(found)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's: its name begins with a dot, or it is a system's."""
+    return name.startswith(".") or name in SYSTEMS
+
+
 def class_name(where: Path, folder: str) -> str:
     """The class that a folder is: its name, accents composed, for macOS writes them decomposed."""
     try:
@@ -113,6 +118,6 @@ def subfolders(root: Path) -> list[str]:
     """The folders directly below root, sorted, without hidden ones."""
     try:
         with os.scandir(root) as entries:
-            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(HIDDEN))
+            return sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
     except OSError as error:
         raise DataError(f"{root}: this folder cannot be read ({error.strerror})") from error

@@ -86,6 +86,12 @@ def open_configured(data: DataConfig) -> tuple[Pictures, Pictures]:
     return open_parts(data.source, data.val_share, data.classes, data.mismatch)
 
 
+def open_held_out(data: DataConfig) -> Pictures:
+    """The pictures that a run of the configuration validates on, whatever classes are among them now."""
+    parts = _open(data.source)
+    return parts["val"] if "val" in parts else open_configured(data)[1]
+
+
 def open_labelled(source: str, part: Literal["train", "val"] = "val") -> Pictures:
     """Labelled pictures to evaluate on: the source's part, or all of it where it has no parts."""
     if source == DIGITS:

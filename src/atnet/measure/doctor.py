@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from atnet.data.decode import Facts, decode, describe
 from atnet.data.duplicates import Sketch, near_pairs, sketch
-from atnet.data.folders import HIDDEN, Folder
+from atnet.data.folders import Folder
 from atnet.data.pictures import Pictures
 from atnet.data.sources import Mismatch, open_whole, split
 from atnet.errors import DataError
@@ -297,7 +297,7 @@ def _folders(parts: dict[str, Pictures]) -> Iterable[Finding]:
     for root in sorted({pictures.store.root for pictures in parts.values() if isinstance(pictures.store, Folder)}):
         used = {name.split(os.sep)[0] for pictures in parts.values() for name in pictures.ids}
         for path in sorted(root.iterdir()):
-            if path.is_dir() and path.name.startswith(HIDDEN):
+            if path.is_dir() and is_hidden(path.name):
                 hidden.append(str(path))
             elif path.is_dir() and path.name not in used:
                 empty.append(str(path))

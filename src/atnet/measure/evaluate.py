@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from atnet.config import make_config
 from atnet.data.loader import NO_LABEL, Hole, batches_of, eval_loader
 from atnet.data.pictures import Pictures
-from atnet.data.sources import open_configured, open_labelled
+from atnet.data.sources import open_held_out, open_labelled
 from atnet.device import pick_device
 from atnet.errors import ConfigError, DataError
 from atnet.measure.metrics import Scores, hits
@@ -125,5 +125,5 @@ def open_validation(weights: Path, data: str | None) -> Pictures:
     if data is None and trained is None:
         raise ConfigError(f"{weights}: not in a run folder, so its data are not known; give --data FOLDER")
     if trained and (data is None or data == trained.source or str(Path(data).expanduser().resolve()) == trained.source):
-        return open_configured(trained)[1]
+        return open_held_out(trained)
     return open_labelled(str(data))

@@ -192,7 +192,7 @@ def _fit(state: State, run: Path) -> Run:
 
 def _save_what_can_be(state: State, run: Path, error: AtnetError) -> str:
     """After an error between two steps: the end of its message, with what there is to go on with."""
-    if not isinstance(error.__cause__, OSError) and (checkpoints(run) or ranks.count() > 1):
+    if not isinstance(error.__cause__, OSError) and (checkpoints(run) or ranks.count() > 1 or state.bad):
         with contextlib.suppress(TrainingError, OSError):
             _save_checkpoint(state, run)
     discard_unsaved(run)
