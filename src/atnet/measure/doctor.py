@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from atnet.data.decode import Facts, decode, describe
 from atnet.data.duplicates import Sketch, near_pairs, sketch
-from atnet.data.folders import Folder
+from atnet.data.folders import Folder, is_hidden
 from atnet.data.pictures import Pictures
 from atnet.data.sources import Mismatch, open_whole, split
 from atnet.errors import DataError
