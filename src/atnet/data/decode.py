@@ -18,10 +18,14 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from atnet.errors import DataError
 from atnet.files import did_you_mean
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+SUFFIXES_OF = {
+    "JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "BMP": (".bmp",), "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+}  # fmt: skip
+FORMATS = tuple(SUFFIXES_OF)
+SUFFIXES = {suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes}
 """By which a file in a folder is taken for a picture; what it is, its content tells."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom, in pixels."""
 
@@ -37,10 +41,6 @@ MAX_ASPECT = 100
 MAX_SCANS = 100
 """A progressive JPEG of more scans is refused: each costs a pass over all pixels, and encoders write ten or so."""
 
-_SUFFIXES_OF = {
-    "JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "BMP": (".bmp",), "GIF": (".gif",),
-    "TIFF": (".tif", ".tiff"),
-}  # fmt: skip
 _SEEN = (
     (b"\xff\xd8\xff", "a damaged JPEG"),
     (b"\x89PNG", "a damaged PNG"),
@@ -278,7 +278,7 @@ def describe(content: bytes, suffix: str) -> Facts:
         kind = picture.format or ""
         width, height = picture.size
         odd = []
-        if suffix and suffix not in _SUFFIXES_OF[kind]:
+        if suffix and suffix not in SUFFIXES_OF[kind]:
             odd.append(f"a {kind} called {suffix}")
         if getattr(picture, "n_frames", 1) > 1:
             odd.append("several frames, of which the first is taken")

@@ -12,7 +12,7 @@ from typing import Any
 
 from atnet.data.classes import spreadsheet_safe
 from atnet.data.decode import decode
-from atnet.data.pictures import Pictures
+from atnet.data.pictures import Pictures, hash_of
 from atnet.data.preprocess import resize_shorter
 from atnet.data.shards import CLASSES, Sample, Table, index_path, write_shard
 from atnet.errors import ConfigError, DataError
@@ -59,9 +59,7 @@ def pack(parts: dict[str, Pictures], out: Path, *, size: int = 256, quality: int
         for part, pictures in parts.items():
             names = list(pictures.ids)
             # Mixed, for those who read shards one after the other; the same mix each time.
-            mixed = sorted(
-                range(len(names)), key=lambda i: hashlib.sha256(names[i].encode("utf-8", "replace")).digest()
-            )
+            mixed = sorted(range(len(names)), key=[hash_of(name) for name in names].__getitem__)
             for number, begin in enumerate(range(0, len(mixed), shard)):
                 members = mixed[begin : begin + shard]
                 path = out / f"{part or 'all'}-{number:06}.tar"

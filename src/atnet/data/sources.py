@@ -27,8 +27,6 @@ T = TypeVar("T")
 log = logging.getLogger("atnet")
 
 PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "eval", "dev", "test", "testing")}
-
-
 Mismatch = Literal["error", "ignore"]
 
 
@@ -177,7 +175,7 @@ def _folder_of(root: Path, part: str) -> Path | None:
 
 
 def _open_tars(source: str, files: list[str]) -> dict[str, Pictures]:
-    """Tar shards, their parts told by how their names begin."""
+    """Tar shards, their parts told by their names."""
     return {part: open_shards(source, names) for part, names in _by_part(source, files).items()}
 
 
@@ -233,7 +231,7 @@ def _tables_in(folder: Path) -> list[str]:
 
 
 def _open_parquet(source: str, files: list[str]) -> dict[str, Pictures]:
-    """Parquet files with pictures in them, their parts told by how their names begin."""
+    """Parquet files with pictures in them, their parts told by their names."""
     parts = _by_part(source, files)
     return _unpack({part: [Path(name) for name in names] for part, names in parts.items()}, source)
 

@@ -103,13 +103,14 @@ def _samples(found: Diagnosis) -> tuple[Image.Image, Image.Image]:
     train = found.parts["train"]
     config = make_config(data={"size": found.advice.size, "cache": "none"}, augment={"randaugment": 2, "erasing": 0.25})
     samples = TrainSet(train, config)
+    names = display_names(train.classes)
     before, after, titles = [], [], []
     for place in np.linspace(0, len(train) - 1, min(SAMPLES, len(train))).round().astype(int).tolist():
         pixels, _, hole = samples[Draw(0, place)]
         if hole is None:
             before.append(train.read(place))
             after.append(Image.fromarray(pixels.permute(1, 2, 0).to(torch.uint8).numpy()))
-            titles.append(printable(display_names(train.classes)[train.labels[place]]))
+            titles.append(printable(names[train.labels[place]]))
     return mosaic(before, titles, empty="none can be read"), mosaic(after, titles, empty="none can be read")
 
 
