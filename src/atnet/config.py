@@ -265,7 +265,7 @@ class Config:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto takes cuda, then mps, then cpu."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto is bf16 autocast on GPUs that have it, else fp32."""
+    """Of matrix products; auto is bf16 on GPUs and processors (AVX512-BF16, AMX) that have it, else fp32."""
     threads: Whole = 0
     """CPU threads; 0 leaves it to torch."""
     data: Annotated[DataConfig, Parameter(group=Group("Pictures", sort_key=1))] = field(default_factory=DataConfig)

@@ -23,6 +23,18 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
+def multiplies_in_bf16(precision: str, device: torch.device) -> bool:
+    """Whether matrix products are bf16: where asked for, or under auto, where the GPU or CPU has the arithmetic."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    if device.type != "cpu":
+        return False
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seeds torch's generator on the CPU and on the device.
 

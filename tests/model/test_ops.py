@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from atnet import create_model
 from atnet.model import ops
-from atnet.model.ops import DepthwiseConv2d, has_kernel, kernels
+from atnet.model.ops import DepthwiseConv2d, attend, has_kernel, kernels, trains_faster_plain
 
 has_compiler = pytest.mark.skipif(kernels() is None, reason="no C compiler here")
 
@@ -44,6 +44,20 @@ def test_the_kernel_agrees_with_torch_in_double(images, count, channels, height,
 
 
 @has_compiler
+def test_a_bf16_grid_has_fp32_gradients_as_exact_as_its_numbers(images):
+    conv = DepthwiseConv2d(40, 7)
+    with torch.no_grad():
+        conv.weight.copy_(conv.weight.bfloat16())
+    grid, out_grad = images(5, 40, 11, 6).bfloat16(), images(5, 40, 11, 6).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients(conv, grid, out_grad)
+    assert [one.dtype for one in found] == [torch.bfloat16] * 2 + [torch.float32] * 2
+    expected = gradients(conv.double(), grid.double(), out_grad.double())
+    for ours, exact, tolerance in zip(found, expected, (1e-2, 1e-2, 1e-5, 1e-5), strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=tolerance, atol=tolerance * float(exact.abs().max()))
+
+
+@has_compiler
 def test_the_kernel_is_called_in_training_alone(images, monkeypatch):
     calls = []
     monkeypatch.setattr(ops._Depthwise, "apply", lambda *args: calls.append(1) or F.conv2d(*args, padding=3, groups=16))
@@ -55,6 +69,7 @@ def test_the_kernel_is_called_in_training_alone(images, monkeypatch):
     DepthwiseConv2d(16, 3)(grid)
     DepthwiseConv2d(12, 7)(images(1, 12, 8, 8))
     DepthwiseConv2d(16, 7)(torch.randn(1, 16, 8, 8))
+    assert DepthwiseConv2d(16, 7, stride=2)(grid).shape == (1, 16, 4, 4)
     assert calls == []
     DepthwiseConv2d(16, 7)(grid)
     assert calls == [1]
@@ -106,9 +121,31 @@ def test_without_a_compiler_it_trains_on_and_says_why(change, said):
     assert all(said in line for line in lines)
 
 
-def test_under_bf16_on_a_cpu_depthwise_and_attention_stay_fp32_and_the_gradient_close(monkeypatch):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("queries", [1, 69])
+def test_plain_attention_of_training_is_the_fused_one(queries, dtype, tolerance):
     torch.manual_seed(0)
-    model, images = create_model("xxxs", num_classes=5), torch.randn(4, 3, 64, 64)
+    query, key, value = (torch.randn(2, 3, count, 16, dtype=dtype) for count in (queries, 69, 69))
+    with torch.no_grad():
+        fused = attend(query, key, value)
+    assert not trains_faster_plain(query, key)
+    query.requires_grad_()
+    assert trains_faster_plain(query, key)
+    plain = attend(query, key, value)
+    assert plain.dtype == dtype
+    torch.testing.assert_close(plain, fused, rtol=tolerance, atol=tolerance)
+
+
+def test_attention_to_many_tokens_is_fused_in_training_too():
+    query = torch.randn(1, 1, 300, 8, requires_grad=True)
+    assert not trains_faster_plain(query, query)
+    assert trains_faster_plain(query[:, :, :5], query)
+
+
+@has_compiler
+def test_under_bf16_on_a_cpu_what_is_slower_there_stays_fp32_and_the_gradient_close(monkeypatch):
+    torch.manual_seed(0)
+    model, images = create_model("xxxs", num_classes=5), torch.randn(4, 3, 64, 64).to(memory_format=torch.channels_last)
     types = {}
     attention = F.scaled_dot_product_attention
     monkeypatch.setattr(
@@ -127,12 +164,15 @@ def test_under_bf16_on_a_cpu_depthwise_and_attention_stay_fp32_and_the_gradient_
 
     plain, lowered = gradient(False), gradient(True)
     assert types == {
-        "attention": torch.float32,
-        "conv_mix.0.depthwise": torch.float32,
+        "conv_mix.0.depthwise": torch.bfloat16,
         "conv_mix.0.pointwise": torch.bfloat16,
         "trans_mix.0.mlp.fc1": torch.bfloat16,
     }
     assert torch.cosine_similarity(plain, lowered, dim=0) > 0.97
+    types.clear()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(images)
+    assert types["attention"] == types["conv_mix.0.depthwise"] == torch.float32
 
 
 def test_scripted_models_run_torchs_convolution():

@@ -96,26 +96,28 @@ def test_muon_takes_the_matrices_between_input_and_classifier():
     assert len(taken) + len(decayed["params"]) + len(others["params"]) == len(names)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("shape", [(3, 40, 90), (2, 90, 40), (1, 48, 64)])
-def test_orthogonal_keeps_singular_vectors_and_makes_values_one(shape):
+def test_orthogonal_keeps_singular_vectors_and_makes_values_one(shape, dtype, tolerance):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    made = orthogonal(matrices)
+    made = orthogonal(matrices, dtype)
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
     inner = u.mT @ made @ vh.mT
     values = inner.diagonal(dim1=1, dim2=2)
     assert values.min() > 0.3
     assert values.max() < 1.3
     assert values.mean() == pytest.approx(0.9, abs=0.1)
-    assert (inner - torch.diag_embed(values)).abs().max() < 1e-3
+    assert (inner - torch.diag_embed(values)).abs().max() < tolerance
 
 
-def test_muon_agrees_with_torchs():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_agrees_with_torchs(dtype):
     """Torch's takes two dimensions, and iterates in bf16: hence the tolerance."""
     generator = torch.Generator().manual_seed(0)
     begin = [torch.randn(shape, generator=generator) for shape in ((48, 96), (96, 48), (48, 96))]
     ours = [torch.nn.Parameter(t.clone()) for t in begin]
     theirs = [torch.nn.Parameter(t.clone()) for t in begin]
-    mine = Muon(ours, lr=0.01, weight_decay=0.1)
+    mine = Muon(ours, lr=0.01, weight_decay=0.1, dtype=dtype)
     peer = torch.optim.Muon(theirs, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     for _ in range(10):
         for one, other in zip(ours, theirs, strict=True):

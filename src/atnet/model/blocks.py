@@ -144,9 +144,7 @@ class Squeeze(nn.Module):
             )
         elif stride > 1 or in_dim != dim:
             self.reduce = nn.Sequential(
-                nn.Conv2d(in_dim, in_dim, 3, stride, 1, groups=in_dim, bias=False, **factory)
-                if stride > 1
-                else nn.Identity(),
+                DepthwiseConv2d(in_dim, 3, stride, bias=False, **factory) if stride > 1 else nn.Identity(),
                 nn.Conv2d(in_dim, dim, 1, bias=False, **factory),
                 nn.BatchNorm2d(dim, **factory),
             )

@@ -1,7 +1,8 @@
 """Operations that want more care on a CPU than torch gives them: depthwise convolution and attention.
 
 The weight gradient of a depthwise convolution is `depthwise.c`, where a compiler can build that. Under bf16 autocast
-both run in fp32: there the backward passes of torch's bf16 ones are several times slower than fp32.
+what that does not serve stays in fp32, as does fused attention: the backward passes of torch's bf16 ones are 3 to 100
+times slower. In training, attention to few tokens is plain products, which are faster there than the fused backward.
 """
 
 import ctypes
@@ -22,6 +23,7 @@ from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 SOURCE = Path(__file__).with_name("depthwise.c")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+PLAIN = {torch.float32: 128**2, torch.bfloat16: 256**2}  # queries x keys up to which plain products train faster
 log = logging.getLogger("atnet")
 
 
@@ -46,10 +48,11 @@ def kernels() -> ctypes.CDLL | None:
 
 
 def has_kernel(grid: Tensor, weight: Tensor) -> bool:
-    """Whether the weight gradient of this convolution is ours: on a CPU, fp32, channels-last, where it pays."""
+    """Whether the weight gradient of this convolution is ours: on a CPU, fp32 weights, channels-last, where it pays."""
     return (
         grid.device.type == "cpu"
-        and grid.dtype == weight.dtype == torch.float32
+        and grid.dtype in (torch.float32, torch.bfloat16)
+        and weight.dtype == torch.float32
         and grid.shape[1] % 8 == 0
         and weight.shape[-1] >= 5
         and grid.is_contiguous(memory_format=torch.channels_last)
@@ -58,12 +61,13 @@ def has_kernel(grid: Tensor, weight: Tensor) -> bool:
 
 
 class _Depthwise(torch.autograd.Function):
-    """Torch's forward pass and input gradient, our weight gradient."""
+    """Torch's forward pass and input gradient in the precision of the grid, our weight gradient in fp32."""
 
     @staticmethod
     def forward(ctx: Any, grid: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(grid, weight)
-        return F.conv2d(grid, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
+        bias = bias.to(grid.dtype) if bias is not None else None
+        return F.conv2d(grid, weight.to(grid.dtype), bias, padding=weight.shape[-1] // 2, groups=len(weight))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -75,19 +79,20 @@ class _Depthwise(torch.autograd.Function):
         grad = grad.contiguous(memory_format=torch.channels_last)
         grads: list[Tensor | None] = list(
             torch.ops.aten.convolution_backward(  # with a bias it would compute the weight's too
-                grad, grid, weight, None, [1, 1], [kernel // 2] * 2, [1, 1], False, [0, 0], channels,
+                grad, grid, weight.to(grid.dtype), None, [1, 1], [kernel // 2] * 2, [1, 1], False, [0, 0], channels,
                 [of_grid, of_weight and not ours, False],
             )
         )  # fmt: skip
         if of_bias:
-            grads[2] = grad.sum((0, 2, 3))
+            grads[2] = grad.sum((0, 2, 3), dtype=torch.float32)
         if ours:
             taps = torch.empty(kernel, kernel, channels)
             library = kernels()
             assert library
             pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (grid, grad, taps))
+            bf16 = grid.dtype == torch.bfloat16
             if library.depthwise_weight_gradient(
-                *pointers, count, height, width, channels, kernel, torch.get_num_threads()
+                *pointers, bf16, count, height, width, channels, kernel, torch.get_num_threads()
             ):
                 raise MemoryError("can't allocate memory for the gradient of a depthwise convolution")
             grads[1] = taps.permute(2, 0, 1).unsqueeze(1)
@@ -96,30 +101,44 @@ class _Depthwise(torch.autograd.Function):
 
 @register_notrace_module
 class DepthwiseConv2d(nn.Conv2d):
-    """A kernel x kernel convolution of each channel by itself; kernel odd, zeros around, sides kept."""
+    """A kernel x kernel convolution of each channel by itself; kernel odd, zeros around, sides divided by stride."""
 
-    def __init__(self, dim: int, kernel: int, **factory: Any) -> None:
-        super().__init__(dim, dim, kernel, padding=kernel // 2, groups=dim, **factory)
+    def __init__(self, dim: int, kernel: int, stride: int = 1, **factory: Any) -> None:
+        super().__init__(dim, dim, kernel, stride, padding=kernel // 2, groups=dim, **factory)
 
     def forward(self, grid: Tensor) -> Tensor:
         if not is_scripting():
+            lowered = grid.to(torch.get_autocast_dtype("cpu")) if autocasts(grid) else grid
+            trains = torch.is_grad_enabled() and self.weight.requires_grad and not torch.compiler.is_compiling()
+            if trains and self.stride == (1, 1) and has_kernel(lowered, self.weight):
+                return _Depthwise.apply(lowered, self.weight, self.bias)
             if autocasts(grid):
                 with torch.autocast("cpu", enabled=False):
                     return self.forward(grid.float())
-            trains = torch.is_grad_enabled() and self.weight.requires_grad and not torch.compiler.is_compiling()
-            if trains and has_kernel(grid, self.weight):
-                return _Depthwise.apply(grid, self.weight, self.bias)
         return self._conv_forward(grid, self.weight, self.bias)
 
 
 @register_notrace_function
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Fused attention (batch, heads, queries, width) of queries to keys and values (batch, heads, count, width)."""
-    if not is_scripting():  # noqa: SIM102  TorchScript leaves out this branch, not half of a condition
+    """Attention (batch, heads, queries, width) of queries to keys and values (batch, heads, count, width)."""
+    if not is_scripting():
+        if trains_faster_plain(query, key):
+            return ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(-1).to(value.dtype) @ value
         if autocasts(query):
             with torch.autocast("cpu", enabled=False):
                 return F.scaled_dot_product_attention(query.float(), key.float(), value.float())
     return F.scaled_dot_product_attention(query, key, value)
+
+
+def trains_faster_plain(query: Tensor, key: Tensor) -> bool:
+    """Whether these are few enough for plain products, whose gradient takes memory of queries x keys."""
+    return (
+        query.device.type == "cpu"
+        and query.requires_grad
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and query.shape[-2] * key.shape[-2] <= PLAIN.get(query.dtype, 0)
+    )
 
 
 def autocasts(tensor: Tensor) -> bool:

@@ -72,11 +72,14 @@ def by_layer(model: nn.Module, groups: list[dict[str, Any]], decay: float) -> li
     return split
 
 
-def make_optimizers(model: nn.Module, optim: OptimConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    model: nn.Module, optim: OptimConfig, dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters; or Muon for the matrices between input and classifier, AdamW for the others.
 
     Muon's are the decayed weights of linear layers and of convolutions that mix channels (one group); the
-    classifier stays with AdamW. Sources: Loshchilov & Hutter 2019; Jordan et al. 2024, "Muon".
+    classifier stays with AdamW. dtype: of Muon's products.
+    Sources: Loshchilov & Hutter 2019; Jordan et al. 2024, "Muon".
     """
     decayed, others = decay_groups(model, optim.weight_decay)
     if optim.name == "adamw":
@@ -90,5 +93,5 @@ def make_optimizers(model: nn.Module, optim: OptimConfig) -> list[torch.optim.Op
     groups = by_layer(model, [decayed, others], optim.layer_decay)
     made: list[torch.optim.Optimizer] = []
     if mixing:
-        made.append(Muon(matrices, lr=optim.lr))
+        made.append(Muon(matrices, lr=optim.lr, dtype=dtype))
     return [*made, torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)]

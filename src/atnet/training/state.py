@@ -1,6 +1,5 @@
 """What a run holds between two steps, and one step of it."""
 
-import contextlib
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from atnet.data.loader import NO_LABEL, make_preprocess
 from atnet.data.order import derive_seed
 from atnet.data.pictures import Pictures
 from atnet.data.sources import open_configured
-from atnet.device import keep_freed_memory, naming_shortage, pick_device, seed_generators
+from atnet.device import keep_freed_memory, multiplies_in_bf16, naming_shortage, pick_device, seed_generators
 from atnet.errors import ConfigError, DataError
 from atnet.measure.metrics import hits
 from atnet.model.info import EMA, LAST, WeightsInfo
@@ -78,7 +77,8 @@ class State:
         self.ema = None
         if config.ema:
             self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
-        self.optimizers = make_optimizers(self.model, config.optim)
+        self.bf16 = multiplies_in_bf16(config.precision, self.device)
+        self.optimizers = make_optimizers(self.model, config.optim, torch.bfloat16 if self.bf16 else torch.float32)
         self.statistics = RunningStatistics(self.model)
         self.parallel = ranks.parallel(self.model)
         self.mix = make_mix(config.augment, len(classes))
@@ -185,7 +185,7 @@ def prepare(state: State, pixels: Tensor, labels: Tensor, part: int) -> tuple[Te
     seed_generators(derive_seed(config.seed, "step", state.step * config.optim.accumulate + part), device)
     pixels = pixels.to(device, non_blocking=True, memory_format=torch.channels_last)
     mean, std = mean_and_std(config.data, device)
-    images = (pixels / 255 - mean) / std
+    images = (pixels / 255).sub_(mean).div_(std)
     targets = labels.to(device, non_blocking=True)
     return state.mix(images, targets) if state.mix else (images, targets)
 
@@ -270,7 +270,7 @@ def _gradient(state: State, pixels: Tensor, labels: Tensor, signal: int) -> Tens
             some, their = some[readable], their[readable]
         images, targets = prepare(state, some, their.clamp(min=0), ranks.rank() * share + number)
         with ranks.averaging(state.parallel, now=number == share - 1):
-            with _autocast(state.config, state.device):
+            with torch.autocast(state.device.type, torch.bfloat16, enabled=state.bf16):
                 logits = state.parallel(images)
             logits = logits.float()
             loss = _loss(state, images, logits, targets)
@@ -296,11 +296,3 @@ def _loss(state: State, images: Tensor, logits: Tensor, targets: Tensor) -> Tens
         share = config.distill.share
         loss = (1 - share) * loss + share * distillation_loss(logits, state.teacher.answer(images), config.distill)
     return loss
-
-
-def _autocast(config: Config, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """bf16 matrix products where asked for, or where a GPU has them."""
-    bf16 = config.precision == "bf16" or (
-        config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
