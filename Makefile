@@ -6,7 +6,8 @@
 #   make proof-faults          trainings killed, stopped, starved and spoilt, and that each goes on to the same bits
 #   make proof-data            damaged, odd and malicious pictures, copies, readers fed with anything (50 minutes)
 #   make proof-data-speed      our loader beside timm's and torchvision's, on the same pictures (5 minutes)
-#   make proof-training-speed  our training beside one of timm's parts, on the same network and photos (8 minutes)
+#   make proof-training-speed  our training beside one of timm's parts, on the same network and photos (12 minutes)
+#   make proof-products        the matrix products of S's training step beside the same ones alone (2 minutes)
 #   make ci                    lint, types, tests, timm's own tests, the README's commands
 # PYTHON=python3.12 takes another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # takes torch's CPU build instead of the 5 GB of CUDA that a plain installation brings on Linux.
@@ -18,8 +19,8 @@ TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
 PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo bench table test ci lint types peer-tests proof-data proof-data-speed proof-faults proof-training-speed \
-	readme setup dev clean
+.PHONY: demo bench table test ci lint types peer-tests proof-data proof-data-speed proof-faults proof-products \
+	proof-training-speed readme setup dev clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -95,6 +96,9 @@ proof-data: dev
 
 proof-data-speed: dev
 	$(BIN)/python tests/peer/load_beside_timm.py $(ATNET_IMAGENETTE)
+
+proof-products: dev
+	$(BIN)/python tests/proof/products.py
 
 proof-training-speed: dev
 	$(BIN)/python tests/peer/train_beside_timm.py $(ATNET_IMAGENETTE)

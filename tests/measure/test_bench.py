@@ -4,7 +4,7 @@ import pytest
 
 from atnet.cli import main
 from atnet.errors import ConfigError
-from atnet.measure.bench import bench
+from atnet.measure.bench import bench, roof_of
 from atnet.measure.cost import cost_of
 
 
@@ -18,7 +18,10 @@ def test_networks_are_timed_side_by_side(engine):
         assert 0 < timing.median <= timing.p95
         assert timing.images_per_s == pytest.approx(4000 / timing.median)
         assert timing.first > 0
-        assert 0 < timing.compute < 1 > timing.memory > 0
+        runs, roof = 1e3 / timing.median, roof_of(engine, 1, "auto")
+        operations = 2 * (3 if engine == "train" else 1) * 4 * timing.cost.macs
+        assert timing.compute == pytest.approx(operations * runs / roof.flops)
+        assert timing.memory == pytest.approx(4 * timing.cost.parameters * runs / roof.bytes)
         assert timing.peak > 20
         assert timing.cost == cost_of(timing.model, 64)
         assert timing.disk == pytest.approx(4 * timing.cost.parameters / 1e6, rel=0.15)

@@ -1,9 +1,11 @@
-"""`make proof-training-speed`: AT-Net's training beside one of timm's parts, whole commands, loaders included.
+"""`make proof-training-speed`: AT-Net's training beside torch's plain step, and beside one of timm's parts.
 
-timm's own train.py is not in its package; `train_with_timm.py` puts timm's loader, optimizer and moving average
-together as that does. The same network, pictures, policy (flip and crop, AdamW, channels-last, fp32), batch and
-worker count, no cache, in alternated rounds: the wall time of each command. The argument is a folder of pictures
-with train/ and val/, of which the first of each class are taken.
+First a step without its loader, in processes that take turns: as we train here, and in fp32 with all left to torch.
+Then whole commands, loaders included. timm's own train.py is not in its package; `train_with_timm.py` puts timm's
+loader, optimizer and moving average together as that does. The same network, pictures, policy (flip and crop, AdamW,
+channels-last), batch and worker count, no cache, in alternated rounds: the wall time of each command, and timm's in
+fp32 and in bf16, of which the faster counts. The argument is a folder of pictures with train/ and val/, of which the
+first of each class are taken.
 """
 
 import os
@@ -16,7 +18,10 @@ from pathlib import Path
 
 from train_with_timm import BATCH, EPOCHS, SIZE
 
+from atnet.measure.bench import take_turns
+
 ROUNDS = 3
+STEP_ROUNDS, STEP_SECONDS, THREADS = 7, 5.0, 2
 PICTURES = {"train": 200, "val": 20}
 
 
@@ -29,8 +34,39 @@ def some_of(source: Path, target: Path) -> None:
                 (target / part / folder.name / picture.name).symlink_to(picture.resolve())
 
 
+def time_step() -> None:
+    """Prints the time and the memory of a step, ours and the plain one."""
+
+    def case_of(name: str) -> dict[str, object]:
+        os.environ["ATNET_KERNELS"] = "0" if name == "plain" else "1"
+        precision = "fp32" if name == "plain" else "auto"
+        return {
+            "engine": "train",
+            "model": "xxxs",
+            "size": SIZE,
+            "threads": THREADS,
+            "recipe": None,
+            "precision": precision,
+        }
+
+    workers = take_turns(
+        ["atnet", "plain"], case_of, batch=BATCH, rounds=STEP_ROUNDS, seconds=STEP_SECONDS, title="step"
+    )
+    del os.environ["ATNET_KERNELS"]
+    medians = {name: [statistics.median(times) for times in worker.rounds] for name, worker in workers.items()}
+    for name, worker in workers.items():
+        print(f"a step, {name}: {1e3 * statistics.median(medians[name]):.0f} ms, peak {worker.peak:.0f} MB", flush=True)
+    ratios = [plain / ours for ours, plain in zip(medians["atnet"], medians["plain"], strict=True)]
+    print(
+        f"the plain step's time over ours, median of {STEP_ROUNDS} rounds: {statistics.median(ratios):.2f} "
+        f"({min(ratios):.2f} to {max(ratios):.2f})",
+        flush=True,
+    )
+
+
 def main(source: Path) -> None:
-    seconds: dict[str, list[float]] = {"atnet": [], "timm": []}
+    time_step()
+    seconds: dict[str, list[float]] = {"atnet": [], "timm fp32": [], "timm bf16": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         some_of(source, folder / "data")
@@ -41,20 +77,25 @@ def main(source: Path) -> None:
                     *("--epochs", str(EPOCHS), "--batch", str(BATCH), "--data.size", str(SIZE), "--data.workers", "2"),
                     *("--augment.crop-scale", "0.35", "--optim.lr", "2e-3", "--out", str(folder / f"atnet-{turn}")),
                 ],
-                "timm": [
-                    *(sys.executable, str(Path(__file__).with_name("train_with_timm.py")), str(folder / "data")),
-                ],
+            } | {
+                f"timm {precision}": [
+                    *(sys.executable, str(Path(__file__).with_name("train_with_timm.py"))),
+                    *(str(folder / "data"), precision),
+                ]
+                for precision in ("fp32", "bf16")
             }
             for who, command in commands.items():
-                kernels = os.environ | ({"ATNET_KERNELS": "0"} if who == "timm" else {})
+                kernels = os.environ | ({} if who == "atnet" else {"ATNET_KERNELS": "0"})
                 began = time.perf_counter()
                 done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=kernels)
                 if done.returncode:
                     sys.exit(f"{who}: {done.stderr.strip().splitlines()[-1]}")
                 seconds[who].append(time.perf_counter() - began)
                 print(f"round {turn + 1}, {who}: {seconds[who][-1]:.1f} s", flush=True)
-    ratio = statistics.median(theirs / ours for ours, theirs in zip(*seconds.values(), strict=True))
-    print(f"timm's time over ours, median of {ROUNDS} rounds: {ratio:.2f}")
+    ours = seconds.pop("atnet")
+    theirs = min(seconds, key=lambda who: statistics.median(seconds[who]))
+    ratio = statistics.median(there / here for here, there in zip(ours, seconds[theirs], strict=True))
+    print(f"the time of {theirs} over ours, median of {ROUNDS} rounds: {ratio:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""A plain training with timm's parts, as its train.py puts them together: arguments FOLDER, of train/ and val/."""
+"""A plain training with timm's parts, as its train.py puts them together.
+
+Arguments: FOLDER, of train/ and val/; and fp32 or bf16 (its --amp --amp-dtype bfloat16).
+"""
 
 import sys
 
@@ -13,7 +16,7 @@ import atnet.timm  # noqa: F401  registers the names
 EPOCHS, BATCH, SIZE, CLASSES = 3, 64, 128, 10
 
 
-def main(folder: str) -> None:
+def main(folder: str, precision: str) -> None:
     torch.manual_seed(0)
     device = torch.device("cpu")
     model = timm.create_model("atnet_xxxs", num_classes=CLASSES).to(memory_format=torch.channels_last)
@@ -25,11 +28,13 @@ def main(folder: str) -> None:
     optimizer = create_optimizer_v2(model, opt="adamw", lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * len(train))
     average = ModelEmaV3(model, decay=0.9998, use_warmup=True)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     loss_of = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
     for _ in range(EPOCHS):
         model.train()
         for images, labels in train:
-            loss = loss_of(model(images.to(memory_format=torch.channels_last)), labels)
+            with autocast:
+                loss = loss_of(model(images.to(memory_format=torch.channels_last)), labels)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -39,7 +44,7 @@ def main(folder: str) -> None:
             loss.item()
         for network in (model, average):
             network.eval()
-            with torch.inference_mode():
+            with torch.inference_mode(), autocast:
                 figures = [
                     float(accuracy(network(images.to(memory_format=torch.channels_last)), labels)[0])
                     for images, labels in val
@@ -48,4 +53,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -100,7 +100,7 @@ def test_muon_takes_the_matrices_between_input_and_classifier():
 @pytest.mark.parametrize("shape", [(3, 40, 90), (2, 90, 40), (1, 48, 64)])
 def test_orthogonal_keeps_singular_vectors_and_makes_values_one(shape, dtype, tolerance):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    made = orthogonal(matrices, dtype)
+    made = orthogonal(matrices.to(dtype)).float()
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
     inner = u.mT @ made @ vh.mT
     values = inner.diagonal(dim1=1, dim2=2)

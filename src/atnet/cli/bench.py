@@ -21,6 +21,7 @@ def bench(
     seconds: float = 0.5,
     reference: str | None = None,
     recipe: Path | None = None,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
     out: Path | None = None,
     document: Path | None = None,
     title: str = "",
@@ -50,6 +51,8 @@ def bench(
         The model that ratios are taken to; the first if not given.
     recipe
         A recipe for the training step.
+    precision
+        Of the training step, as in `atnet train`.
     out
         A new folder for bench.csv, bench.png and machine.yaml.
     document
@@ -59,8 +62,7 @@ def bench(
     """
     from atnet.errors import ConfigError
     from atnet.measure.bench import bench as run
-    from atnet.measure.bench import columns_of, machine, machine_line, publish, to_csv
-    from atnet.measure.roof import measure_roof
+    from atnet.measure.bench import columns_of, machine, machine_line, publish, roof_of, to_csv
     from atnet.progress import counted
     from atnet.show.pictures import draw_bench
 
@@ -73,12 +75,13 @@ def bench(
     for one, side, count, pictures in itertools.product(engine, size, threads, batch):
         timings = run(
             models, size=side, batch=pictures, engine=one, threads=count, rounds=rounds, seconds=seconds,
-            reference=reference, recipe=recipe,
+            reference=reference, recipe=recipe, precision=precision,
         )  # fmt: skip
         found += timings
         console.print(f"\n{one}, {side} px, batch {pictures}, {counted(count, 'thread')}", style="bold")
         console.print(table_of(*columns_of(timings)))
-    notes = "; ".join([machine_line(), *(str(measure_roof(count)) for count in threads)])
+    roofs = [roof_of(one, count, precision) for one, count in itertools.product(engine, threads)]
+    notes = "; ".join([machine_line(), *dict.fromkeys(map(str, roofs))])
     console.print(f"\n{notes}", markup=False, soft_wrap=True)
     if document is not None:
         picture = publish([columns_of(found)], notes, document, title)

@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 
 from atnet.deploy.export import write_onnx
+from atnet.device import multiplies_in_bf16
 from atnet.errors import ConfigError
 from atnet.files import csv_table, markdown_table, replace_between
 from atnet.measure.cost import Cost, cost_of
 from atnet.measure.record import commit
-from atnet.measure.roof import measure_roof
+from atnet.measure.roof import Roof, measure_roof
 from atnet.model.load import architecture, create_deployed
 from atnet.progress import progress_bar
 from atnet.system import processor
@@ -127,11 +129,12 @@ def bench(
     seconds: float = 0.5,
     reference: str | None = None,
     recipe: str | Path | None = None,
+    precision: str = "auto",
 ) -> list[Timing]:
     """Times networks of fresh weights side by side.
 
     models: AT-Net sizes and timm architectures.  engine: "onnx" (ONNX Runtime), "eager" and "compile" (torch),
-    "train" (a step of training, by the recipe).  seconds: of each network's turn in each round.
+    "train" (a step of training, by the recipe, in the precision).  seconds: of each network's turn in each round.
     reference: the model that ratios are taken to; the first if None.
     Raises ConfigError naming a model that is unknown or cannot run.
     """
@@ -141,13 +144,13 @@ def bench(
     base = architecture(reference) if reference else names[0]
     if base not in names:
         names.append(base)
-    roof = measure_roof(threads)
+    roof = roof_of(engine, threads, precision)
     with tempfile.TemporaryDirectory() as folder:
 
         def case_of(name: str) -> dict[str, Any]:
             case: dict[str, Any] = {
                 "engine": engine, "model": name, "size": size, "threads": threads,
-                "recipe": str(recipe) if recipe else None, "onnx": f"{folder}/{name}.onnx",
+                "recipe": str(recipe) if recipe else None, "precision": precision, "onnx": f"{folder}/{name}.onnx",
             }  # fmt: skip
             if engine == "onnx":
                 write_onnx(create_deployed(name, size=size), (3, size, size), Path(case["onnx"]))
@@ -187,6 +190,12 @@ def bench(
             )
         )
     return timings
+
+
+def roof_of(engine: str, threads: int, precision: str) -> Roof:
+    """What bounds an engine: training's products may be bf16, all others are fp32."""
+    bf16 = engine == "train" and multiplies_in_bf16(precision, torch.device("cpu"))
+    return measure_roof(threads, bf16=bf16)
 
 
 def take_turns(

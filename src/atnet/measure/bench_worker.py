@@ -1,9 +1,9 @@
 """One network in a process of its own, timed when asked: what `atnet bench` runs side by side.
 
 `python -m atnet.measure.bench_worker` reads a JSON object a line. The first says what to build: engine, model, size,
-threads, recipe, began (time at its start); of these ONNX needs threads and began, and onnx, the file.  Each after
-it, {"batch": pictures, "seconds": least time}, is answered with the seconds of each run, of the first answer since
-began, and the peak of memory, MB.
+threads, recipe, precision, began (time at its start); of these ONNX needs threads and began, and onnx, the file.
+Each after it, {"batch": pictures, "seconds": least time}, is answered with the seconds of each run, of the first
+answer since began, and the peak of memory, MB.
 Torch is imported by the engines that need it only: memory and time to the first answer are an engine's own.
 """
 
@@ -90,7 +90,8 @@ def _train(case: dict[str, Any]) -> Callable[[int], Step]:
 
     def step_of(batch: int) -> Step:
         data = {"source": "digits", "size": case["size"], "cache": "none"}
-        config = make_config(case["recipe"], model=case["model"], batch=batch, threads=case["threads"], data=data)
+        options = {"model": case["model"], "batch": batch, "threads": case["threads"], "precision": case["precision"]}
+        config = make_config(case["recipe"], **options, data=data)
         state = State(config)
         state.train_mode()
         pixels = torch.randint(0, 256, (batch, 3, case["size"], case["size"]), dtype=torch.uint8)

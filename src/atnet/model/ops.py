@@ -28,12 +28,18 @@ log = logging.getLogger("atnet")
 
 
 @functools.cache
+def torch_alone() -> bool:
+    """Whether ATNET_KERNELS=0 in the environment leaves all to torch, to compare or to look for a fault."""
+    return os.environ.get("ATNET_KERNELS") == "0"
+
+
+@functools.cache
 def kernels() -> ctypes.CDLL | None:
     """`depthwise.c`, compiled for this processor in a quarter of a second; None, and said why, if it can't be.
 
-    CC in the environment names another compiler than cc; ATNET_KERNELS=0 leaves all to torch.
+    CC in the environment names another compiler than cc.
     """
-    if os.environ.get("ATNET_KERNELS") == "0":
+    if torch_alone():
         return None
     command = [*shlex.split(os.environ.get("CC") or "cc"), *FLAGS, str(SOURCE), "-o"]
     try:
@@ -137,6 +143,7 @@ def trains_faster_plain(query: Tensor, key: Tensor) -> bool:
         and query.requires_grad
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and not torch_alone()
         and query.shape[-2] * key.shape[-2] <= PLAIN.get(query.dtype, 0)
     )
 

@@ -50,9 +50,11 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     alike[len(parameter), parameter[0].numel()].append(parameter)
             for (rows, columns), parameters in alike.items():
-                moved = [self._nesterov(p, group["momentum"]).reshape(rows, columns).float() for p in parameters]
+                moved = parameters[0].new_empty(len(parameters), rows, columns, dtype=self.dtype)
+                for parameter, target in zip(parameters, moved, strict=True):
+                    target.copy_(self._nesterov(parameter, group["momentum"]).reshape(rows, columns))
                 scale = 0.2 * max(rows, columns) ** 0.5
-                for parameter, update in zip(parameters, orthogonal(torch.stack(moved), self.dtype), strict=True):
+                for parameter, update in zip(parameters, orthogonal(moved), strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * scale)
         return loss
@@ -67,16 +69,19 @@ class Muon(torch.optim.Optimizer):
         return looked
 
 
-def orthogonal(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def orthogonal(matrices: Tensor) -> Tensor:
     """Matrices (N, rows, columns) with their singular values brought to about 1 (0.7 to 1.2), zero ones kept.
 
-    Five steps of a Newton-Schulz iteration, products only. Source: Jordan et al. 2024.
+    Five steps of a Newton-Schulz iteration, products only, in the precision of the matrices, none of them transposed
+    in memory. Source: Jordan et al. 2024.
     """
     tall = matrices.shape[1] > matrices.shape[2]
-    x: Tensor = matrices.mT if tall else matrices
-    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).to(dtype)
+    x: Tensor = matrices / matrices.norm(dim=(1, 2), keepdim=True, dtype=torch.float32).clamp(min=1e-7).to(
+        matrices.dtype
+    )
     a, b, c = NEWTON_SCHULZ
     for _ in range(STEPS):
-        square = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).float()
+        square = x.mT @ x if tall else x @ x.mT
+        polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, *((x, polynomial) if tall else (polynomial, x)), beta=a)
+    return x
