@@ -6,6 +6,7 @@
 #   make proof-faults          trainings killed, stopped, starved and spoilt, and that each goes on to the same bits
 #   make proof-data            damaged, odd and malicious pictures, copies, readers fed with anything (50 minutes)
 #   make proof-data-speed      our loader beside timm's and torchvision's, on the same pictures (5 minutes)
+#   make proof-augment         our augmentation beside torchvision's: accuracy on three seeds (20 minutes)
 #   make proof-training-speed  our training beside one of timm's parts, on the same network and photos (12 minutes)
 #   make proof-products        the matrix products of S's training step beside the same ones alone (2 minutes)
 #   make ci                    lint, types, tests, timm's own tests, the README's commands
@@ -19,8 +20,8 @@ TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
 PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo bench table test ci lint types peer-tests proof-data proof-data-speed proof-faults proof-products \
-	proof-training-speed readme setup dev clean
+.PHONY: demo bench table test ci lint types peer-tests proof-augment proof-data proof-data-speed proof-faults \
+	proof-products proof-training-speed readme setup dev clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -90,6 +91,9 @@ peer-tests: dev $(PEER)/tests
 
 proof-faults: dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/proof/faults.py $(ATNET_IMAGENETTE)
+
+proof-augment: dev
+	$(BIN)/python tests/proof/augment.py $(ATNET_IMAGENETTE)
 
 proof-data: dev
 	$(BIN)/python tests/proof/data.py $(ATNET_IMAGENETTE)

@@ -156,7 +156,7 @@ def eval_loader(
 
 
 def batches_of(loader: DataLoader[Any]) -> Generator[Any, None, None]:
-    """The loader's batches; a DataError of a worker process comes as itself, not inside a stack trace.
+    """The loader's batches.
 
     Raises TrainingError if a worker process was killed, or shared memory is full.
     """
@@ -170,9 +170,6 @@ def batches_of(loader: DataLoader[Any]) -> Generator[Any, None, None]:
             batch = next(batches)
         except StopIteration:
             return
-        except DataError as error:
-            last = str(error).strip().splitlines()[-1]
-            raise DataError(last.removeprefix("atnet.errors.DataError: ")) from error
         except (RuntimeError, OSError, EOFError) as error:
             said = str(error) or type(error).__name__
             cut_off = isinstance(error, OSError | EOFError) or "DataLoader worker" in said

@@ -1,6 +1,5 @@
-"""A data set's diagnosis as one HTML page: nothing is fetched, every text escaped."""
+"""A data set's diagnosis as one HTML page."""
 
-import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
@@ -18,9 +16,9 @@ from atnet.data.classes import display_names, printable
 from atnet.data.loader import TrainSet
 from atnet.data.order import Draw
 from atnet.data.pictures import Pictures
-from atnet.errors import ConfigError, DataError
-from atnet.files import write_whole
+from atnet.errors import DataError
 from atnet.measure.doctor import Diagnosis, Finding
+from atnet.show.html import jpeg_address, write_page
 from atnet.show.pictures import BLUE, mosaic
 
 PAGE = "doctor.html"
@@ -36,8 +34,9 @@ def write_diagnosis(found: Diagnosis, out: Path, forecast: str) -> None:
     train, val = found.parts["train"], found.parts["val"]
     counts, counts_val = (np.bincount(part.labels, minlength=len(train.classes)) for part in (train, val))
     before, after = _samples(found)
-    templates = Environment(loader=PackageLoader("atnet", "show"), autoescape=True, undefined=StrictUndefined)
-    page = templates.get_template(PAGE).render(
+    write_page(
+        out,
+        PAGE,
         title=f"The data set {printable(Path(found.source).name)}",
         subtitle=f"{len(train):,} training and {len(val):,} validation pictures of {len(train.classes):,} classes",
         verdict="Nothing found would corrupt a result."
@@ -52,16 +51,12 @@ def write_diagnosis(found: Diagnosis, out: Path, forecast: str) -> None:
         findings=[_shown(finding, found.parts) for finding in found.findings],
         classes=_class_rows(display_names(train.classes), counts, counts_val),
         left_out=max(len(train.classes) - MOST_CLASSES, 0),
-        sizes=_uri(_draw_sizes(found.sides)),
-        before=_uri(before),
-        after=_uri(after),
+        sizes=jpeg_address(_draw_sizes(found.sides)),
+        before=jpeg_address(before),
+        after=jpeg_address(after),
         advice=f"A first training of this data set: {forecast}.",
         command=f"atnet train --data {printable(found.source)} {found.advice.command}",
     )
-    try:
-        write_whole(out, page.encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
 
 
 def _shown(finding: Finding, parts: dict[str, Pictures]) -> dict[str, Any]:
@@ -81,7 +76,7 @@ def _shown(finding: Finding, parts: dict[str, Pictures]) -> dict[str, Any]:
         "remedy": finding.remedy,
         "examples": [printable(line) for line in finding.examples[:MOST_LINES]],
         "more": max(len(finding.examples) - MOST_LINES, 0),
-        "picture": _uri(mosaic(images, titles, empty="")) if images else "",
+        "picture": jpeg_address(mosaic(images, titles, empty="")) if images else "",
     }
 
 
@@ -124,9 +119,3 @@ def _draw_sizes(sides: NDArray[np.int64]) -> Image.Image:
     written = io.BytesIO()
     figure.savefig(written, dpi=100)
     return Image.open(written, formats=["PNG"])
-
-
-def _uri(image: Image.Image) -> str:
-    written = io.BytesIO()
-    image.convert("RGB").save(written, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}"

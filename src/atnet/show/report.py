@@ -1,7 +1,5 @@
-"""A run as one HTML page: nothing is fetched, every text escaped."""
+"""A run as one HTML page."""
 
-import base64
-import io
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 from PIL import Image
@@ -17,11 +14,11 @@ from PIL import Image
 from atnet.config import make_config, read_yaml, to_yaml
 from atnet.data.classes import display_names, printable, spreadsheet_names
 from atnet.errors import ConfigError
-from atnet.files import write_whole
 from atnet.measure.fitting import describe_fit
 from atnet.measure.metrics import Calibration, Scores, calibration
 from atnet.measure.record import CONFIG, ENVIRONMENT, kept_weights, read_metrics, read_predictions, read_record
 from atnet.progress import duration
+from atnet.show.html import jpeg_address, png_address, write_page
 from atnet.show.pictures import CONFUSION, CURVES, MISTAKES, SAMPLES, draw_calibration
 
 REPORT = "report.html"
@@ -39,15 +36,11 @@ def write_report(where: str | Path, out: str | Path | None = None) -> Path:
     path = Path(out).expanduser() if out else run / REPORT
     if out and path.exists():
         raise ConfigError(f"{path}: exists; choose another --out")
-    page = _page(run, record)
-    try:
-        write_whole(path, page.encode())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
+    write_page(path, REPORT, **_contents(run, record))
     return path
 
 
-def _page(run: Path, record: dict[str, Any]) -> str:
+def _contents(run: Path, record: dict[str, Any]) -> dict[str, Any]:
     rows = read_metrics(run)
     environment = read_yaml(run / ENVIRONMENT)
     scores, classes = _scores(run, record)
@@ -56,22 +49,21 @@ def _page(run: Path, record: dict[str, Any]) -> str:
     kept = kept_weights(record)
     hardest, left_out = _class_rows(scores, display_names(classes))
     images = {name.partition(".")[0]: _embedded(run / name) for name in (CURVES, CONFUSION, *PHOTOS)}
-    images["calibration"] = _source("png", draw_calibration(found))
+    images["calibration"] = png_address(draw_calibration(found))
 
     def picture(name: str, says: str) -> Markup:
         if images[name] is None:
             return Markup("<p class='note'>{}.png is not in the run folder.</p>").format(name)
         return Markup("<div class='wide'><img class='{}' src='{}' alt='{}'></div>").format(name, images[name], says)
 
-    templates = Environment(loader=PackageLoader("atnet", "show"), autoescape=True, undefined=StrictUndefined)
-    return templates.get_template(REPORT).render(
-        title=f"{record['model']} on {printable(record['data'])}",
-        subtitle=f"Run {printable(run.resolve().name)}, begun {begun}, {duration(record['seconds'])}; "
+    return {
+        "title": f"{record['model']} on {printable(record['data'])}",
+        "subtitle": f"Run {printable(run.resolve().name)}, begun {begun}, {duration(record['seconds'])}; "
         f"{record['train_pictures']:,} training and {record['val_pictures']:,} validation pictures of "
         f"{record['classes']} classes at {record['size']} px. Figures are those of the "
         f"{'moving average of the weights, which --weights takes,' if kept == 'ema' else 'weights'} "
         "after the last epoch.",
-        figures=[
+        "figures": [
             (f"{record['top1'][kept]:.2f}%", "top-1"),
             *([(f"{record['top1']['last']:.2f}%", "top-1 of the last weights")] if kept != "last" else []),
             *([(f"{record['top5'][kept]:.2f}%", "top-5")] if record["classes"] > 5 else []),
@@ -81,15 +73,15 @@ def _page(run: Path, record: dict[str, Any]) -> str:
             (f"{record['parameters'] / 1e6:.2f}M", "parameters"),
             (f"{record['images_per_s']:.0f}", "training images/s"),
         ],
-        fit=[_unbroken(sentence) for sentence in describe_fit(rows, record["config"])],
-        classes=hardest,
-        left_out=left_out,
-        calibration=_calibration_in_words(found, scores),
-        repeat=_how_to_repeat(record, environment),
-        environment=[(name, value) for name, value in environment.items() if name != "resumed"],
-        config=to_yaml(make_config(run / CONFIG)),
-        picture=picture,
-    )
+        "fit": [_unbroken(sentence) for sentence in describe_fit(rows, record["config"])],
+        "classes": hardest,
+        "left_out": left_out,
+        "calibration": _calibration_in_words(found, scores),
+        "repeat": _how_to_repeat(record, environment),
+        "environment": [(name, value) for name, value in environment.items() if name != "resumed"],
+        "config": to_yaml(make_config(run / CONFIG)),
+        "picture": picture,
+    }
 
 
 def _scores(run: Path, record: dict[str, Any]) -> tuple[Scores, tuple[str, ...]]:
@@ -164,12 +156,6 @@ def _embedded(path: Path) -> str | None:
     if not path.is_file():
         return None
     if path.name not in PHOTOS:
-        return _source("png", path.read_bytes())
-    written = io.BytesIO()
+        return png_address(path.read_bytes())
     with Image.open(path, formats=["PNG"]) as image:
-        image.convert("RGB").save(written, "JPEG", quality=85)
-    return _source("jpeg", written.getvalue())
-
-
-def _source(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+        return jpeg_address(image)
