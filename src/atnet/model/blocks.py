@@ -13,7 +13,7 @@ from timm.models import checkpoint_seq, register_notrace_function
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
-from atnet.model.ops import DepthwiseConv2d, attend
+from atnet.model.ops import DepthwiseConv2d, NormRelu2d, attend
 
 
 @register_notrace_function
@@ -53,11 +53,10 @@ class OverlapConv(nn.Module):
     def __init__(self, in_dim: int, dim: int, **factory: Any) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_dim, dim, 3, stride=2, padding=1, bias=False, **factory)
-        self.norm = nn.BatchNorm2d(dim, **factory)
-        self.act = nn.ReLU(inplace=True)
+        self.norm = NormRelu2d(dim, **factory)
 
     def forward(self, grid: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(grid)))
+        return self.norm(self.conv(grid))
 
 
 def make_stem(kind: str, in_chans: int, dim: int, patch: int, **factory: Any) -> nn.Sequential:
@@ -86,6 +85,8 @@ class ConvMix(nn.Module):
     """
 
     if TYPE_CHECKING:  # TorchScript refuses the annotation at run time
+        norm1: nn.Module
+        norm2: nn.Module
         act: nn.Module
         gate: nn.Module
 
@@ -102,21 +103,19 @@ class ConvMix(nn.Module):
         super().__init__()
         self.norm_first = norm_first
         self.both = residual in ("both", "linear")
-        self.linear = residual == "linear"
         bias = not norm_first  # BatchNorm would take it away
         self.depthwise = DepthwiseConv2d(dim, kernel, bias=bias, **factory)
-        self.norm1 = nn.BatchNorm2d(dim, **factory)
+        self.norm1 = NormRelu2d(dim, **factory) if norm_first and residual != "linear" else nn.BatchNorm2d(dim, **factory)
         self.pointwise = nn.Conv2d(dim, dim, 1, bias=bias, **factory)
-        self.norm2 = nn.BatchNorm2d(dim, **factory)
-        self.act = nn.ReLU(inplace=True) if norm_first else nn.GELU()
+        self.norm2 = NormRelu2d(dim, **factory) if norm_first else nn.BatchNorm2d(dim, **factory)
+        self.act = nn.Identity() if norm_first else nn.GELU()
         self.gate = SqueezeExcite(dim, rd_ratio=0.25, rd_divisor=8, **factory) if gate else nn.Identity()
         self.drop_path = DropPath(drop_path)
 
     def forward(self, grid: Tensor) -> Tensor:
         if self.norm_first:
-            mixed = self.norm1(self.depthwise(grid))
-            grid = grid + self.drop_path(self.gate(mixed if self.linear else self.act(mixed)))
-            mixed = self.act(self.norm2(self.pointwise(grid)))
+            grid = grid + self.drop_path(self.gate(self.norm1(self.depthwise(grid))))
+            mixed = self.norm2(self.pointwise(grid))
             return grid + self.drop_path(mixed) if self.both else mixed
         grid = grid + self.drop_path(self.norm1(self.act(self.depthwise(grid))))
         return self.norm2(self.act(self.pointwise(grid)))

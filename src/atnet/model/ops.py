@@ -1,7 +1,7 @@
-"""Operations that want more care on a CPU than torch gives them: depthwise convolution and attention.
+"""Operations that want more care on a CPU than torch gives them: depthwise convolution, BatchNorm, attention.
 
-The weight gradient of a depthwise convolution is `depthwise.c`, where a compiler can build that. Under bf16 autocast
-what that does not serve stays in fp32, as does fused attention: the backward passes of torch's bf16 ones are 3 to 100
+The weight gradient of a depthwise convolution, and BatchNorm with the ReLU after it, are `kernels.c` in training, where
+a compiler can build that. Under bf16 autocast convolutions that it does not serve stay in fp32, as does fused attention: the backward passes of torch's bf16 ones are 3 to 100
 times slower. In training, attention to few tokens is plain products, which are faster there than the fused backward.
 """
 
@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
-SOURCE = Path(__file__).with_name("depthwise.c")
+SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 PLAIN = {torch.float32: 128**2, torch.bfloat16: 256**2}  # queries x keys up to which plain products train faster
 log = logging.getLogger("atnet")
@@ -35,7 +36,7 @@ def torch_alone() -> bool:
 
 @functools.cache
 def kernels() -> ctypes.CDLL | None:
-    """`depthwise.c`, compiled for this processor in a quarter of a second; None, and said why, if it can't be.
+    """`kernels.c`, compiled for this processor in a quarter of a second; None, and said why, if it can't be.
 
     CC in the environment names another compiler than cc.
     """
@@ -44,26 +45,42 @@ def kernels() -> ctypes.CDLL | None:
     command = [*shlex.split(os.environ.get("CC") or "cc"), *FLAGS, str(SOURCE), "-o"]
     try:
         with tempfile.TemporaryDirectory(prefix="atnet-", ignore_cleanup_errors=True) as folder:
-            library = f"{folder}/depthwise.so"
+            library = f"{folder}/kernels.so"
             subprocess.run([*command, library], check=True, capture_output=True, text=True, timeout=120)
             return ctypes.CDLL(library)
     except (OSError, subprocess.SubprocessError) as error:
         said = (str(getattr(error, "stderr", None) or "").strip() or str(error)).splitlines()
-        log.info("trains on torch's own depthwise gradient, up to a tenth slower: no C compiler here (%s)", said[0])
+        log.info("trains on torch's own depthwise gradient and BatchNorm, up to a third slower: no C compiler here (%s)", said[0])
         return None
 
 
 def has_kernel(grid: Tensor, weight: Tensor) -> bool:
-    """Whether the weight gradient of this convolution is ours: on a CPU, fp32 weights, channels-last, where it pays."""
+    """Whether the weight gradient of this convolution is ours: where the kernels serve, and where it pays."""
+    return weight.shape[-1] >= 5 and serves(grid, weight)
+
+
+def serves(grid: Tensor, weight: Tensor) -> bool:
+    """Whether the kernels take a grid and its weights: on a CPU, channels-last, a multiple of 8 channels."""
     return (
         grid.device.type == "cpu"
         and grid.dtype in (torch.float32, torch.bfloat16)
         and weight.dtype == torch.float32
         and grid.shape[1] % 8 == 0
-        and weight.shape[-1] >= 5
         and grid.is_contiguous(memory_format=torch.channels_last)
         and kernels() is not None
     )
+
+
+def call(name: str, *given: Any) -> None:
+    """One of the kernels; tensors are given by their place. Raises MemoryError where memory is short."""
+    library = kernels()
+    assert library
+    kinds = {float: ctypes.c_float, bool: ctypes.c_int, int: ctypes.c_size_t}
+    if getattr(library, name)(
+        *(ctypes.c_void_p(one.data_ptr()) if isinstance(one, Tensor) else kinds[type(one)](one) for one in given),
+        ctypes.c_int(torch.get_num_threads()),
+    ):
+        raise MemoryError(f"can't allocate memory for {name.replace('_', ' ')}")
 
 
 class _Depthwise(torch.autograd.Function):
@@ -93,14 +110,8 @@ class _Depthwise(torch.autograd.Function):
             grads[2] = grad.sum((0, 2, 3), dtype=torch.float32)
         if ours:
             taps = torch.empty(kernel, kernel, channels)
-            library = kernels()
-            assert library
-            pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (grid, grad, taps))
             bf16 = grid.dtype == torch.bfloat16
-            if library.depthwise_weight_gradient(
-                *pointers, bf16, count, height, width, channels, kernel, torch.get_num_threads()
-            ):
-                raise MemoryError("can't allocate memory for the gradient of a depthwise convolution")
+            call("depthwise_weight_gradient", grid, grad, taps, bf16, count, height, width, channels, kernel)
             grads[1] = taps.permute(2, 0, 1).unsqueeze(1)
         return tuple(grads)
 
@@ -122,6 +133,69 @@ class DepthwiseConv2d(nn.Conv2d):
                 with torch.autocast("cpu", enabled=False):
                     return self.forward(grid.float())
         return self._conv_forward(grid, self.weight, self.bias)
+
+
+class _NormRelu(torch.autograd.Function):
+    """BatchNorm by the grid's own statistics, which are returned too, and ReLU."""
+
+    @staticmethod
+    def forward(ctx: Any, grid: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        out, mean, variance = torch.empty_like(grid), torch.empty_like(weight), torch.empty_like(weight)
+        bf16 = grid.dtype == torch.bfloat16
+        call("norm_relu", grid, out, weight, bias, mean, variance, eps, bf16, grid[:, 0].numel(), len(weight))
+        ctx.save_for_backward(grid, weight, bias, mean, variance)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance)
+        return out, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        grid, weight, bias, mean, variance = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted, which torch's has
+            out = F.relu(F.batch_norm(grid, None, None, weight, bias, True, 0.0, ctx.eps))
+            return *torch.autograd.grad(out, (grid, weight, bias), grad, create_graph=True), None
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        grads = torch.empty_like(grid), torch.empty_like(weight), torch.empty_like(bias)
+        call(
+            "norm_relu_gradient", grid, grad, grads[0], weight, bias, mean, variance, grads[1], grads[2],
+            ctx.eps, grid.dtype == torch.bfloat16, grid[:, 0].numel(), len(weight),
+        )  # fmt: skip
+        return *grads, None
+
+
+@register_notrace_module
+class NormRelu2d(BatchNormAct2d):
+    """BatchNorm, then ReLU: timm's, by our kernel where it trains on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not is_scripting() and self.trains_by_kernel(x):
+            out, mean, variance = _NormRelu.apply(x, self.weight, self.bias, self.eps)
+            self.follow(mean, variance, x[:, 0].numel())
+            return out
+        return super().forward(x)  # type: ignore[no-any-return]
+
+    @torch.jit.ignore
+    def trains_by_kernel(self, grid: Tensor) -> bool:
+        """Whether this forward pass is the kernel's."""
+        return (
+            self.training
+            and self.track_running_stats
+            and self.momentum is not None
+            and torch.is_grad_enabled()
+            and self.weight.requires_grad
+            and self.bias.requires_grad
+            and not torch.compiler.is_compiling()
+            and grid[:, 0].numel() > 1
+            and serves(grid, self.weight)
+        )
+
+    @torch.jit.ignore
+    def follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """The running statistics move towards those of a batch of `count` numbers a channel."""
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
 
 
 @register_notrace_function
