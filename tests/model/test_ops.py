@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from atnet import create_model
 from atnet.model import ops
-from atnet.model.ops import DepthwiseConv2d, attend, has_kernel, kernels, trains_faster_plain
+from atnet.model.ops import DepthwiseConv2d, NormRelu2d, attend, has_kernel, kernels, trains_faster_plain
 
 has_compiler = pytest.mark.skipif(kernels() is None, reason="no C compiler here")
 
@@ -98,6 +98,98 @@ def test_a_gradient_of_a_gradient_is_torchs(images):
                                 conv.weight, create_graph=True)[0]  # fmt: skip
     [expected] = torch.autograd.grad(plain.square().sum(), conv.weight)
     torch.testing.assert_close(conv.weight.grad, expected, rtol=1e-5, atol=1e-4)
+
+
+def norm_pair(channels):
+    """A NormRelu2d with some weights, and torch's BatchNorm with the same ones in double."""
+    norm, plain = NormRelu2d(channels), torch.nn.BatchNorm2d(channels).double()
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.normal_()
+    plain.load_state_dict(norm.state_dict())
+    return norm, plain
+
+
+@has_compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(
+    ("count", "channels", "height", "width"), [(6, 24, 16, 16), (3, 8, 1, 1), (5, 40, 7, 3), (1, 96, 3, 70)]
+)
+def test_norm_and_relu_agree_with_torch_in_double(images, count, channels, height, width, dtype, tolerance):
+    norm, plain = norm_pair(channels)
+    shape = (count, channels, height, width)
+    grid, out_grad = (3 * images(*shape) + 7).to(dtype).requires_grad_(), images(*shape).to(dtype)
+    assert norm.trains_by_kernel(grid)
+    exact = grid.detach().double().requires_grad_()
+    out = norm(grid)
+    out.backward(out_grad)
+    expected = F.relu(plain(exact))
+    expected.backward(out_grad.double())
+    assert out.dtype == grid.grad.dtype == dtype
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    pairs = [(out, expected, tolerance), (grid.grad, exact.grad, tolerance)]
+    pairs += [(a.grad, b.grad, 1e-5) for a, b in zip(norm.parameters(), plain.parameters(), strict=True)]
+    pairs += [(a, b, 1e-5) for a, b in zip(norm.buffers(), plain.buffers(), strict=True)]
+    for ours, theirs, within in pairs:
+        torch.testing.assert_close(
+            ours.double(), theirs.double(), rtol=within, atol=within * max(float(theirs.detach().abs().max()), 1e-3)
+        )
+
+
+@has_compiler
+def test_norm_and_relu_keep_what_is_not_finite(images):
+    norm, _ = norm_pair(16)
+    for value in (float("nan"), float("inf")):
+        grid = images(2, 16, 4, 4).bfloat16()
+        grid[0, 3, 1, 1] = value
+        grid.requires_grad_()
+        out = norm(grid)
+        assert out.isfinite().all(dim=(0, 2, 3)).tolist() == [channel != 3 for channel in range(16)]
+        out.backward(torch.ones_like(out))
+        assert not grid.grad[:, 3].isfinite().any()
+        assert grid.grad[:, :3].isfinite().all()
+
+
+@has_compiler
+def test_norm_and_relu_give_the_same_bits_with_any_number_of_threads(images):
+    norm, _ = norm_pair(24)
+    grid, out_grad, before, found = images(5, 24, 9, 9), images(5, 24, 9, 9), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            given = grid.clone(memory_format=torch.preserve_format).requires_grad_()
+            norm.zero_grad()
+            norm(given).backward(out_grad)
+            found.append(torch.cat([given.grad.flatten(), norm.weight.grad, norm.bias.grad]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@has_compiler
+def test_a_gradient_of_norms_gradient_is_torchs(images):
+    norm, plain = norm_pair(8)
+    grid, found = images(3, 8, 5, 5), []
+    for module, given in ((norm, grid), (lambda x: F.relu(plain(x)), grid.double())):
+        given = given.requires_grad_()
+        [gradient] = torch.autograd.grad(module(given).square().sum(), given, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), given)[0].double())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3 * float(found[1].abs().max()))
+
+
+@has_compiler
+def test_norm_and_relu_are_torchs_outside_training(images):
+    norm, plain = norm_pair(16)
+    grid = images(4, 16, 6, 6)
+    assert not norm.trains_by_kernel(images(1, 16, 1, 1))
+    assert not norm.trains_by_kernel(torch.randn(4, 16, 6, 6))
+    with torch.no_grad():
+        assert not norm.trains_by_kernel(grid)
+    norm.eval()
+    plain.eval()
+    assert not norm.trains_by_kernel(grid)
+    torch.testing.assert_close(norm(grid).double(), F.relu(plain(grid.double())), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,9 @@ class ConvMix(nn.Module):
         self.both = residual in ("both", "linear")
         bias = not norm_first  # BatchNorm would take it away
         self.depthwise = DepthwiseConv2d(dim, kernel, bias=bias, **factory)
-        self.norm1 = NormRelu2d(dim, **factory) if norm_first and residual != "linear" else nn.BatchNorm2d(dim, **factory)
+        self.norm1 = (
+            NormRelu2d(dim, **factory) if norm_first and residual != "linear" else nn.BatchNorm2d(dim, **factory)
+        )
         self.pointwise = nn.Conv2d(dim, dim, 1, bias=bias, **factory)
         self.norm2 = NormRelu2d(dim, **factory) if norm_first else nn.BatchNorm2d(dim, **factory)
         self.act = nn.Identity() if norm_first else nn.GELU()
