@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from atnet.data.decode import MAX_BYTES, decode, describe
+from atnet.data.decode import MAX_BYTES, decode, decode_for_crop, describe
 from atnet.errors import DataError
 
 
@@ -81,6 +81,26 @@ def test_a_broken_picture_is_an_error_that_names_it(photo, kind, spoil, tmp_path
     path.write_bytes(spoil(encoded(photo, kind)))
     with pytest.raises(DataError, match="img_7.jpg"):
         decode(path)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "GIF", "BMP", "JPEG"])
+@pytest.mark.filterwarnings("ignore:.*(EXIF|Truncated File|Skipping tag)")  # Pillow's own word on it, besides
+def test_training_refuses_a_damaged_picture_as_evaluation_does(kind):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    sound = encoded(noise, kind)
+    refused = 0
+    for at in range(60, len(sound) - 20, max(len(sound) // 40, 1)):
+        for damaged in (sound[:at], sound[:at] + bytes([sound[at] ^ 0xFF]) + sound[at + 1 :]):
+            try:
+                seen = decode(damaged)
+            except DataError:
+                refused += 1
+                with pytest.raises(DataError, match="^x.jpg: "):
+                    decode_for_crop(damaged, "x.jpg", lambda width, height: ((0, 0, width, height), 1))
+            else:
+                pixels, _ = decode_for_crop(damaged, "x.jpg", lambda width, height: ((0, 0, width, height), 1))
+                assert np.array_equal(pixels, np.asarray(seen))
+    assert refused >= 20
 
 
 def test_a_bomb_is_refused_before_it_is_decoded():

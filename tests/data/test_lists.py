@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -102,3 +103,10 @@ def test_a_long_list_stays_small_in_memory(tmp_path):
     assert pictures.ids[-1] == "train/n00000999/n00000999_00099999.JPEG"
     # What worker processes get: no objects, whose counts of references would be written to, and so copied.
     assert {type(value) for value in vars(pictures.ids).values()} == {np.ndarray}
+
+
+def test_a_parquet_list_whose_names_are_no_text_is_refused(tmp_path, rows):
+    path = tmp_path / "list.parquet"
+    path.write_bytes(Path(write(path, rows)).read_bytes().replace(b"path", b"pa\x80h"))
+    with pytest.raises(DataError, match="list.parquet: not a whole Parquet file"):
+        open_list(path)

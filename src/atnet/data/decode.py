@@ -104,6 +104,8 @@ def decode_for_crop(
     Returns pixels (H, W, 3) and the box in them. Only a JPEG is reduced, to half or less, or not at all.
     """
     with _opened(content, name, MAX_PIXELS) as picture:
+        if picture.format != "JPEG":
+            picture.load()  # before its EXIF, which in a PNG may follow the colours: reading it would hide their damage
         turn = _orientation(picture)
         width, height = picture.size
         whole = (height, width) if turn >= 5 else (width, height)

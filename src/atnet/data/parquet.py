@@ -27,7 +27,7 @@ def opened(file: Path | BinaryIO, name: str | Path = "") -> "Iterator[ParquetFil
     try:
         with pyarrow.parquet.ParquetFile(file) as found:
             yield found
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{name or file}: not a whole Parquet file ({error})") from error
 
 
