@@ -45,7 +45,7 @@ def test_broken_pictures_are_skipped_listed_and_counted(digits, quick):
 
 def test_a_broken_picture_trains_like_one_that_is_not_in_the_batch(digits, quick):
     """With weight 19 in 20 for what is left of its batch: against a step computed by hand."""
-    config = settle(configure(**quick, optim={"clip": 0.0, "lr": 0.1}))
+    config = settle(configure(**quick, precision="fp32", optim={"clip": 0.0, "lr": 0.1}))
     pixels = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(20) % 10
     labels[4] = -1
@@ -64,7 +64,8 @@ def test_a_broken_picture_trains_like_one_that_is_not_in_the_batch(digits, quick
         gradients.append(taken)
         assert (done.seen, done.holes) == (19, 20 - 19 if some.all() else 0)
     for name, gradient in gradients[0].items():
-        assert torch.allclose(gradient, gradients[1][name] * 19 / 20, rtol=1e-4, atol=1e-7), name
+        expected = gradients[1][name] * 19 / 20
+        assert torch.allclose(gradient, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())), name
 
 
 def test_a_run_with_broken_pictures_resumes_to_the_same_bits(digits, quick, monkeypatch):

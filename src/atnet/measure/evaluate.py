@@ -25,13 +25,19 @@ from atnet.progress import progress_bar
 
 def score(model: nn.Module, batches: DataLoader[Any], *, classes: int, device: torch.device, total: int) -> Scores:
     """Scores of a model on batches of `eval_loader`; the model is left in the mode it was in."""
+    return score_together({"": model}, batches, classes=classes, device=device, total=total)[""]
+
+
+def score_together(
+    models: dict[str, nn.Module], batches: DataLoader[Any], *, classes: int, device: torch.device, total: int
+) -> dict[str, Scores]:
+    """Scores of several models by their names, each picture opened once for all of them; see `score`."""
     truth: list[Tensor] = []
-    called: list[Tensor] = []
-    sure: list[Tensor] = []
-    loss, top5 = 0.0, 0
+    answers: dict[str, list[tuple[float, int, Tensor, Tensor]]] = {name: [] for name in models}
     bad: list[Hole] = []
-    training = model.training
-    model.eval()
+    training = {name: model.training for name, model in models.items()}
+    for model in models.values():
+        model.eval()
     with torch.inference_mode(), progress_bar("Evaluating", total) as advance:
         for images, labels, holes in batches_of(batches):
             advance(len(labels))
@@ -41,26 +47,31 @@ def score(model: nn.Module, batches: DataLoader[Any], *, classes: int, device: t
                 if not len(labels):
                     continue
             images = images.to(device, memory_format=torch.channels_last)
-            logits = model(images).float().cpu()
-            loss += float(cross_entropy(logits, labels, reduction="sum"))
-            top5 += hits(logits, labels, 5)
             truth.append(labels)
-            called.append(logits.argmax(1))
-            sure.append(logits.softmax(1).amax(1))
-    model.train(training)
+            for name, model in models.items():
+                logits = model(images).float().cpu()
+                loss = float(cross_entropy(logits, labels, reduction="sum"))
+                answers[name].append((loss, hits(logits, labels, 5), logits.argmax(1), logits.softmax(1).amax(1)))
+    for name, model in models.items():
+        model.train(training[name])
     if not truth:
         raise DataError(f"none of {total:,} pictures to evaluate on can be read; the first: {bad[0].reason}")
-    found, predicted, confidence = (torch.cat(parts).numpy() for parts in (truth, called, sure))
-    return Scores(
-        loss=loss / len(found),
-        top1=100.0 * int((found == predicted).sum()) / len(found),
-        top5=100.0 * top5 / len(found),
-        classes=classes,
-        labels=found,
-        predicted=predicted,
-        confidence=confidence,
-        bad=tuple(bad),
-    )
+    found = torch.cat(truth).numpy()
+    scores = {}
+    for name, parts in answers.items():
+        losses, top5, called, sure = zip(*parts, strict=True)
+        predicted = torch.cat(called).numpy()
+        scores[name] = Scores(
+            loss=sum(losses) / len(found),
+            top1=100.0 * int((found == predicted).sum()) / len(found),
+            top5=100.0 * sum(top5) / len(found),
+            classes=classes,
+            labels=found,
+            predicted=predicted,
+            confidence=torch.cat(sure).numpy(),
+            bad=tuple(bad),
+        )
+    return scores
 
 
 def scored(pictures: Pictures, scores: Scores) -> Pictures:

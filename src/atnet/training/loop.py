@@ -23,7 +23,7 @@ from atnet.data.pack import BAD_FILES, write_bad_files
 from atnet.device import keep_freed_memory
 from atnet.errors import AtnetError, ConfigError, Stopped, TrainingError
 from atnet.files import resolve_run, write_whole
-from atnet.measure.evaluate import score, scored
+from atnet.measure.evaluate import score_together, scored
 from atnet.measure.metrics import Scores, together
 from atnet.measure.record import (
     CONFIG,
@@ -324,10 +324,9 @@ def _note(state: State) -> str:
 def _validate(state: State, loader: DataLoader[Any]) -> dict[str, Scores]:
     """Of the last weights and their average, on each picture once; loader: this process's share of them."""
     classes, total = len(state.info.classes), len(loader.dataset)  # type: ignore[arg-type]
-    found = {
-        name: score(network, loader, classes=classes, device=state.device, total=total) if total else None
-        for name, network in state.networks.items()
-    }
+    found: dict[str, Scores | None] = dict.fromkeys(state.networks)
+    if total:
+        found |= score_together(state.networks, loader, classes=classes, device=state.device, total=total)
     with ranks.naming_loss():
         shares = ranks.everyones(found)
     return {name: together([part for share in shares if (part := share[name]) is not None]) for name in found}

@@ -23,7 +23,7 @@ from atnet.data.sources import open_configured
 from atnet.device import pick_device
 from atnet.errors import ConfigError, DataError, TrainingError
 from atnet.measure.cost import cost_of
-from atnet.measure.evaluate import score
+from atnet.measure.evaluate import score_together
 from atnet.measure.record import peak_memory_mb
 from atnet.model.info import find_weights
 from atnet.model.load import architecture, create_classifier
@@ -147,11 +147,9 @@ def forecast_config(config: Config) -> Forecast:
     began = time.perf_counter()
     batches = eval_loader(few, state.info.preprocess, config.batch, config.data.workers, cached)
     caching_val = (time.perf_counter() - began) / len(few)
-    seconds = []
-    for network in state.networks.values():
-        began = time.perf_counter()
-        score(network, batches, classes=len(few.classes), device=state.device, total=len(few))
-        seconds.append((time.perf_counter() - began) / len(few))
+    began = time.perf_counter()
+    score_together(state.networks, batches, classes=len(few.classes), device=state.device, total=len(few))
+    evaluation = (time.perf_counter() - began) / len(few)
 
     memory = peak_memory_mb(state.device)
     setup = 0.0
@@ -168,7 +166,7 @@ def forecast_config(config: Config) -> Forecast:
         steps_per_epoch=state.steps_per_epoch,
         setup=setup,
         step=step,
-        evaluation=sum(seconds) * len(state.val_pictures),
+        evaluation=evaluation * len(state.val_pictures),
         memory=memory,
         free=free,
         disk=_disk_mb(state),

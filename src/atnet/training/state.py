@@ -185,7 +185,7 @@ def prepare(state: State, pixels: Tensor, labels: Tensor, part: int) -> tuple[Te
     seed_generators(derive_seed(config.seed, "step", state.step * config.optim.accumulate + part), device)
     pixels = pixels.to(device, non_blocking=True, memory_format=torch.channels_last)
     mean, std = mean_and_std(config.data, device)
-    images = (pixels / 255).sub_(mean).div_(std)
+    images = (pixels * (1 / (255 * std))).sub_(mean / std)
     targets = labels.to(device, non_blocking=True)
     return state.mix(images, targets) if state.mix else (images, targets)
 
