@@ -1,7 +1,8 @@
 """`make proof-augment`: our augmentation and torchvision's of the same policy train to the same accuracy.
 
-python augment.py PHOTOS [KIND-SEED ...]. Random resized crop, flip, RandAugment 2 x m9 and erasing 0.25, on three
-seeds each, three epochs, 15% of the training pictures held out; KIND is atnet or torchvision, and all six are run unless named.
+python augment.py PHOTOS [KIND-SEED ...]. Random resized crop, flip, RandAugment 2 x m9 and erasing 0.25, three epochs
+on three seeds each, 15% of the training pictures held out; KIND is atnet or torchvision, and all six are run unless
+named.
 """
 
 import statistics
