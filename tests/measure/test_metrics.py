@@ -11,7 +11,7 @@ from sklearn.metrics import (
 from torch.utils.data import DataLoader, TensorDataset
 
 from atnet.data.loader import collate
-from atnet.measure.evaluate import score
+from atnet.measure.evaluate import score, score_together
 from atnet.measure.metrics import Scores, calibration, hits
 
 
@@ -37,6 +37,21 @@ def test_scores_are_scikit_learns(answers):
     assert found.macro_f1 == pytest.approx(100 * f1_score(truth, called, average="macro"))
     assert found.recall == pytest.approx(100 * recall_score(truth, called, average=None))
     assert found.precision == pytest.approx(100 * precision_score(truth, called, average=None))
+
+
+def test_models_scored_together_have_the_scores_they_have_alone(answers):
+    logits, labels = answers
+    data = TensorDataset(logits[:, :, None, None], labels)
+    pictures = DataLoader(data, batch_size=50, collate_fn=lambda rows: collate([(*row, None) for row in rows]))
+    models = {"as it is": torch.nn.Flatten(), "turned": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.ReLU())}
+    options = {"classes": 7, "device": torch.device("cpu"), "total": 203}
+    together = score_together(models, pictures, **options)
+    for name, model in models.items():
+        alone = score(model, pictures, **options)
+        assert (together[name].loss, together[name].top1, together[name].top5) == (alone.loss, alone.top1, alone.top5)
+        assert np.array_equal(together[name].predicted, alone.predicted)
+        assert np.array_equal(together[name].confidence, alone.confidence)
+    assert together["as it is"].loss != together["turned"].loss
 
 
 def test_top5_of_three_classes_is_everything():
