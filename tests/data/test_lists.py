@@ -105,8 +105,9 @@ def test_a_long_list_stays_small_in_memory(tmp_path):
     assert {type(value) for value in vars(pictures.ids).values()} == {np.ndarray}
 
 
-def test_a_parquet_list_whose_names_are_no_text_is_refused(tmp_path, rows):
+@pytest.mark.parametrize(("text", "other"), [(b"path", b"pa\x80h"), (b"train/", b"tr\x80in/")])
+def test_a_parquet_list_with_names_or_values_that_are_no_text_is_refused(tmp_path, rows, text, other):
     path = tmp_path / "list.parquet"
-    path.write_bytes(Path(write(path, rows)).read_bytes().replace(b"path", b"pa\x80h"))
+    path.write_bytes(Path(write(path, rows)).read_bytes().replace(text, other))
     with pytest.raises(DataError, match="list.parquet: not a whole Parquet file"):
         open_list(path)

@@ -108,8 +108,8 @@ def _read_parquet(path: Path) -> tuple[list[str], Iterable[Any]]:
 
     with opened(path) as file:
         heads = [name for name in file.schema_arrow.names if any(name.lower() in known for known in COLUMNS.values())]
-        table = file.read(columns=heads)
-    return heads, zip(*(column.to_pylist() for column in table.columns), strict=True)
+        columns = [column.to_pylist() for column in file.read(columns=heads).columns]
+    return heads, zip(*columns, strict=True)
 
 
 def _column(path: Path, heads: list[str], what: str) -> int | None:
