@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from atnet import create_model
 from atnet.model import ops
-from atnet.model.ops import DepthwiseConv2d, NormRelu2d, attend, has_kernel, kernels, trains_faster_plain
+from atnet.model.ops import DepthwiseConv2d, NormRelu2d, attend, has_kernel, kernels, normalised, trains_faster_plain
 
 has_compiler = pytest.mark.skipif(kernels() is None, reason="no C compiler here")
 
@@ -98,6 +98,18 @@ def test_a_gradient_of_a_gradient_is_torchs(images):
                                 conv.weight, create_graph=True)[0]  # fmt: skip
     [expected] = torch.autograd.grad(plain.square().sum(), conv.weight)
     torch.testing.assert_close(conv.weight.grad, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("count", "height", "width"), [(2, 16, 16), (1, 3, 5), (3, 1, 1)])
+def test_colours_are_normalised_alike_in_one_pass_and_in_two(count, height, width):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    expected = (pixels.double() / 255 - mean) / std
+    for given in (pixels.to(memory_format=torch.channels_last), pixels.contiguous()):
+        found = normalised(given, mean, std)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def norm_pair(channels):

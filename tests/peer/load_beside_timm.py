@@ -26,6 +26,8 @@ from atnet.data.loader import train_loader
 from atnet.data.pack import pack
 from atnet.data.pictures import Pictures
 from atnet.data.sources import open_whole
+from atnet.model.ops import normalised
+from atnet.training.state import mean_and_std
 
 COUNT, BATCH, WORKERS, SIDE = 2048, 64, 2, 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -51,11 +53,11 @@ def ours(pictures: Pictures) -> Callable[[], Iterable[Tensor]]:
     config: Config = make_config(
         batch=BATCH, data={"size": SIDE, "workers": WORKERS}, augment={"randaugment": 2, "erasing": 0.25}
     )
-    mean, std = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    mean, std = mean_and_std(config.data, torch.device("cpu"))
 
     def batches() -> Iterable[Tensor]:
         for pixels, _, _ in train_loader(pictures, config, 0, COUNT // BATCH):
-            yield (pixels.float() - mean) / std
+            yield normalised(pixels, mean, std)
 
     return batches
 

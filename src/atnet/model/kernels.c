@@ -8,7 +8,9 @@
    LANES channels at a time, a picture's are first laid side by side with their border of zeros, so that the sums of
    RUN taps stay in registers over the whole picture.
 
-   2. BatchNorm and the ReLU after it: normalised and cut in one pass over the grid, and one gradient of both. */
+   2. BatchNorm and the ReLU after it: normalised and cut in one pass over the grid, and one gradient of both.
+
+   3. Bytes of colours to normalised numbers, in one pass. */
 
 #include <math.h>
 #include <omp.h>
@@ -241,4 +243,22 @@ int norm_relu_gradient(const void *in, const void *grad, void *out, const float 
   free(sums);
   free(scale);
   return failed;
+}
+
+enum { COLOURS = 3, TURN = COLOURS * LANES };
+
+/* in: (pixels, 3) bytes; out: as many fp32 numbers, each byte times its colour's scale, plus its shift.  Returns 0. */
+int normalise(const uint8_t *in, float *out, const float *scale, const float *shift, size_t pixels, int threads) {
+  float by[TURN], plus[TURN];
+  for (int i = 0; i < TURN; i++) {
+    by[i] = scale[i % COLOURS];
+    plus[i] = shift[i % COLOURS];
+  }
+  size_t turns = pixels / LANES;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (size_t turn = 0; turn < turns; turn++)
+    for (int i = 0; i < TURN; i++) out[turn * TURN + i] = in[turn * TURN + i] * by[i] + plus[i];
+  for (size_t i = turns * TURN; i < pixels * COLOURS; i++)
+    out[i] = in[i] * scale[i % COLOURS] + shift[i % COLOURS];
+  return 0;
 }

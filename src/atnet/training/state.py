@@ -23,6 +23,7 @@ from atnet.errors import ConfigError, DataError
 from atnet.measure.metrics import hits
 from atnet.model.info import EMA, LAST, WeightsInfo
 from atnet.model.load import create_classifier
+from atnet.model.ops import normalised
 from atnet.training import ranks
 from atnet.training.distill import Teacher, distillation_loss
 from atnet.training.norm import RunningStatistics
@@ -185,7 +186,7 @@ def prepare(state: State, pixels: Tensor, labels: Tensor, part: int) -> tuple[Te
     seed_generators(derive_seed(config.seed, "step", state.step * config.optim.accumulate + part), device)
     pixels = pixels.to(device, non_blocking=True, memory_format=torch.channels_last)
     mean, std = mean_and_std(config.data, device)
-    images = (pixels * (1 / (255 * std))).sub_(mean / std)
+    images = normalised(pixels, mean, std)
     targets = labels.to(device, non_blocking=True)
     return state.mix(images, targets) if state.mix else (images, targets)
 
