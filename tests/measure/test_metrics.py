@@ -23,10 +23,15 @@ def answers():
     return logits, labels
 
 
+def batches_of(logits, labels):
+    """Pictures that a flattening network answers with these logits."""
+    data = TensorDataset(logits[:, :, None, None], labels)
+    return DataLoader(data, batch_size=50, collate_fn=lambda rows: collate([(*row, None) for row in rows]))
+
+
 def test_scores_are_scikit_learns(answers):
     logits, labels = answers
-    data = TensorDataset(logits[:, :, None, None], labels)
-    pictures = DataLoader(data, batch_size=50, collate_fn=lambda rows: collate([(*row, None) for row in rows]))
+    pictures = batches_of(logits, labels)
     found = score(torch.nn.Flatten(), pictures, classes=7, device=torch.device("cpu"), total=203)
     truth, called = labels.numpy(), logits.argmax(1).numpy()
     assert found.count == 203
@@ -40,9 +45,7 @@ def test_scores_are_scikit_learns(answers):
 
 
 def test_models_scored_together_have_the_scores_they_have_alone(answers):
-    logits, labels = answers
-    data = TensorDataset(logits[:, :, None, None], labels)
-    pictures = DataLoader(data, batch_size=50, collate_fn=lambda rows: collate([(*row, None) for row in rows]))
+    pictures = batches_of(*answers)
     models = {"as it is": torch.nn.Flatten(), "turned": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.ReLU())}
     options = {"classes": 7, "device": torch.device("cpu"), "total": 203}
     together = score_together(models, pictures, **options)

@@ -19,12 +19,25 @@ def images():
     return lambda *shape: torch.randn(*shape).to(memory_format=torch.channels_last)
 
 
-def gradients(conv, grid, out_grad):
+def gradients(module, grid, out_grad):
+    """The output, and the gradients of the grid and of each parameter."""
     grid = grid.clone(memory_format=torch.preserve_format).requires_grad_()
-    conv.zero_grad()
-    out = conv(grid)
+    module.zero_grad()
+    out = module(grid)
     out.backward(out_grad)
-    return out.detach(), grid.grad, *(p.grad for p in conv.parameters())
+    return out.detach(), grid.grad, *(p.grad for p in module.parameters())
+
+
+def with_threads(counts, compute):
+    """What is computed with each number of threads."""
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in counts:
+            torch.set_num_threads(threads)
+            found.append(compute())
+    finally:
+        torch.set_num_threads(before)
+    return found
 
 
 @has_compiler
@@ -78,13 +91,7 @@ def test_the_kernel_is_called_in_training_alone(images, monkeypatch):
 @has_compiler
 def test_any_number_of_threads_gives_the_same_bits(images):
     conv, grid, out_grad = DepthwiseConv2d(32, 7), images(21, 32, 7, 9), images(21, 32, 7, 9)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(gradients(conv, grid, out_grad)[2])
-    finally:
-        torch.set_num_threads(before)
+    found = with_threads((1, 2, 3), lambda: gradients(conv, grid, out_grad)[2])
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
@@ -165,16 +172,8 @@ def test_norm_and_relu_keep_what_is_not_finite(images):
 @has_compiler
 def test_norm_and_relu_give_the_same_bits_with_any_number_of_threads(images):
     norm, _ = norm_pair(24)
-    grid, out_grad, before, found = images(5, 24, 9, 9), images(5, 24, 9, 9), torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            given = grid.clone(memory_format=torch.preserve_format).requires_grad_()
-            norm.zero_grad()
-            norm(given).backward(out_grad)
-            found.append(torch.cat([given.grad.flatten(), norm.weight.grad, norm.bias.grad]))
-    finally:
-        torch.set_num_threads(before)
+    grid, out_grad = images(5, 24, 9, 9), images(5, 24, 9, 9)
+    found = with_threads((1, 2, 3), lambda: torch.cat([one.flatten() for one in gradients(norm, grid, out_grad)]))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
