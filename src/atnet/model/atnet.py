@@ -47,6 +47,7 @@ class ATNet(nn.Module):
         norm_first: bool = True,
         squeeze: int = 2,
         dense_squeeze: bool = False,
+        early_mix: int = 0,
         late_mix: int = 0,
         residual: str = "depthwise",
         gate: bool = False,
@@ -64,6 +65,8 @@ class ATNet(nn.Module):
             raise ValueError(f"kernel={kernel} is even: use an odd one, {kernel + 1} for example")
         if class_attention > trans_mix:
             raise ValueError(f"class_attention={class_attention} of trans_mix={trans_mix} layers: use fewer")
+        if early_mix and stem != "overlap":
+            raise ValueError(f"early_mix={early_mix} in a stem of one step: use stem='overlap'")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = self.embed_dim = dim
@@ -95,7 +98,10 @@ class ATNet(nn.Module):
         self.head = nn.Identity()
 
         early = len(self.stem) - 2 if len(self.stem) > 1 else 0
-        width = self.stem[early].conv.out_channels  # type: ignore[union-attr]
+        width = int(self.stem[early].conv.out_channels)  # type: ignore[union-attr,arg-type]
+        for _ in range(early_mix):
+            early += 1
+            self.stem.insert(early, ConvMix(width, kernel, 0.0, norm_first, residual, gate, **factory))
         stride = patch // 2 if len(self.stem) > 1 else patch
         self.feature_info = [
             {"num_chs": width, "reduction": stride, "module": f"stem.{early}"},

@@ -23,6 +23,7 @@ class Size:
     norm_first: whether BatchNorm and ReLU follow ConvMix's convolutions, or GELU and BatchNorm.
     squeeze: stride between the two stages, 1 (tokens straight into the encoder) or 2.
     dense_squeeze: whether its 3x3 convolution mixes channels, or is depthwise.
+    early_mix: ConvMix blocks before the overlapping stem's last step, at its width and half its stride.
     late_mix: ConvMix blocks after the squeeze, at the encoder's width and stride.
     residual: around ConvMix's "depthwise" convolution alone, around "both" convolutions, or around both without an
     activation after the depthwise one: "linear".
@@ -48,6 +49,7 @@ class Size:
     norm_first: bool = True
     squeeze: Literal[1, 2] = 2
     dense_squeeze: bool = False
+    early_mix: int = 0
     late_mix: int = 0
     residual: Literal["depthwise", "both", "linear"] = "depthwise"
     gate: bool = False
