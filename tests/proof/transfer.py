@@ -1,6 +1,6 @@
-"""`make proof-transfer`: going on from weights beats random ones on other classes, with 10, 50 and 200 pictures a class.
+"""`make proof-transfer`: going on from weights beats random ones, with 10, 50 and 200 pictures of other classes.
 
-python transfer.py PHOTOS RUNS. Pretrained on five of the photos' ten classes, then trained on the other five, from these
+python transfer.py PHOTOS RUNS. Pretrained on five of the photos' classes, then trained on the other five, from these
 weights and from random ones: the same command but for --weights. A seventh of the training pictures is held out to
 count on.
 Runs are kept in RUNS, and gone on with.
@@ -24,7 +24,7 @@ RECIPE = "recipes/imagenette.yaml"
 
 
 def split(photos: Path, root: Path) -> None:
-    """Links: five classes to pretrain on; of the others a validation part, and for each count and seed a training part."""
+    """Links: five classes to pretrain on; the others with a training part for each count and seed."""
     classes = sorted(folder.name for folder in (photos / "train").iterdir() if folder.is_dir())
     for number, name in enumerate(classes):
         files = np.array(sorted((photos / "train" / name).iterdir()))
