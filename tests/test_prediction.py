@@ -1,10 +1,20 @@
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import atnet
 from atnet.cli import main
+from atnet.deploy.onnx import OnnxNetwork
 from atnet.errors import ConfigError, DataError
+from atnet.model.info import SHIPPED, WEIGHTS, find_weights
+from atnet.model.load import read_info
+from atnet.prediction import weights_to_ask
 
 
 def test_photos_are_trained_on_evaluated_and_named(few_photos, tmp_path):
@@ -57,3 +67,53 @@ def test_a_folders_pictures_are_named_and_one_bad_picture_keeps_the_others(quick
     assert ended.value.code == 2
     assert "broken.png: text, not a whole JPEG" in said.err
     assert [answer["picture"] for answer in json.loads(said.out)] == whole
+
+
+def test_the_network_that_comes_with_the_package_names_photos_without_torch(photos, tmp_path):
+    names = {"n01440764": "tench", "n03394916": "French horn", "n03445777": "golf ball"}
+    folder = tmp_path / "asked"
+    folder.mkdir()
+    for code in names:
+        shutil.copy(sorted((photos / "val" / code).iterdir())[1], folder / f"{code}.JPEG")
+    said = subprocess.run(
+        [sys.executable, "-c", f"import sys, atnet.cli; atnet.cli.main(['predict', {str(folder)!r}, '--json'])\n"
+         "sys.exit('torch was imported' if 'torch' in sys.modules else 0)"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    answers = {Path(answer["picture"]).stem: answer["top"][0] for answer in json.loads(said.stdout)}
+    assert {code: top["name"] for code, top in answers.items()} == names
+    assert {code: top["class"] for code, top in answers.items()} == {code: code for code in names}
+    said = subprocess.run(
+        [sys.executable, "-m", "atnet", "predict", str(folder)], capture_output=True, text=True, check=True
+    )
+    assert "comes with AT-Net and knows these alone: tench, English springer, " in said.stdout
+
+
+def test_what_comes_with_the_package_is_small_and_its_card_says_what_its_files_say():
+    card = (WEIGHTS / f"{SHIPPED}.md").read_text(encoding="utf-8")
+    files = [WEIGHTS / f"{SHIPPED}{suffix}" for suffix in (".safetensors", ".onnx")]
+    assert max(file.stat().st_size for file in files) <= 4_000_000
+    info = read_info(files[0])
+    assert OnnxNetwork(files[1]).info == info
+    assert f"{info.facts['val_top1']:.2f}" in card
+    assert f"{info.facts['val_top5']:.2f}" in card
+    assert all(name in card for name in info.class_names)
+
+
+def test_its_two_files_answer_alike_and_a_file_of_ones_own_goes_before_it(tmp_path):
+    model, info = atnet.load(SHIPPED)
+    images = np.random.default_rng(0).normal(size=(3, 3, info.preprocess.size, info.preprocess.size))
+    images = images.astype(np.float32)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(images)).numpy()
+    assert OnnxNetwork(WEIGHTS / f"{SHIPPED}.onnx")(images) == pytest.approx(expected, abs=1e-3)
+    assert find_weights(f"atnet_{SHIPPED}") == WEIGHTS / f"{SHIPPED}.safetensors"
+    (tmp_path / SHIPPED).write_text("mine")
+    assert find_weights(SHIPPED) == Path(SHIPPED)
+
+
+def test_the_newest_run_is_asked_before_the_network_that_comes_with_the_package(quick, digits):
+    assert weights_to_ask(None) == WEIGHTS / f"{SHIPPED}.onnx"
+    assert weights_to_ask(None, "cuda") == WEIGHTS / f"{SHIPPED}.safetensors"
+    run = atnet.train(**quick)
+    assert weights_to_ask(None).resolve() == (run.folder / "ema.safetensors").resolve()

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from atnet.data.decode import SUFFIXES, decode
 from atnet.errors import DataError
-from atnet.model.info import WeightsInfo, find_weights
+from atnet.files import resolve_run
+from atnet.model.info import SHIPPED, WeightsInfo, find_weights
 from atnet.progress import progress_bar
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -35,7 +36,7 @@ class Prediction:
 
 def predict(
     pictures: str | Path | Sequence[str | Path],
-    weights: str | Path = "runs/last",
+    weights: str | Path | None = None,
     *,
     top: int = 5,
     device: str = "auto",
@@ -45,10 +46,11 @@ def predict(
 
     pictures: files; of a folder the pictures directly in it.
     failed: takes the error of a picture that cannot be read, which is then left out; it is raised if None.
-    weights: a run, a folder, a safetensors file, or an ONNX file of `atnet export`, which needs no torch.
+    weights: a run, a folder, a safetensors file, or an ONNX file of `atnet export`, which needs no torch; None: see
+    `weights_to_ask`.
     Raises DataError naming a picture that cannot be read, WeightsError on unusable weights.
     """
-    network, info = _open(find_weights(weights), device)
+    network, info = _open(weights_to_ask(weights, device), device)
     paths = _files([pictures] if isinstance(pictures, str | Path) else pictures)
     answers = []
     network(np.zeros((1, 3, info.preprocess.size, info.preprocess.size), np.float32))  # the first run is slow
@@ -75,6 +77,17 @@ def predict(
                 )
             )
     return answers
+
+
+def weights_to_ask(weights: str | Path | None, device: str = "auto") -> Path:
+    """The file meant; without one the newest run's, or before there is a run, the network that comes with AT-Net."""
+    if weights is not None:
+        return find_weights(weights)
+    newest = resolve_run("runs/last")
+    if newest.exists():
+        return find_weights(newest)
+    shipped = find_weights(SHIPPED)
+    return shipped.with_suffix(".onnx") if device in ("auto", "cpu") else shipped
 
 
 def _files(pictures: Sequence[str | Path]) -> list[Path]:

@@ -8,8 +8,9 @@ import atnet
 from atnet.cli import main
 from atnet.config import make_config
 from atnet.errors import ConfigError, TrainingError
+from atnet.measure.cost import cost_of
 from atnet.training import loop, plan
-from atnet.training.plan import Forecast, fitting_batch, forecast, plan_run
+from atnet.training.plan import Forecast, counted_speed, fitting_batch, forecast, plan_run
 
 
 @pytest.fixture
@@ -163,3 +164,19 @@ def test_plan_measures_here_or_takes_what_it_is_told(quick, digits, capsys):
     with pytest.raises(SystemExit):
         main(["plan", "--images-per-second", "100", "--pictures", "1000", "--batch", "auto"])
     assert "--batch auto is found by measuring: give --batch N" in capsys.readouterr().err
+
+
+def test_a_plan_counts_operations_where_a_device_is_known_by_its_teraflops(capsys):
+    speed = counted_speed(make_config(model="xxxs"), teraflops=312, utilisation=0.1)
+    assert speed == pytest.approx(31.2e12 / (6 * cost_of("xxxs", 224).macs))
+    given = ["plan", "--model", "xxxs", "--pictures", "1281167", "--devices", "8"]
+    main([*given, "--teraflops", "312"])
+    assert f"on 8 x {speed:,.0f} images/s" in capsys.readouterr().out
+    for wrong, said in (
+        (["--teraflops", "312", "--images-per-second", "100"], "give one of them"),
+        (["--teraflops", "0"], "above 0"),
+        (["--teraflops", "312", "--utilisation", "1.5"], "share above 0, up to 1"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*given, *wrong])
+        assert said in capsys.readouterr().err

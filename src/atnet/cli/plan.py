@@ -14,6 +14,8 @@ def plan(
     config: Options = None,
     devices: int = 1,
     images_per_second: float | None = None,
+    teraflops: float | None = None,
+    utilisation: float = 0.1,
     gigabytes_per_second: float = 10.0,
     pictures: int | None = None,
 ) -> None:
@@ -27,6 +29,11 @@ def plan(
         How many GPUs, or CPU processes.
     images_per_second
         What one device trains; measured here, on this machine's, if not given.
+    teraflops
+        In place of it, what one device computes at its best, 312 an A100 in bf16: counted operations, three forward
+        passes a picture, then tell the speed.
+    utilisation
+        With teraflops, the share of them that a training reaches.
     gigabytes_per_second
         Of each device's connection to the others, in each direction.
     pictures
@@ -35,12 +42,19 @@ def plan(
     from atnet.data.sources import open_configured
     from atnet.errors import ConfigError
     from atnet.progress import duration
-    from atnet.training.plan import forecast_config, plan_run, settle
+    from atnet.training.plan import counted_speed, forecast_config, plan_run, settle
 
     config, counts = config or Config(), (0, 0)
-    for name, value in (("devices", devices), ("images-per-second", images_per_second)):
+    given = {"devices": devices, "images-per-second": images_per_second, "teraflops": teraflops}
+    for name, value in given.items():
         if value is not None and value <= 0:
             raise ConfigError(f"--{name} {value}: use a number above 0")
+    if not 0 < utilisation <= 1:
+        raise ConfigError(f"--utilisation {utilisation}: use a share above 0, up to 1")
+    if teraflops is not None:
+        if images_per_second is not None:
+            raise ConfigError("--images-per-second and --teraflops say the same: give one of them")
+        images_per_second = counted_speed(config, teraflops=teraflops, utilisation=utilisation)
     if images_per_second is None:
         measured = forecast_config(settle(config))
         config, images_per_second = measured.config, measured.config.batch / measured.step

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from atnet.data.classes import printable
+from atnet.files import resolve_run
 
 if TYPE_CHECKING:
     from atnet.prediction import Prediction
@@ -18,7 +19,7 @@ BAR = 30
 
 def predict(
     *pictures: Path,
-    weights: Path = Path("runs/last"),
+    weights: Path | None = None,
     top: int = 5,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
@@ -30,7 +31,8 @@ def predict(
     pictures
         Picture files, or folders with pictures in them.
     weights
-        A run, a folder, a safetensors file, or an ONNX file of `atnet export`.
+        A run, a folder, a safetensors file, or an ONNX file of `atnet export`; the newest run if not given, and before
+        there is one, xxxs.imagenette, a network of ten classes that comes with AT-Net.
     top
         How many classes.
     as_json
@@ -40,17 +42,21 @@ def predict(
     """
     from atnet.errors import ConfigError, DataError
     from atnet.prediction import predict as run
+    from atnet.prediction import weights_to_ask
 
     if not pictures:
         raise ConfigError("no picture given: atnet predict PICTURE... --weights RUN")
     if top < 1:
         raise ConfigError(f"--top {top} must be 1 or more")
     failures: list[DataError] = []
-    answers = run(list(pictures), weights, top=top, device=device, failed=failures.append)
+    asked = weights_to_ask(weights, device)
+    answers = run(list(pictures), asked, top=top, device=device, failed=failures.append)
     if as_json:
         print(json.dumps([_plain(answer) for answer in answers], indent=2))
     else:
         _show(answers)
+        if weights is None and not resolve_run("runs/last").exists():
+            _tell_limits(asked)
     if failures:
         raise DataError("\natnet: ".join(map(str, failures)))
 
@@ -75,3 +81,16 @@ def _show(answers: list["Prediction"]) -> None:
             bar = "█" * round(BAR * probability)
             console.print(Text(f"  {name:<{width}}  {bar:<{BAR}}  {100 * probability:5.1f}%"))
     console.print("\nNext: atnet predict PICTURE --json for programs, atnet eval for a labelled folder", soft_wrap=True)
+
+
+def _tell_limits(asked: Path) -> None:
+    """That the network which comes with AT-Net answered, and all that it knows."""
+    from atnet.deploy.onnx import OnnxNetwork
+
+    names = ", ".join(OnnxNetwork(asked.with_suffix(".onnx")).info.class_names)
+    Console(highlight=False).print(
+        f"Answered by {asked.stem}, which comes with AT-Net and knows these alone: {names}.\n"
+        "For other classes: atnet train --data FOLDER",
+        markup=False,
+        soft_wrap=True,
+    )

@@ -13,6 +13,11 @@ from atnet.files import did_you_mean, resolve_run
 METADATA = "atnet"
 """The key, in a weights file's metadata, of what it says of itself."""
 
+WEIGHTS = Path(__file__).parent.parent / "weights"
+"""What comes with AT-Net: for each name a safetensors file, an ONNX file, and a model card."""
+
+SHIPPED = "xxxs.imagenette"
+
 LAST, EMA, BEST = "last.safetensors", "ema.safetensors", "best.safetensors"
 
 
@@ -61,8 +66,13 @@ class WeightsInfo:
 
 
 def find_weights(where: str | Path) -> Path:
-    """The weights file of a run or folder (the moving average before the last epoch), or the file itself."""
+    """The weights file of a run or folder (the moving average before the last epoch), the file itself, or by its
+    name, "xxxs.imagenette", one that comes with AT-Net."""
     path = resolve_run(where)
+    if str(where) == path.name and not path.exists():
+        shipped = WEIGHTS / f"{path.name.removeprefix('atnet_')}.safetensors"
+        if shipped.is_file():
+            return shipped
     if path.is_dir():
         for name in (EMA, LAST, "model.safetensors"):
             if (path / name).is_file():

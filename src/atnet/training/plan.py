@@ -196,6 +196,11 @@ class Plan:
         return (self.step - self.lost) / self.step
 
 
+def counted_speed(config: Config, *, teraflops: float, utilisation: float) -> float:
+    """Images/s that a device trains if it computes at that share of its teraflops: three forward passes a picture."""
+    return 1e12 * teraflops * utilisation / (3 * 2 * cost_of(config.model, config.data.train_side).macs)
+
+
 def plan_run(
     config: Config, *, pictures: tuple[int, int], devices: int, images_per_second: float, gigabytes_per_second: float
 ) -> Plan:

@@ -1,0 +1,86 @@
+"""`make proof-transfer`: going on from weights beats random ones, with 10, 50 and 200 pictures of other classes.
+
+python transfer.py PHOTOS RUNS. Pretrained on five of the photos' classes, then trained on the other five, from these
+weights and from random ones: the same command but for --weights. A seventh of the training pictures is held out to
+count on.
+Runs are kept in RUNS, and gone on with.
+"""
+
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from atnet.measure.record import RECORD, read_record
+from atnet.training.checkpoint import checkpoints
+from atnet.training.loop import resume_run, train
+
+SEEDS = (0, 1, 2)
+EPOCHS = {10: 120, 50: 60, 200: 30}
+"""Of so many pictures a class: both ways the same."""
+
+RECIPE = "recipes/imagenette.yaml"
+
+
+def split(photos: Path, root: Path) -> None:
+    """Links: five classes to pretrain on; the others with a training part for each count and seed."""
+    classes = sorted(folder.name for folder in (photos / "train").iterdir() if folder.is_dir())
+    for number, name in enumerate(classes):
+        files = np.array(sorted((photos / "train" / name).iterdir()))
+        held = files[::7]
+        rest = np.setdiff1d(files, held)
+        if number % 2 == 0:
+            _link(root / "pretrain" / "train" / name, rest)
+            _link(root / "pretrain" / "val" / name, held)
+            continue
+        for count in EPOCHS:
+            for seed in SEEDS:
+                _link(root / f"{count}-{seed}" / "val" / name, held)
+                chosen = np.random.default_rng([seed, number]).permutation(len(rest))[:count]
+                _link(root / f"{count}-{seed}" / "train" / name, rest[chosen])
+
+
+def _link(folder: Path, files: np.ndarray) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        if not (folder / file.name).exists():
+            (folder / file.name).symlink_to(file.resolve())
+
+
+def top1(run: Path, **options: object) -> float:
+    """Trains, or goes on, or reads what was trained."""
+    if not (run / RECORD).exists():
+        if checkpoints(run):
+            resume_run(run)
+        else:
+            train(RECIPE, out=run, **options)
+    return float(read_record(run)[1]["top1"]["ema"])
+
+
+def main(photos: Path, runs: Path) -> None:
+    split(photos, runs / "photos")
+
+    def data(name: str) -> dict[str, object]:
+        return {"source": str(runs / "photos" / name), "cache_size": 160}
+
+    before = top1(runs / "pretrained", epochs=20, data=data("pretrain"))
+    print(f"pretrained on five classes: {before:.2f}", flush=True)
+    for count, epochs in EPOCHS.items():
+        found: dict[str, list[float]] = {"from weights": [], "from scratch": []}
+        for seed in SEEDS:
+            options = {"epochs": epochs, "seed": seed, "batch": 32, "data": data(f"{count}-{seed}")}
+            scratch = top1(runs / f"scratch-{count}-{seed}", **options)
+            weights = top1(runs / f"weights-{count}-{seed}", weights=str(runs / "pretrained"), **options)
+            found["from scratch"].append(scratch)
+            found["from weights"].append(weights)
+        text = "; ".join(
+            f"{way} {statistics.mean(top):.2f} ({', '.join(f'{one:.2f}' for one in top)})" for way, top in found.items()
+        )
+        print(f"{count} pictures a class, {epochs} epochs: {text}", flush=True)
+        if not min(found["from weights"]) > max(found["from scratch"]):
+            sys.exit(f"{count} pictures a class: the weights do not help")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
