@@ -13,7 +13,7 @@ from atnet.deploy.export import write_onnx
 from atnet.measure.bench import Columns, take_turns
 from atnet.measure.cost import macs_of
 from atnet.measure.roof import measure_roof
-from atnet.model.blocks import ConvMix, Squeeze, TransMix, make_stem
+from atnet.model.blocks import ConvMix, Squeeze, TransMix, make_stem, overlap_widths
 from atnet.model.load import create_deployed
 from atnet.model.sizes import SIZES, Size
 
@@ -98,9 +98,9 @@ def _blocks(layout: Size, size: int) -> dict[str, tuple[nn.Module, tuple[int, ..
         f"stem-{layout.patch}-{conv_dim}": (stem, (3, size, size)),
         f"squeeze-{layout.patch * layout.squeeze}-{dim}": (squeeze, (conv_dim, side, side)),
     }
-    for stride in CONV_STRIDES:
-        block = ConvMix(conv_dim, layout.kernel, 0.0)
-        found[f"ConvMix-{stride}-{conv_dim}"] = (block, (conv_dim, -(-size // stride), -(-size // stride)))
+    for stride, width in [*_conv_mix(layout), *((stride, conv_dim) for stride in CONV_STRIDES)]:
+        block = ConvMix(width, layout.kernel, 0.0, residual=layout.residual)
+        found[f"ConvMix-{stride}-{width}"] = (block, (width, -(-size // stride), -(-size // stride)))
     for stride in TRANS_STRIDES:
         tokens = (prefix + (-(-size // stride)) ** 2, dim)
         for name, first in (("TransMix", 0), ("class attention", prefix)):
@@ -109,12 +109,22 @@ def _blocks(layout: Size, size: int) -> dict[str, tuple[nn.Module, tuple[int, ..
     return {key: (module.eval(), shape) for key, (module, shape) in found.items()}
 
 
+def _conv_mix(layout: Size) -> dict[tuple[int, int], int]:
+    """How many ConvMix blocks a layout has at which stride, of which width."""
+    early, *_ = overlap_widths(layout.conv_dim, layout.patch)[-2:]
+    return {
+        (layout.patch // 2, early): layout.early_mix,
+        (layout.patch, layout.conv_dim): layout.conv_mix,
+        (layout.patch * layout.squeeze, layout.dim): layout.late_mix,
+    }
+
+
 def _counts(layout: Size) -> dict[str, int]:
     """How many of each block a layout has."""
     stride, dim = layout.patch * layout.squeeze, layout.dim
     return {
         f"stem-{layout.patch}-{layout.conv_dim}": 1,
-        f"ConvMix-{layout.patch}-{layout.conv_dim}": layout.conv_mix,
+        **{f"ConvMix-{place}-{width}": count for (place, width), count in _conv_mix(layout).items()},
         f"squeeze-{stride}-{dim}": 1,
         f"TransMix-{stride}-{dim}": layout.trans_mix - layout.class_attention,
         f"class attention-{stride}-{dim}": layout.class_attention,

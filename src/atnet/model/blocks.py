@@ -59,9 +59,19 @@ class OverlapConv(nn.Module):
         return self.norm(self.conv(grid))
 
 
+def overlap_widths(dim: int, patch: int) -> list[int]:
+    """Channels after each step of the overlapping stem: 24 first, or dim / 8 if that is more, doubled, dim last.
+
+    Raises ValueError if patch is no power of two.
+    """
+    steps = patch.bit_length() - 1
+    if patch < 2 or patch != 2**steps:
+        raise ValueError(f"patch={patch} is no power of two: use one, or stem='patch'")
+    return [*(min(max(24, dim // 8) * 2**step, dim) for step in range(steps - 1)), dim]
+
+
 def make_stem(kind: str, in_chans: int, dim: int, patch: int, **factory: Any) -> nn.Sequential:
-    """The stem of total stride patch. The overlapping one starts at 24 channels, or dim / 8 if that is
-    more, and doubles; its last step goes to dim.
+    """The stem of total stride patch; for the overlapping one's channels see `overlap_widths`.
 
     Raises ValueError if the kind is unknown, or if it is "overlap" and patch no power of two.
     """
@@ -69,10 +79,7 @@ def make_stem(kind: str, in_chans: int, dim: int, patch: int, **factory: Any) ->
         return nn.Sequential(PatchConv(in_chans, dim, patch, **factory))
     if kind != "overlap":
         raise ValueError(f"stem={kind!r} is unknown: use 'patch' or 'overlap'")
-    steps = patch.bit_length() - 1
-    if patch < 2 or patch != 2**steps:
-        raise ValueError(f"patch={patch} is no power of two: use one, or stem='patch'")
-    widths = [in_chans, *(min(max(24, dim // 8) * 2**step, dim) for step in range(steps - 1)), dim]
+    widths = [in_chans, *overlap_widths(dim, patch)]
     return nn.Sequential(*(OverlapConv(w_in, w_out, **factory) for w_in, w_out in itertools.pairwise(widths)))
 
 

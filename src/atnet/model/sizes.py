@@ -65,7 +65,8 @@ class Size:
         patch = f"{self.patch} x {self.squeeze}" if self.squeeze > 1 else str(self.patch)
         ordinary = self.trans_mix - self.class_attention
         layers = f"{ordinary} + {self.class_attention}" if self.class_attention else str(ordinary)
-        return str(self.conv_mix), layers, patch, str(self.kernel), f"{self.conv_dim}/{self.dim}"
+        blocks = " + ".join(str(count) for count in (self.early_mix, self.conv_mix, self.late_mix) if count)
+        return blocks, layers, patch, str(self.kernel), f"{self.conv_dim}/{self.dim}"
 
 
 def _seed(*, conv_mix: int, trans_mix: int, patch: int, dim: int, heads: int) -> Size:
@@ -76,9 +77,17 @@ def _seed(*, conv_mix: int, trans_mix: int, patch: int, dim: int, heads: int) ->
     )  # fmt: skip
 
 
+def _ours(*, conv_mix: int, late_mix: int, trans_mix: int, conv_dim: int, dim: int, class_attention: int = 2) -> Size:
+    """A layout of ours: an overlapping stem, ConvMix at strides 4, 8 and 16, the encoder at 16 in heads of 32."""
+    return Size(
+        early_mix=2, conv_mix=conv_mix, late_mix=late_mix, trans_mix=trans_mix, class_attention=class_attention,
+        patch=8, kernel=5, conv_dim=conv_dim, dim=dim, heads=dim // 32, residual="both",
+    )  # fmt: skip
+
+
 SIZES: dict[str, Size] = {
     # Ours: an overlapping stem of stride 8, ConvMix there, the encoder at stride 16 in heads of 32.
-    "xxxs": Size(conv_mix=6, trans_mix=3, patch=8, kernel=7, conv_dim=96, dim=192, heads=6),
+    "xxxs": _ours(conv_mix=6, late_mix=11, trans_mix=2, conv_dim=96, dim=192),
     "xxs": Size(conv_mix=7, trans_mix=3, patch=8, kernel=7, conv_dim=144, dim=256, heads=8),
     "xs": Size(conv_mix=8, trans_mix=4, class_attention=3, patch=8, kernel=7, conv_dim=192, dim=256, heads=8),
     "s": Size(conv_mix=10, trans_mix=11, class_attention=5, patch=8, kernel=7, conv_dim=288, dim=416, heads=13),
