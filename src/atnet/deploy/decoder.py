@@ -66,7 +66,7 @@ def _answer(task: Task, content: bytes) -> tuple[bytes, bytes]:
     except DataError as error:
         return REFUSED, str(error).encode()
     except MemoryError:
-        return REFUSED, f"picture: needs more than {task.megabytes:,} MB to be decoded; make it smaller".encode()
+        return REFUSED, b"picture: needs more memory than there is; make it smaller"
 
 
 def _say(sink: io.BufferedWriter, kind: bytes, what: bytes) -> None:

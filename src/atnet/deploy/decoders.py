@@ -24,21 +24,17 @@ Process = asyncio.subprocess.Process
 class Decoders:
     """A few decoding processes; one that ends is replaced at once.
 
-    replaced: how many ended before they were told to.
+    ready: how many take pictures.  replaced: how many ended before they were told to.
     """
 
     def __init__(self, task: Task, count: int) -> None:
         self.task = task
         self.count = count
         self.replaced = 0
+        self.ready = 0
         self._idle: asyncio.Queue[Process] = asyncio.Queue()
-        self._running: set[Process] = set()
+        self._processes: set[Process] = set()
         self._keepers: list[asyncio.Task[None]] = []
-
-    @property
-    def running(self) -> int:
-        """How many processes there are."""
-        return len(self._running)
 
     async def start(self) -> None:
         """Returns when all processes are ready. Raises ConfigError if one does not come up."""
@@ -47,8 +43,8 @@ class Decoders:
         except (OSError, EOFError, TimeoutError) as error:
             await self.stop()
             raise ConfigError(
-                f"a decoding process does not come up within {self.task.megabytes:,} MB; "
-                "give it more with --decoder-megabytes"
+                f"a decoding process does not come up ({error or type(error).__name__}); what it said is above; try "
+                "--decoders 1, or a larger --decoder-megabytes"
             ) from error
         self._keepers = [asyncio.create_task(self._keep(process)) for process in started]
 
@@ -57,7 +53,7 @@ class Decoders:
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
-        for process in list(self._running):
+        for process in list(self._processes):
             await self._end(process)
 
     async def decode(self, content: bytes | bytearray) -> NDArray[np.uint8]:
@@ -100,9 +96,11 @@ class Decoders:
     async def _keep(self, process: Process) -> None:
         """Has one process in this one's place, whatever becomes of it."""
         while True:
+            self.ready += 1
             self._idle.put_nowait(process)
             code = await process.wait()
-            self._running.discard(process)
+            self._processes.discard(process)
+            self.ready -= 1
             self.replaced += 1
             log.warning("a decoding process ended (%s) and is replaced", code)
             while True:
@@ -127,12 +125,11 @@ class Decoders:
             env=environment | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             start_new_session=True,  # Ctrl-C is for the server, which still needs it
         )
-        self._running.add(process)
+        self._processes.add(process)
         try:
             async with asyncio.timeout(START_SECONDS):
                 kind, _ = await _hear(process)
-            if kind != READY:
-                raise EOFError
+            assert kind == READY
         except BaseException:
             await self._end(process)
             raise
@@ -141,7 +138,7 @@ class Decoders:
     async def _end(self, process: Process) -> None:
         _kill(process)
         await process.wait()
-        self._running.discard(process)
+        self._processes.discard(process)
 
 
 async def _ask(process: Process, content: bytes | bytearray) -> tuple[bytes, bytes]:
@@ -160,5 +157,8 @@ async def _hear(process: Process) -> tuple[bytes, bytes]:
 
 
 def _kill(process: Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
+    """Unless it is ending by itself: a signal would then take its exit code from asyncio."""
+    assert process.stdout is not None
+    if not process.stdout.at_eof():
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()

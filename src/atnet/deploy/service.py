@@ -128,7 +128,7 @@ class Service:
         self.app = _Counted(self._routes(), self._measures)
 
     async def start(self) -> None:
-        """Raises ConfigError if its limits leave decoding too little."""
+        """Raises ConfigError if no decoding process comes up."""
         size = self.info.preprocess.size
         self._run([np.zeros((size, size, 3), np.uint8)])  # the first run is slow
         await self._decoders.start()
@@ -186,7 +186,7 @@ class Service:
         return JSONResponse(answer)
 
     async def _healthz(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok", "decoders": self._decoders.running})
+        return JSONResponse({"status": "ok", "decoders": self._decoders.ready})
 
     async def _metadata(self, request: Request) -> Response:
         self._require_token(request)
