@@ -7,10 +7,9 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /atnet
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src src
-# Torch's CPU build, which the package depends on though the server does not use it.
-RUN pip install --no-cache-dir --constraint constraints.txt --index-url https://download.pytorch.org/whl/cpu \
-        torch torchvision \
-    && pip install --no-cache-dir --constraint constraints.txt .
+# The second index has torch's CPU build; the package depends on torch, though the server does not use it.
+RUN pip install --no-cache-dir --constraint constraints.txt \
+        --extra-index-url https://download.pytorch.org/whl/cpu .
 
 RUN useradd --create-home --uid 10001 atnet
 USER atnet

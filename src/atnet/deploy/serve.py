@@ -21,7 +21,7 @@ from atnet.prediction import weights_to_ask
 CONNECTIONS = 1500
 """More are closed as they come; a connection costs a few kilobytes."""
 
-LAST_SECONDS = 0.2
+LAST_SECONDS = 0.5
 """After the signal to stop, in which what clients have sent already is still read."""
 
 
