@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 import atnet
+from atnet.cli import main
 from atnet.data.preprocess import Preprocess
 from atnet.deploy.export import write_onnx
 from atnet.deploy.serve import file_to_serve, serve
@@ -87,8 +88,10 @@ class Server:
 
 
 @contextmanager
-def served(weights: Path, *options: object, stopped: bool = True, **environment: str) -> Iterator[Server]:
-    """A server, and that it ends as it should when it is told to."""
+def served(
+    weights: Path, *options: object, end: signal.Signals | None = signal.SIGTERM, **environment: str
+) -> Iterator[Server]:
+    """A server, and that it ends as it should by that signal."""
     words = [sys.executable, "-m", "atnet", "serve", "--weights", weights, "--port", 0, *options]
     process = subprocess.Popen(
         list(map(str, words)), stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
@@ -102,8 +105,8 @@ def served(weights: Path, *options: object, stopped: bool = True, **environment:
                 break
         assert port, "it did not start"
         yield Server(process, int(port[1]))
-        if stopped:
-            process.terminate()
+        if end is not None:
+            process.send_signal(end)
             said = process.stdout.read()
             assert process.wait(60) == 0
             assert re.search(r"^Stopped: \d+ pictures answered$", said, re.M)
@@ -280,6 +283,17 @@ def test_a_large_body_is_refused_however_it_is_sent(server):
     assert sent < 100_000_000, "the server stops reading"
 
 
+def test_bodies_on_their_way_take_no_more_memory_than_eight_of_the_largest(server, pictures):
+    content = pictures[0].read_bytes()
+    with ExitStack() as lines:
+        for _ in range(8):
+            line = lines.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60))
+            line.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"\0" * 999_999)
+        full = {"error": "too many bodies are on their way; try again later"}
+        until(lambda: server.predict(content) == (503, full))
+    until(lambda: server.predict(content)[0] == 200)
+
+
 def test_metrics_count_what_was_answered(server, pictures):
     names = ('atnet_requests_total{path="/predict",status="200"}', 'atnet_requests_total{path="other",status="404"}')
     before = [server.measure(name) for name in names]
@@ -311,7 +325,7 @@ def test_a_killed_decoder_is_replaced_and_its_picture_given_to_another(server, w
 
 def test_a_full_queue_refuses_and_what_it_held_is_answered(weights, pictures):
     content = pictures[0].read_bytes()
-    with served(weights, "--queue", 2, "--decoders", 1) as server:
+    with served(weights, "--queue", 2, "--decoders", 1, end=signal.SIGINT) as server:
         with server.decoders_stopped() as [pid], ThreadPoolExecutor(2) as threads:
             held = [threads.submit(server.predict, content) for _ in range(2)]
             until(lambda: server.measure("atnet_admitted_pictures") == 2)
@@ -402,7 +416,7 @@ def accepts(port: int) -> bool:
 
 
 def test_nothing_is_left_of_a_server_that_was_killed(weights):
-    with served(weights, "--decoders", 1, stopped=False) as server:
+    with served(weights, "--decoders", 1, end=None) as server:
         [decoder] = server.decoders()
         server.process.kill()
         server.process.wait()
@@ -428,6 +442,19 @@ def test_only_an_exported_file_is_served(weights, tmp_path):
     with pytest.raises(WeightsError, match=r"model.onnx: not an ONNX file"):
         serve(run / "model.onnx")
     assert file_to_serve(weights) == weights
+
+
+def test_the_image_serves_other_machines_as_another_user_than_root_and_with_a_token(weights, capfd):
+    text = (Path(__file__).parent.parent.parent / "Dockerfile").read_text(encoding="utf-8")
+    entry = re.search(r"^ENTRYPOINT (.*)$", text, re.M)
+    assert entry is not None
+    assert re.findall(r"^USER (\w+)$", text, re.M) == ["atnet"]
+    program, *words, _ = json.loads(entry[1])
+    assert program == "atnet"
+    with pytest.raises(SystemExit) as ended:
+        main([*words, str(weights)])
+    assert ended.value.code == 2
+    assert "--host 0.0.0.0 lets other machines ask: set a token" in capfd.readouterr().err
 
 
 def test_what_cannot_be_had_is_said(weights, monkeypatch):
