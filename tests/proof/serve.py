@@ -1,8 +1,9 @@
 """`make proof-serve`: a started server under load, overload, attack and signals.
 
-python serve.py PHOTOS [REQUESTS [WEIGHTS [POINT ...]]]: PHOTOS is a folder with train/ and val/; 10,000 requests of load
-unless said; WEIGHTS is an exported network, one of random weights if none or - is given; all points unless some are
-named. A line a point, with its figures; exit code 1 if a point fails. The clients share the machine with the server.
+python serve.py PHOTOS [REQUESTS [WEIGHTS [POINT ...]]]: PHOTOS is a folder with train/ and val/; 10,000 requests of
+load unless said; WEIGHTS is an exported network, one of random weights if none or - is given; all points unless some
+are named. A line a point, with its figures; exit code 1 if a point fails. The clients share the machine with the
+server.
 """
 
 import asyncio
@@ -338,15 +339,14 @@ async def _probe(port: int) -> str:
 async def stop(proof: Proof) -> Finding:
     with served(proof.weights) as server:
         clients = [Client(server.port) for _ in range(IN_FLIGHT)]
-        numbers = range(IN_FLIGHT)
-        await asyncio.gather(
-            *(one.send("POST", "/predict?top=10000", proof.photos[n]) for n, one in zip(numbers, clients, strict=True))
-        )
+        numbers = [number % len(proof.photos) for number in range(IN_FLIGHT)]
+        asked = zip(clients, numbers, strict=True)
+        await asyncio.gather(*(one.send("POST", "/predict?top=10000", proof.photos[n]) for one, n in asked))
         server.process.terminate()
         answers = await asyncio.gather(*(one.receive() for one in clients), return_exceptions=True)
         right = sum(
             not isinstance(answer, BaseException) and answer[0] == 200 and proof.same(number, answer[1])
-            for number, answer in enumerate(answers)
+            for number, answer in zip(numbers, answers, strict=True)
         )
         code = await asyncio.to_thread(server.process.wait, 60)
         return right == IN_FLIGHT and code == 0, f"{right} of {IN_FLIGHT} answered, exit code {code}"
