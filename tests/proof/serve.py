@@ -211,6 +211,8 @@ async def overload(proof: Proof) -> Finding:
 
 
 async def attack(proof: Proof) -> Finding:
+    bomb = io.BytesIO()  # before the attacks: while it is made, the others could not go on
+    Image.new("1", (10_000, 10_000)).save(bomb, "PNG")
     with served(proof.weights, "--timeout", "5") as server:
         await proof.crowd(server.port, 8, 200)
         before, most = server.megabytes(), [0.0]
@@ -218,7 +220,7 @@ async def attack(proof: Proof) -> Finding:
         attacks: list[Awaitable[str]] = [
             _trickle(server.port),
             _endless(server.port),
-            _bomb(server.port),
+            _bomb(server.port, bomb.getvalue()),
             _wrong(server.port),
             _probe(server.port),
         ]
@@ -288,10 +290,8 @@ async def _endless(port: int) -> str:
     return f"{'' if fine else 'NO '}1 GB in chunks: {said} after {sent / 1e6:.0f} MB"
 
 
-async def _bomb(port: int) -> str:
-    file = io.BytesIO()
-    Image.new("RGB", (10_000, 10_000)).save(file, "PNG")
-    statuses = Counter([(await Client(port).ask("POST", "/predict", file.getvalue()))[0] for _ in range(20)])
+async def _bomb(port: int, content: bytes) -> str:
+    statuses = Counter([(await Client(port).ask("POST", "/predict", content))[0] for _ in range(20)])
     return f"{'' if set(statuses) == {422} else 'NO '}100 megapixels {dict(statuses)}"
 
 
@@ -360,7 +360,7 @@ async def kill(proof: Proof) -> Finding:
             victim.kill()
             began = time.perf_counter()
             health = {"decoders": 0}
-            while health["decoders"] < count or victim in server.decoders():
+            while health["decoders"] < count or victim in (now := server.decoders()) or len(now) < count:
                 await asyncio.sleep(0.02)
                 health = (await Client(server.port).ask("GET", "/healthz"))[1]
             took.append(time.perf_counter() - began)
@@ -382,6 +382,7 @@ POINTS: dict[str, tuple[str, Callable[[Proof], Awaitable[Finding]]]] = {
 def ping(port: int) -> None:
     """Asks /healthz until Ctrl-C; prints what it saw."""
     seconds, failed = [], 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background process ignores it
     try:
         while True:
             began = time.perf_counter()

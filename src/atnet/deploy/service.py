@@ -130,7 +130,8 @@ class Service:
     async def start(self) -> None:
         """Raises ConfigError if no decoding process comes up."""
         size = self.info.preprocess.size
-        self._run([np.zeros((size, size, 3), np.uint8)])  # the first run is slow
+        for count in (self.limits.batch, 1):  # the first run is slow, and the largest takes the memory
+            self._run([np.zeros((size, size, 3), np.uint8)] * count)
         await self._decoders.start()
         self._batches.start()
 
