@@ -72,19 +72,21 @@ function show(answers, image) {
   find("result").hidden = false;
 }
 
-async function answer(file, { about, run }) {
+async function answer(file, others, { about, run }) {
   tell(`Looking at ${nameOf(file)} …`);
   find("result").hidden = true;
   await new Promise((painted) => setTimeout(painted)); // so that this is seen
   try {
     const began = performance.now();
     const { image, bitmap } = await openPicture(file, about.limits);
-    const logits = await run(preprocess(bitmap, about.preprocess));
+    const input = preprocess(bitmap, about.preprocess);
     bitmap.close();
+    const logits = await run(input);
     const took = performance.now() - began;
     const answers = likeliest(logits, about.classes);
     show(answers, image);
-    tell(`${nameOf(file)}: ${answers[0][0]}, ${percent(answers[0][1])}. Answered in ${took.toFixed(0)} ms.`);
+    tell(`${nameOf(file)}: ${answers[0][0]}, ${percent(answers[0][1])}. Answered in ${took.toFixed(0)} ms.`
+      + (others ? ` It is the first of ${others + 1} files; give one at a time.` : ""));
   } catch (error) {
     tell(error instanceof PictureError ? error.message : `${nameOf(file)}: ${error.message || error}`, true);
   }
@@ -98,7 +100,7 @@ let turn = network;
 function ask(files) {
   const file = files[0];
   if (!file) return tell("No picture in it: save the picture as a file, and choose that.", true);
-  turn = Promise.all([network, turn]).then(([loaded]) => answer(file, loaded));
+  turn = Promise.all([network, turn]).then(([loaded]) => answer(file, files.length - 1, loaded));
   turn.catch(() => {}); // said already
 }
 

@@ -35,7 +35,8 @@ export async function openPicture(file, limits) {
       image.onerror = () => failed(unreadable);
     });
     requireModest(name, image.naturalWidth, image.naturalHeight, limits);
-    const bitmap = await createImageBitmap(file, { imageOrientation: "from-image", premultiplyAlpha: "none" }).catch(() => {
+    const upright = { imageOrientation: "from-image", premultiplyAlpha: "none", colorSpaceConversion: "default" };
+    const bitmap = await createImageBitmap(file, upright).catch(() => {
       throw unreadable;
     });
     return { image, bitmap };
