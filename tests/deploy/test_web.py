@@ -85,7 +85,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
             page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
             page.on("pageerror", lambda error: wrong.append(str(error)))
             page.goto(address)
-            expect(page.locator("#status")).to_have_text(re.compile(ready), timeout=30_000)
+            expect(page.locator("#status")).to_have_text(re.compile(ready))
             return page
 
         yield open_page
@@ -111,7 +111,7 @@ def give(page: Page, name: str, content: bytes, way: str = "choose") -> str:
     else:
         page.evaluate(DROP, [way, name, base64.b64encode(content).decode()])
     status = page.locator("#status")
-    expect(status).to_have_text(re.compile(rf"^{re.escape(name[:20])}.*[^…]$"), timeout=30_000)
+    expect(status).to_have_text(re.compile(rf"^{re.escape(name[:20])}.*[^…]$"))
     return status.inner_text()
 
 
@@ -208,7 +208,7 @@ def test_the_page_agrees_with_the_weights_before_their_export(run, site, visit, 
     for picture in sorted((digits / "val").rglob("*.png"))[::12]:
         [there] = atnet.predict(picture, run)
         give(page, picture.name, picture.read_bytes())
-        assert answers(page) == pytest.approx({name: share for _, name, share in there.top}, abs=1e-3)
+        assert answers(page) == pytest.approx({name: share for _, name, share in there.top}, abs=1e-2), "16 bits"
 
 
 INPUT = """async ([content, preprocess, limits]) => {
@@ -281,6 +281,7 @@ def test_a_network_that_cannot_be_loaded_is_said(site, visit, tmp_path):
 
 def test_the_keyboard_is_enough(site, visit, tmp_path):
     page = visit(site)
+    page.on("filechooser", lambda chooser: None)  # listening from here on: begun at the key press, it may come too late
     (tmp_path / "photo.jpg").write_bytes(PICTURES["photo.jpg"]())
     page.keyboard.press("Tab")
     expect(page.get_by_label("Choose a picture")).to_be_focused()
@@ -377,9 +378,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(site, run, tmp_path, mo
     with pytest.raises(AtnetError, match="no such run, folder or weights file"):
         write_web("new", "nowhere")
     monkeypatch.setattr(runtime, "FOLDER", tmp_path / "none")
-    with pytest.raises(
-        ConfigError, match="onnxruntime-web .* not in this installation.*-m atnet.deploy.runtime` fetches"
-    ):
+    with pytest.raises(ConfigError, match="onnxruntime-web .* not in this installation.* -m atnet.deploy.runtime`"):
         write_web("new", run)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.onnx"]
 

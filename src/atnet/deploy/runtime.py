@@ -1,6 +1,7 @@
 """onnxruntime-web, which runs a network in a browser: fetched from npm's registry once, when the package is built.
 
-`python -m atnet.deploy.runtime` does it later, where npm was not at hand then. Standard library only: the build needs it.
+`python -m atnet.deploy.runtime` does it later, where npm was not at hand then. Of the standard library alone, for it
+runs before anything else is installed.
 """
 
 import base64

@@ -59,7 +59,7 @@ def write_web(out: str | Path, weights: str | Path | None = None, *, data: str |
             export(source, page / "model.onnx", half=True, data=data)
         info = OnnxNetwork(page / "model.onnx").info
         (page / "network.json").write_text(json.dumps(_about(info)), encoding="utf-8")
-        loaded = [file for file in page.iterdir()]
+        loaded = list(page.iterdir())
         shutil.copytree(runtime, page / RUNTIME)
         loaded += (page / RUNTIME).glob("ort.*")
         shutil.copy(str(files("onnxruntime") / "ThirdPartyNotices.txt"), page / RUNTIME)
