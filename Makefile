@@ -3,6 +3,7 @@
 #   make test                  the tests; photos are tested if ATNET_IMAGENETTE names Imagenette's folder
 #   make bench                 the tables and pictures of docs/performance.md
 #   make table                 README's table and picture, from the records under results/
+#   make web-picture           docs/web.png: the page of `atnet web` with the network WEIGHTS, in Chromium
 #   make proof-faults          trainings killed, stopped, starved and spoilt, and that each goes on to the same bits
 #   make proof-data            damaged, odd and malicious pictures, copies, readers fed with anything (50 minutes)
 #   make proof-data-speed      our loader beside timm's and torchvision's, on the same pictures (5 minutes)
@@ -21,10 +22,10 @@ PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo bench table test ci lint types peer-tests proof-augment proof-data proof-data-speed proof-faults \
-	proof-products proof-training-speed readme setup dev clean
+	proof-products proof-training-speed readme setup dev web-picture clean
 .DEFAULT_GOAL := demo
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py src/atnet/deploy/runtime.py
 	@echo "Installing into $(VENV), once; torch is most of it"
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch torchvision)
@@ -50,6 +51,14 @@ demo: setup
 
 table: setup
 	$(BIN)/atnet table
+
+WEIGHTS ?= runs/last
+
+web-picture: dev
+	rm -rf build/web
+	$(BIN)/atnet web --weights $(WEIGHTS) build/web
+	$(BIN)/python tests/deploy/web_pictures.py build/web \
+		$$($(BIN)/python -c 'import sklearn.datasets as d; print(d.__path__[0])')/images/china.jpg docs/web.png
 
 BENCH := $(BIN)/atnet bench --document docs/performance.md
 

@@ -1,4 +1,4 @@
-"""A picture of a page of `atnet web` for its documentation, light, dark and on a phone: web_pictures.py PAGE PHOTO PNG."""
+"""A picture of a page of `atnet web`, light, dark and on a phone, for docs/web.md: web_pictures.py PAGE PHOTO PNG."""
 
 import io
 import re
