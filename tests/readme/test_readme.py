@@ -32,7 +32,7 @@ def test_a_block_does_what_it_says(number, folder):
         return
     if language == "text":  # what a command says
         return
-    if language == "sh":  # another package index, which CI does not reach; the reader's own photos; a server without end
+    if language == "sh":  # another package index, the reader's own photos, a server that does not end
         assert "download.pytorch.org" in code or code.startswith(("atnet doctor my_photos ", "python -m http.server "))
         return
     words = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]

@@ -21,7 +21,8 @@ export async function openPicture(file, limits) {
   const name = nameOf(file);
   if (file.size === 0) throw new PictureError(`${name}: an empty file; choose another`);
   if (file.size > limits.bytes) {
-    throw new PictureError(`${name}: ${number(file.size)} bytes are more than the ${number(limits.bytes)} allowed; make it smaller`);
+    const sizes = `${number(file.size)} bytes are more than the ${number(limits.bytes)} allowed`;
+    throw new PictureError(`${name}: ${sizes}; make it smaller`);
   }
   const unreadable = new PictureError(
     `${name}: damaged, or no picture that this browser can read; choose a JPEG, PNG or WebP picture`,

@@ -7,7 +7,9 @@ import { resizeAndCrop } from "./resize.js";
 export function preprocess(bitmap, { size, crop_pct: share, interpolation, mean, std }) {
   const { width, height } = bitmap;
   const side = Math.floor(size / share);
-  const scaled = width <= height ? [side, Math.trunc((side * height) / width)] : [Math.trunc((side * width) / height), side];
+  const scaled = width <= height
+    ? [side, Math.trunc((side * height) / width)]
+    : [Math.trunc((side * width) / height), side];
   const [left, top] = scaled.map((length) => halfToEven((length - size) / 2));
   return normalise(resizeAndCrop(rowsOf(bitmap), [width, height], scaled, left, top, size, interpolation), mean, std);
 }
@@ -23,7 +25,8 @@ function normalise(bytes, mean, std) {
   const input = new Float32Array(bytes.length);
   for (let colour = 0; colour < 3; colour++) {
     const [centre, spread] = [Math.fround(mean[colour]), Math.fround(std[colour])];
-    const values = Float32Array.from({ length: 256 }, (_, byte) => Math.fround(Math.fround(byte / 255) - centre) / spread);
+    const value = (byte) => Math.fround(Math.fround(byte / 255) - centre) / spread;
+    const values = Float32Array.from({ length: 256 }, (_, byte) => value(byte));
     for (let i = 0; i < pixels; i++) input[colour * pixels + i] = values[bytes[3 * i + colour]];
   }
   return input;
