@@ -373,7 +373,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(site, run, tmp_path, mo
     with pytest.raises(ConfigError, match="site: exists and is not empty; choose another folder"):
         write_web(site, run)
     Path("text.onnx").write_text("text")
-    with pytest.raises(WeightsError, match="text.onnx: not an ONNX file|model.onnx: not an ONNX file"):
+    with pytest.raises(WeightsError, match="text.onnx: not an ONNX file"):
         write_web("new", "text.onnx")
     with pytest.raises(AtnetError, match="no such run, folder or weights file"):
         write_web("new", "nowhere")

@@ -51,13 +51,15 @@ def write_web(out: str | Path, weights: str | Path | None = None, *, data: str |
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as place:
         page = Path(shutil.copytree(PAGE, Path(place, "page")))
+        model = page / "model.onnx"
         if source.suffix == ".onnx":
-            shutil.copyfile(source, page / "model.onnx")
+            info = OnnxNetwork(source).info
+            shutil.copyfile(source, model)
         else:
             from atnet.deploy.export import export
 
-            export(source, page / "model.onnx", half=True, data=data)
-        info = OnnxNetwork(page / "model.onnx").info
+            export(source, model, half=True, data=data)
+            info = OnnxNetwork(model).info
         (page / "network.json").write_text(json.dumps(_about(info)), encoding="utf-8")
         loaded = list(page.iterdir())
         shutil.copytree(runtime, page / RUNTIME)

@@ -17,7 +17,7 @@ const KERNELS = {
   bilinear: { reach: 1, at: (x) => Math.max(1 - Math.abs(x), 0) },
 };
 
-/** For `count` of a line's `to` pixels, from `begin` on: the first of the `from` pixels that it mixes, and the weights. */
+/** For `count` of a line's `to` pixels, from `begin` on: the first of the `from` pixels it mixes, and their weights. */
 function mixtures(from, to, begin, count, kernel) {
   const scale = from / to;
   const widened = Math.max(scale, 1);
