@@ -5,6 +5,7 @@
 #   make table                 README's table and picture, from the records under results/
 #   make weights               the network that comes with the package, trained on Imagenette's photos
 #   make proof-transfer        going on from weights beside random ones, on five other classes (40 minutes)
+#   make web-picture           docs/web.png: the page of `atnet web` with the network WEIGHTS, in Chromium
 #   make proof-faults          trainings killed, stopped, starved and spoilt, and that each goes on to the same bits
 #   make proof-data            damaged, odd and malicious pictures, copies, readers fed with anything (50 minutes)
 #   make proof-data-speed      our loader beside timm's and torchvision's, on the same pictures (5 minutes)
@@ -27,7 +28,7 @@ DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 	proof-products proof-serve proof-training-speed proof-transfer readme setup dev web-picture clean
 .DEFAULT_GOAL := demo
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py src/atnet/deploy/runtime.py
 	@echo "Installing into $(VENV), once; torch is most of it"
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch torchvision)
@@ -62,6 +63,14 @@ weights: setup
 
 table: setup
 	$(BIN)/atnet table
+
+WEIGHTS ?= runs/last
+
+web-picture: dev
+	rm -rf build/web
+	$(BIN)/atnet web --weights $(WEIGHTS) build/web
+	$(BIN)/python tests/deploy/web_pictures.py build/web \
+		$$($(BIN)/python -c 'import sklearn.datasets as d; print(d.__path__[0])')/images/china.jpg docs/web.png
 
 BENCH := $(BIN)/atnet bench --document docs/performance.md
 
