@@ -289,6 +289,7 @@ def test_bodies_on_their_way_take_no_more_memory_than_eight_of_the_largest(serve
         for _ in range(8):
             line = lines.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60))
             line.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"\0" * 999_999)
+        time.sleep(2)  # until all have come: one that is late would be refused in the small one's place
         full = {"error": "too many bodies are on their way; try again later"}
         until(lambda: server.predict(content) == (503, full))
     until(lambda: server.predict(content)[0] == 200)
