@@ -5,12 +5,14 @@
 #   make table                 README's table and picture, from the records under results/
 #   make weights               the network that comes with the package, trained on Imagenette's photos
 #   make proof-transfer        going on from weights beside random ones, on five other classes (40 minutes)
+#   make web-picture           docs/web.png: the page of `atnet web` with the network WEIGHTS, in Chromium
 #   make proof-faults          trainings killed, stopped, starved and spoilt, and that each goes on to the same bits
 #   make proof-data            damaged, odd and malicious pictures, copies, readers fed with anything (50 minutes)
 #   make proof-data-speed      our loader beside timm's and torchvision's, on the same pictures (5 minutes)
 #   make proof-augment         our augmentation beside torchvision's: accuracy on three seeds (15 minutes)
 #   make proof-training-speed  our training beside one of timm's parts, on the same network and photos (12 minutes)
 #   make proof-products        the matrix products of S's training step beside the same ones alone (2 minutes)
+#   make proof-serve           the server under load, overload, attack and signals (10 minutes)
 #   make ci                    lint, types, tests, timm's own tests, the README's commands
 # PYTHON=python3.12 takes another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # takes torch's CPU build instead of the 5 GB of CUDA that a plain installation brings on Linux.
@@ -23,10 +25,10 @@ PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo bench table weights test ci lint types peer-tests proof-augment proof-data proof-data-speed proof-faults \
-	proof-products proof-training-speed proof-transfer readme setup dev clean
+	proof-products proof-serve proof-training-speed proof-transfer readme setup dev web-picture clean
 .DEFAULT_GOAL := demo
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py src/atnet/deploy/runtime.py
 	@echo "Installing into $(VENV), once; torch is most of it"
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch torchvision)
@@ -50,7 +52,7 @@ demo: setup
 	@echo "Demo done: weights, metrics, pictures and report.html are in $(DEMO)."
 	@echo "Next: $(VENV)/bin/atnet train --data FOLDER   (a folder with a folder of photos for each class)"
 
-# About an hour on two cores with AMX; the photos are Imagenette's.
+# About an hour on two cores with AMX.
 SHIPPED := src/atnet/weights/xxxs.imagenette
 
 weights: setup
@@ -61,6 +63,14 @@ weights: setup
 
 table: setup
 	$(BIN)/atnet table
+
+WEIGHTS ?= runs/last
+
+web-picture: dev
+	rm -rf build/web
+	$(BIN)/atnet web --weights $(WEIGHTS) build/web
+	$(BIN)/python tests/deploy/web_pictures.py build/web \
+		$$($(BIN)/python -c 'import sklearn.datasets as d; print(d.__path__[0])')/images/china.jpg docs/web.png
 
 BENCH := $(BIN)/atnet bench --document docs/performance.md
 
@@ -114,6 +124,9 @@ proof-data-speed: dev
 
 proof-products: dev
 	$(BIN)/python tests/proof/products.py
+
+proof-serve: dev
+	$(BIN)/python tests/proof/serve.py $(ATNET_IMAGENETTE)
 
 proof-training-speed: dev
 	$(BIN)/python tests/peer/train_beside_timm.py $(ATNET_IMAGENETTE)

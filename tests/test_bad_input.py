@@ -178,6 +178,16 @@ def weights_of_another_architecture(data, run):
     return ["predict", str(next(data.rglob("*.png"))), "--weights", "resnet.safetensors"]
 
 
+@case("only an ONNX file is served; write it first: atnet export --weights ")
+def weights_to_serve_that_are_not_exported(data, run):
+    return ["serve", "--weights", str(run)]
+
+
+@case("--queue 0 is out of range: use 1 to 10,000")
+def a_queue_without_room(data, run):
+    return ["serve", "--weights", str(run), "--queue", "0"]
+
+
 @case("no class folders with pictures in it; expected empty/CLASS/PICTURE")
 def an_empty_folder(data, run):
     Path("empty").mkdir()

@@ -55,7 +55,7 @@ def test_train_eval_predict_from_the_command_line(digits, tmp_path):
 
 def test_sizes_prints_the_table():
     shown = command("sizes").stdout
-    assert shown.splitlines()[1].split()[:4] == ["xxxs", "1.69M", "6", "1"]
+    assert shown.splitlines()[1].split()[:4] == ["xxxs", "1.70M", "2", "+"]
     assert "Patch_size" in shown
 
 

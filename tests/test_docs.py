@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 
 from atnet.config import make_config
+from atnet.measure.cost import cost_of
 from atnet.model.load import create_classifier
 from atnet.training.norm import RunningStatistics
-from atnet.training.plan import plan_run
+from atnet.training.plan import counted_speed, plan_run
 
 ROOT = Path(__file__).parent.parent
 SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```sh\n(.*?)^```", SCALING, re.M | re.S)
+IMAGENET = (ROOT / "docs" / "imagenet.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", SCALING + IMAGENET, re.M | re.S)
+LAUNCHES = [block for block in BLOCKS if "torchrun" in block]
 
 
-@pytest.mark.parametrize("command", [*BLOCKS, (ROOT / "docs" / "slurm.sh").read_text(encoding="utf-8")])
+@pytest.mark.parametrize("command", [*LAUNCHES, (ROOT / "docs" / "slurm.sh").read_text(encoding="utf-8")])
 def test_a_launch_is_sound_shell_and_names_options_that_there_are(command):
     assert subprocess.run(["bash", "-n"], input=command, text=True).returncode == 0
     words = shlex.split(command.replace("\\\n", " "), comments=True)
@@ -27,12 +30,24 @@ def test_a_launch_is_sound_shell_and_names_options_that_there_are(command):
 
 
 def test_the_figures_of_the_table_are_those_of_the_networks():
-    for name, megabytes in (("xxxs", 14), ("s", 197), ("l", 437)):
+    for name, megabytes in (("xxxs", 14), ("s", 198), ("l", 441)):
         model = create_classifier(name, classes=1000, size=224)
         assert round(8 * sum(p.numel() for p in model.parameters()) / 1e6) == megabytes
         assert f"{name.upper()} {megabytes} MB" in SCALING
     channels = len(RunningStatistics(create_classifier("xxxs", classes=1000, size=224)).read()) // 2
     assert f"{8 * channels / 1000:.0f} kB a part" in SCALING
+
+
+@pytest.mark.parametrize(("name", "share"), [("xxxs", 0.02), ("xxs", 0.02), ("xs", 0.02), ("s", 0.1), ("l", 0.1)])
+def test_the_hours_on_imagenet_are_those_of_the_model(name, share):
+    config = make_config(ROOT / "recipes" / f"imagenet_{name}.yaml")
+    speed = counted_speed(config, teraflops=312, utilisation=share)
+    plan = plan_run(
+        config, pictures=(1_281_167, 1_281_167 // 25), devices=8, images_per_second=speed, gigabytes_per_second=10
+    )
+    operations = 6 * cost_of(config.model, 224).macs * config.epochs * 1_281_167 / 1e18
+    row = [name.upper(), f"{operations:.2f}", f"{share:.0%}", f"{speed:,.0f}", f"{plan.seconds / 3600:.1f}"]
+    assert f"| {' | '.join(row)} | {plan.disk:,.0f} |" in IMAGENET
 
 
 def test_the_efficiencies_of_the_table_are_those_of_the_model():

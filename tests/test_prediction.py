@@ -106,7 +106,7 @@ def test_its_two_files_answer_alike_and_a_file_of_ones_own_goes_before_it(tmp_pa
     images = images.astype(np.float32)
     with torch.inference_mode():
         expected = model(torch.from_numpy(images)).numpy()
-    assert OnnxNetwork(WEIGHTS / f"{SHIPPED}.onnx")(images) == pytest.approx(expected, abs=1e-3)
+    assert OnnxNetwork(WEIGHTS / f"{SHIPPED}.onnx")(images) == pytest.approx(expected, abs=1e-2)
     assert find_weights(f"atnet_{SHIPPED}") == WEIGHTS / f"{SHIPPED}.safetensors"
     (tmp_path / SHIPPED).write_text("mine")
     assert find_weights(SHIPPED) == Path(SHIPPED)

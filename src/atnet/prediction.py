@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,17 +67,27 @@ def predict(
                 failed(error)
                 continue
             [logits] = network(image[None])
-            shares = np.exp(logits - logits.max())
-            shares /= shares.sum()
-            likely = np.argsort(-shares, kind="stable")[:top].tolist()
             answers.append(
                 Prediction(
                     picture=str(path),
-                    top=tuple((info.classes[i], info.class_names[i], float(shares[i])) for i in likely),
+                    top=likeliest(logits, info, top),
                     milliseconds=1000 * (time.perf_counter() - began),
                 )
             )
     return answers
+
+
+def likeliest(logits: NDArray[np.float32], info: WeightsInfo, top: int) -> tuple[tuple[str, str, float], ...]:
+    """The classes of the largest logits (classes,), likeliest first, as a `Prediction` has them."""
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    likely = np.argsort(-shares, kind="stable")[:top].tolist()
+    return tuple((info.classes[i], info.class_names[i], float(shares[i])) for i in likely)
+
+
+def as_json(top: tuple[tuple[str, str, float], ...]) -> list[dict[str, Any]]:
+    """A prediction's classes for programs."""
+    return [{"class": c, "name": name, "probability": round(p, 6)} for c, name, p in top]
 
 
 def weights_to_ask(weights: str | Path | None, device: str = "auto") -> Path:

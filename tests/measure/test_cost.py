@@ -9,5 +9,5 @@ def test_multiply_adds_count_attention_and_agree_with_published_ones():
     resnet = cost_of("resnet18", 224)
     assert (resnet.parameters, resnet.macs) == (11_689_512, pytest.approx(1814e6, rel=0.005))
     assert resnet.parameters - resnet.parameters_without_classifier == 512 * 1000 + 1000
-    at224, at448 = (cost_of("atnet_xxxs", side).macs for side in (224, 448))
+    at224, at448 = (cost_of("atnet_s", side).macs for side in (224, 448))
     assert at448 > 4.1 * at224  # attention grows with the square of the tokens

@@ -83,7 +83,7 @@ def test_without_records_there_are_sizes_and_no_accuracy(place):
         path.unlink()
     text = make(place)
     assert "Top-1" not in text
-    assert cells(text, "l")[1:2] == ["54.67M"]
+    assert cells(text, "l")[1:2] == ["55.13M"]
 
 
 def test_a_run_is_published_once_and_without_its_machines_paths(quick, place):

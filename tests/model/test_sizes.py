@@ -17,11 +17,11 @@ PUBLISHED = {
     "seed_s": 25.0,
 }
 COUNTED = {
-    "xxxs": 1_689_184,
-    "xxs": 2_941_536,
-    "xs": 3_942_592,
-    "s": 24_643_980,
-    "l": 54_674_772,
+    "xxxs": 1_704_640,
+    "xxs": 3_018_464,
+    "xs": 3_985_168,
+    "s": 24_765_320,
+    "l": 55_131_120,
     "seed_xxxs": 1_710_240,
     "seed_xxs": 2_976_500,
     "seed_s": 25_467_272,
@@ -59,11 +59,11 @@ def test_author_2023_is_512_wide_with_kernel_7():
 
 
 def test_a_name_can_change_a_sizes_layout():
-    named = create_model("xxxs+kernel=5+registers=8+norm_first=false+mlp_ratio=3")
-    given = create_model("xxxs", kernel=5, registers=8, norm_first=False, mlp_ratio=3.0)
+    named = create_model("xxxs+kernel=7+registers=8+norm_first=false+mlp_ratio=3")
+    given = create_model("xxxs", kernel=7, registers=8, norm_first=False, mlp_ratio=3.0)
     shapes = {name: tensor.shape for name, tensor in given.state_dict().items()}
     assert {name: tensor.shape for name, tensor in named.state_dict().items()} == shapes
-    assert architecture("xxxs+kernel=5") == "atnet_xxxs+kernel=5"
+    assert architecture("xxxs+kernel=7") == "atnet_xxxs+kernel=7"
     assert layout_of("atnet_xs+squeeze=1").squeeze == 1
     assert layout_of("resnet18") is None
     assert split_name("resnet18") == ("resnet18", {})
@@ -75,7 +75,7 @@ def test_a_name_can_change_a_sizes_layout():
         ("resnet18+kernel=5", "only AT-Net's own sizes take changes, and resnet18 is none"),
         ("xxxs+kernal=5", "'kernal=5' changes nothing of a layout; as xxxs.kernel=5: kernel"),
         ("xxxs+kernel", "'kernel' changes nothing of a layout"),
-        ("xxxs+kernel=5.5", "'kernel=5.5': no whole number from 0 to 4,096; xxxs has kernel=7"),
+        ("xxxs+kernel=5.5", "'kernel=5.5': no whole number from 0 to 4,096; xxxs has kernel=5"),
         ("xxxs+conv_mix=999999999", "no whole number from 0 to 4,096"),
         ("xxxs+norm_first=1", "neither true nor false"),
         ("xxxs+mlp_ratio=nan", "no number above 0"),

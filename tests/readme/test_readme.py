@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/data.md")]
+PAGES = [
+    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/data.md", "docs/serve.md", "docs/web.md")
+]
 BLOCKS = [block for page in PAGES for block in re.findall(r"^```(\w+)\n(.*?)^```", page, re.M | re.S)]
 
 
@@ -32,8 +34,15 @@ def test_a_block_does_what_it_says(number, folder):
         return
     if language == "text":  # what a command says
         return
-    if language == "sh":  # another package index, which CI does not reach, and the reader's own photos
-        assert "download.pytorch.org" in code or code.startswith("atnet doctor my_photos ")
+    if language == "sh":  # another package index, which CI does not reach, the reader's own photos, other machines
+        known = (
+            "download.pytorch.org",
+            "atnet doctor my_photos ",
+            "--host 0.0.0.0",
+            "docker build ",
+            "python -m http.server ",
+        )
+        assert any(words in code for words in known)
         return
     words = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -286,6 +286,17 @@ def test_the_imagenet_recipe_takes_two_steps_on_made_up_pictures(digits, tmp_pat
         assert next(csv.DictReader(file))["step"] == "2"
 
 
+@pytest.mark.parametrize("name", ["xxxs", "xxs", "xs", "s", "l"])
+def test_each_sizes_imagenet_recipe_takes_two_steps_at_a_small_size(digits, tmp_path, name):
+    recipe = Path(__file__).parent.parent.parent / "recipes" / f"imagenet_{name}.yaml"
+    run = atnet.train(
+        recipe, batch=100, epochs=1, data={"source": str(digits), "size": 32, "workers": 0}, out=tmp_path / "run"
+    )
+    assert run.record["model"] == f"atnet_{name}"
+    with (run.folder / "metrics.csv").open() as file:
+        assert next(csv.DictReader(file))["step"] == "2"
+
+
 def test_every_option_is_part_of_a_run(quick, tmp_path):
     """No option that the configuration offers is lost on the way into the run's folder."""
     run = atnet.train(**quick, out=tmp_path / "run")

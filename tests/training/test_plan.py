@@ -127,7 +127,7 @@ def test_a_plan_for_several_devices_adds_up():
     assert one.evaluation == pytest.approx(2 * 5_000 / 3000)
     assert one.seconds == pytest.approx(1024 + 10 * one.evaluation)
     eight = plan_run(config, devices=8, gigabytes_per_second=10, **given)
-    assert eight.communication == pytest.approx(8 * 24.64e6 * 7 / 8 / 10e9, rel=1e-3)
+    assert eight.communication == pytest.approx(8 * 24.765e6 * 7 / 8 / 10e9, rel=1e-3)
     assert (eight.lost, eight.step) == (0, pytest.approx(0.128))
     assert eight.memory < one.memory / 4
     slow = plan_run(config, devices=8, gigabytes_per_second=1, **given)

@@ -29,6 +29,8 @@ app.command(
 app.command("atnet.cli.eval:evaluate", name="eval", help="Evaluate weights on labelled pictures.")
 app.command("atnet.cli.predict:predict", help="Say what pictures show.")
 app.command("atnet.cli.export:export", help="Write weights as a file that runs without torch.")
+app.command("atnet.cli.serve:serve", help="Answer what pictures show over HTTP.")
+app.command("atnet.cli.web:web", help="Write a web page that says what pictures show, in the browser.")
 app.command("atnet.cli.plan:plan", help="Say what a training will take on several devices.")
 app.command("atnet.cli.replay:replay", help="Play a training step again in which something was not finite.")
 app.command("atnet.cli.report:report", help="Bind what a finished run left into one HTML page.")

@@ -62,9 +62,11 @@ def predict(
 
 
 def _plain(answer: "Prediction") -> dict[str, Any]:
+    from atnet.prediction import as_json as top_as_json
+
     return {
         "picture": answer.picture,
-        "top": [{"class": c, "name": name, "probability": round(p, 6)} for c, name, p in answer.top],
+        "top": top_as_json(answer.top),
         "milliseconds": round(answer.milliseconds, 1),
     }
 

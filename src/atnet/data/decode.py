@@ -148,6 +148,8 @@ def _opened(content: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]
         raise
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: {_what(content)}, not a whole {formats} picture; convert or remove it") from error
+    except MemoryError as error:
+        raise DataError(f"{name}: needs more memory than there is; make it smaller") from error
     except (
         OSError,
         ValueError,
@@ -159,7 +161,6 @@ def _opened(content: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]
         OverflowError,
         AttributeError,
         struct.error,
-        MemoryError,
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:

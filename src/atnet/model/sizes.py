@@ -77,21 +77,20 @@ def _seed(*, conv_mix: int, trans_mix: int, patch: int, dim: int, heads: int) ->
     )  # fmt: skip
 
 
-def _ours(*, conv_mix: int, late_mix: int, trans_mix: int, conv_dim: int, dim: int, class_attention: int = 2) -> Size:
+def _ours(*, dim: int, conv_mix: int, late_mix: int, trans_mix: int, class_attention: int) -> Size:
     """A layout of ours: an overlapping stem, ConvMix at strides 4, 8 and 16, the encoder at 16 in heads of 32."""
     return Size(
         early_mix=2, conv_mix=conv_mix, late_mix=late_mix, trans_mix=trans_mix, class_attention=class_attention,
-        patch=8, kernel=5, conv_dim=conv_dim, dim=dim, heads=dim // 32, residual="both",
+        patch=8, kernel=5, conv_dim=dim // 2, dim=dim, heads=dim // 32, residual="both",
     )  # fmt: skip
 
 
 SIZES: dict[str, Size] = {
-    # Ours: an overlapping stem of stride 8, ConvMix there, the encoder at stride 16 in heads of 32.
-    "xxxs": _ours(conv_mix=6, late_mix=11, trans_mix=2, conv_dim=96, dim=192),
-    "xxs": Size(conv_mix=7, trans_mix=3, patch=8, kernel=7, conv_dim=144, dim=256, heads=8),
-    "xs": Size(conv_mix=8, trans_mix=4, class_attention=3, patch=8, kernel=7, conv_dim=192, dim=256, heads=8),
-    "s": Size(conv_mix=10, trans_mix=11, class_attention=5, patch=8, kernel=7, conv_dim=288, dim=416, heads=13),
-    "l": Size(conv_mix=12, trans_mix=13, class_attention=6, patch=8, kernel=7, conv_dim=352, dim=576, heads=18),
+    "xxxs": _ours(dim=192, conv_mix=6, late_mix=11, trans_mix=2, class_attention=2),
+    "xxs": _ours(dim=256, conv_mix=6, late_mix=13, trans_mix=2, class_attention=2),
+    "xs": _ours(dim=288, conv_mix=8, late_mix=15, trans_mix=2, class_attention=2),
+    "s": _ours(dim=512, conv_mix=8, late_mix=16, trans_mix=6, class_attention=3),
+    "l": _ours(dim=640, conv_mix=10, late_mix=20, trans_mix=9, class_attention=4),
     # The author's, as published: ConvMix blocks, TransMix layers, patch. Widths meet the parameters.
     "seed_xxxs": _seed(conv_mix=5, trans_mix=7, patch=8, dim=130, heads=5),
     "seed_xxs": _seed(conv_mix=6, trans_mix=4, patch=9, dim=220, heads=5),

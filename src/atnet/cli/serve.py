@@ -1,0 +1,62 @@
+"""`atnet serve`"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from atnet.config import Whole
+from atnet.deploy.service import Limits
+from atnet.progress import counted
+
+if TYPE_CHECKING:
+    from atnet.model.info import WeightsInfo
+
+
+def serve(
+    *,
+    weights: Path | None = None,
+    host: str = "127.0.0.1",
+    port: Whole = 8000,
+    token: Annotated[str | None, Parameter(env_var="ATNET_TOKEN")] = None,
+    limits: Annotated[Limits | None, Parameter(name="*")] = None,
+) -> None:
+    """Answer what pictures show over HTTP: POST a picture's bytes to /predict.
+
+    Parameters
+    ----------
+    weights
+        An ONNX file of `atnet export`; xxxs.imagenette, a network of ten classes that comes with AT-Net, if not given
+        and there is no run.
+    host
+        The address to listen at; any but this machine's own needs a token.
+    port
+        The port to listen at; 0 takes a free one.
+    token
+        What clients have to give, as "Authorization: Bearer TOKEN"; other users of this machine can read an option, so
+        better set ATNET_TOKEN.
+    limits
+        How much is done at once, and what is refused.
+    """
+    from atnet.deploy.serve import file_to_serve
+    from atnet.deploy.serve import serve as run
+
+    path = file_to_serve(weights)
+    console = Console(highlight=False)
+
+    def tell(address: str, info: "WeightsInfo", limits: Limits) -> None:
+        header = "" if token is None else '-H "Authorization: Bearer $ATNET_TOKEN" '
+        console.print(
+            f"Serving {path}: {info.model}, {counted(len(info.classes), 'class')}, at {address}\n"
+            f"{counted(limits.decoders, 'decoding process')}, batches of up to {limits.batch:,}, "
+            f"a queue of {limits.queue:,}\n"
+            f"Next: curl {header}--data-binary @photo.jpg {address}/predict\n"
+            "Stop: Ctrl-C or SIGTERM; what has been asked by then is answered",
+            markup=False,
+            soft_wrap=True,
+        )
+        console.file.flush()
+
+    answered = run(path, host=host, port=port, token=token, limits=limits, ready=tell)
+    console.print(f"Stopped: {answered:,} pictures answered", markup=False, soft_wrap=True)

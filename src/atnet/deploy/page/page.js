@@ -1,0 +1,124 @@
+// The page: takes a picture in any of four ways, asks the network, shows the answer.
+
+import { InferenceSession, Tensor, env } from "./onnxruntime-web/ort.js";
+import { PictureError, nameOf, openPicture } from "./picture.js";
+import { preprocess } from "./preprocess.js";
+
+const TOP = 5;
+const find = (id) => document.getElementById(id);
+
+env.wasm.numThreads = 1; // more need headers that not every host sends
+env.wasm.wasmPaths = { wasm: new URL("onnxruntime-web/ort.wasm", import.meta.url).href };
+
+function tell(text, wrong = false) {
+  find("status").textContent = text;
+  find("status").classList.toggle("wrong", wrong);
+}
+
+async function get(name) {
+  const answer = await fetch(name);
+  if (!answer.ok) throw new Error(`${name}: ${answer.status} ${answer.statusText}`);
+  return answer;
+}
+
+/** What network.json says, and the network as a function from its input to its logits. */
+async function load() {
+  const [about, model] = await Promise.all([
+    get("network.json").then((answer) => answer.json()),
+    get("model.onnx").then((answer) => answer.arrayBuffer()),
+  ]);
+  const session = await InferenceSession.create(model, { executionProviders: ["wasm"] });
+  const { size } = about.preprocess;
+  const run = async (input) => {
+    const said = await session.run({ [session.inputNames[0]]: new Tensor("float32", input, [1, 3, size, size]) });
+    return said[session.outputNames[0]].data;
+  };
+  await run(new Float32Array(3 * size * size)); // the first run is slow
+  find("about").textContent = `${about.model}, ${size} x ${size} pixels, ${about.classes.length} classes. `
+    + "Whatever a picture shows, the answer is one of these:";
+  find("classes").textContent = about.classes.join(", ");
+  tell("Ready.");
+  return { about, run };
+}
+
+/** The likeliest classes, likeliest first: [name, probability]. */
+function likeliest(logits, names) {
+  const largest = logits.reduce((a, b) => Math.max(a, b));
+  const shares = Array.from(logits, (logit) => Math.exp(logit - largest));
+  const sum = shares.reduce((a, b) => a + b, 0);
+  return names.map((name, i) => [name, shares[i] / sum]).sort((a, b) => b[1] - a[1]).slice(0, TOP);
+}
+
+const percent = (probability) => `${(100 * probability).toFixed(1)}%`;
+
+function element(kind, { text = "", ...rest }, ...children) {
+  const made = Object.assign(document.createElement(kind), rest);
+  made.append(text, ...children);
+  return made;
+}
+
+function show(answers, image) {
+  URL.revokeObjectURL(find("picture").src);
+  image.id = "picture";
+  find("picture").replaceWith(image);
+  find("answers").replaceChildren(...answers.map(([name, probability]) => {
+    const filled = element("span", {});
+    filled.style.width = percent(probability);
+    return element("li", {},
+      element("span", { className: "name", text: name }),
+      element("data", { value: probability, text: percent(probability) }),
+      element("span", { className: "bar", ariaHidden: "true" }, filled));
+  }));
+  find("result").hidden = false;
+}
+
+async function answer(file, others, { about, run }) {
+  tell(`Looking at ${nameOf(file)} …`);
+  find("result").hidden = true;
+  await new Promise((painted) => setTimeout(painted)); // so that this is seen
+  try {
+    const began = performance.now();
+    const { image, bitmap } = await openPicture(file, about.limits);
+    const input = preprocess(bitmap, about.preprocess);
+    bitmap.close();
+    const logits = await run(input);
+    const took = performance.now() - began;
+    const answers = likeliest(logits, about.classes);
+    show(answers, image);
+    tell(`${nameOf(file)}: ${answers[0][0]}, ${percent(answers[0][1])}. Answered in ${took.toFixed(0)} ms.`
+      + (others ? ` It is the first of ${others + 1} files; give one at a time.` : ""));
+  } catch (error) {
+    tell(error instanceof PictureError ? error.message : `${nameOf(file)}: ${error.message || error}`, true);
+  }
+}
+
+const network = load();
+network.catch((error) => tell(`The network could not be loaded: ${error.message || error}`, true));
+let turn = network;
+
+/** One picture after the other; of several at once the first. */
+function ask(files) {
+  const file = files[0];
+  if (!file) return tell("No picture in it: save the picture as a file, and choose that.", true);
+  turn = Promise.all([network, turn]).then(([loaded]) => answer(file, files.length - 1, loaded));
+  turn.catch(() => {}); // said already
+}
+
+for (const id of ["choose", "take"]) {
+  find(id).addEventListener("change", ({ target }) => {
+    if (target.files.length) ask([...target.files]);
+    target.value = ""; // the same file may be chosen again
+  });
+}
+document.addEventListener("paste", (event) => ask([...event.clipboardData.files]));
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("dropping");
+});
+for (const kind of ["dragleave", "drop"]) {
+  document.addEventListener(kind, () => document.body.classList.remove("dropping"));
+}
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  ask([...event.dataTransfer.files]);
+});

@@ -1,0 +1,341 @@
+"""What the server answers: a picture's bytes in, JSON out, and nothing beyond its limits."""
+
+import asyncio
+import hmac
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import prometheus_client
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import atnet
+from atnet.config import Whole
+from atnet.data.decode import MAX_PIXELS
+from atnet.deploy.batching import Batches
+from atnet.deploy.decoder import Task
+from atnet.deploy.decoders import Decoders
+from atnet.deploy.onnx import OnnxNetwork
+from atnet.deploy.openapi import openapi
+from atnet.errors import ConfigError, DataError
+from atnet.prediction import as_json, likeliest
+
+BODIES = 8
+"""As many bodies of the largest size are held at once; smaller ones, more."""
+
+TOP = 5
+_RANGES = {
+    "batch": (1, 1024),
+    "wait_ms": (0, 10_000),
+    "queue": (1, 10_000),
+    "decoders": (0, 256),
+    "threads": (0, 256),
+    "max_megabytes": (1, 200),
+    "max_pixels": (1, MAX_PIXELS),
+    "timeout": (0.1, 3600),
+    "decoder_seconds": (0.1, 600),
+    "decoder_megabytes": (300, 1_000_000),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much the server does at once, and what it refuses."""
+
+    batch: Whole = 16
+    """Pictures that the network takes at once, at most."""
+    wait_ms: float = 2.0
+    """Milliseconds that a decoded picture waits for others that are being decoded."""
+    queue: Whole = 128
+    """Pictures that are waited for or worked on; more are refused with status 503."""
+    decoders: Whole = 0
+    """Decoding processes; 0: one a processor core."""
+    threads: Whole = 0
+    """Threads of the network; 0: half of the processor cores."""
+    max_megabytes: Whole = 16
+    """Of a body; larger ones are refused with status 413."""
+    max_pixels: Whole = MAX_PIXELS
+    """Of a picture; larger ones are refused with status 422."""
+    timeout: float = 30.0
+    """Seconds for a body to come, and again for its answer."""
+    decoder_seconds: float = 10.0
+    """Seconds of a processor that a picture may take to decode."""
+    decoder_megabytes: Whole = 2000
+    """Address space of a decoding process."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                option = name.replace("_", "-")
+                raise ConfigError(f"--{option} {value:g} is out of range: use {low:,.9g} to {high:,.9g}")
+
+    def settled(self) -> "Limits":
+        """With numbers for what depends on the machine."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        values = asdict(self) | {"decoders": self.decoders or cores, "threads": self.threads or max(cores // 2, 1)}
+        return Limits(**values)
+
+
+class RefusedError(Exception):
+    """A status, why, and headers."""
+
+    def __init__(self, status: int, why: str, **headers: str) -> None:
+        super().__init__(why)
+        self.status, self.headers = status, headers
+
+
+class Service:
+    """A network behind HTTP, an ASGI application between `start` and `stop`.
+
+    token: what /predict, /metadata and /metrics ask for; nothing if None.
+    answered: how many pictures got an answer.
+    """
+
+    def __init__(self, network: OnnxNetwork, limits: Limits, token: str | None = None) -> None:
+        self.limits = limits.settled()
+        self.answered = 0
+        self.info, self._network, self._token = network.info, network, token
+        self._admitted = self._held = 0
+        self._decoders = Decoders(
+            Task(
+                preprocess=self.info.preprocess,
+                max_pixels=self.limits.max_pixels,
+                seconds=self.limits.decoder_seconds,
+                megabytes=self.limits.decoder_megabytes,
+            ),
+            self.limits.decoders,
+        )
+        self._measures = _Measures(lambda: self._admitted, lambda: self._decoders.replaced)
+        self._batches = Batches(
+            self._run,
+            most=self.limits.batch,
+            wait=self.limits.wait_ms / 1000,
+            expected=lambda: self._admitted,
+            ran=self._measures.batch.observe,
+        )
+        self._openapi = openapi(self.info, atnet.__version__, token is not None)
+        self.app = _Counted(self._routes(), self._measures)
+
+    async def start(self) -> None:
+        """Raises ConfigError if no decoding process comes up."""
+        size = self.info.preprocess.size
+        for count in (self.limits.batch, 1):  # the first run is slow, and the largest takes the memory
+            self._run([np.zeros((size, size, 3), np.uint8)] * count)
+        await self._decoders.start()
+        self._batches.start()
+
+    async def stop(self) -> None:
+        """When nothing is to be answered any more."""
+        await self._batches.stop()
+        await self._decoders.stop()
+
+    def _run(self, pictures: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        return self._network(np.stack([self.info.preprocess.normalise(pixels) for pixels in pictures]))
+
+    def _routes(self) -> ASGIApp:
+        app = Starlette(
+            routes=[
+                Route("/predict", self._predict, methods=["POST"]),
+                Route("/healthz", self._healthz),
+                Route("/metadata", self._metadata),
+                Route("/metrics", self._metrics),
+                Route("/openapi.json", self._document),
+            ],
+            exception_handlers={RefusedError: _refused, HTTPException: _unknown, Exception: _failed},
+        )
+        app.router.redirect_slashes = False
+        return app
+
+    async def _predict(self, request: Request) -> Response:
+        began = time.perf_counter()
+        top, refusal = TOP, None
+        try:
+            self._require_token(request)
+            _require_plain_body(request)
+            top = _top(request)
+        except RefusedError as early:
+            refusal = early
+        async with self._body(request, refusal) as content:
+            if self._admitted >= self.limits.queue:
+                raise _busy(f"{self.limits.queue:,} pictures are waiting already")
+            self._admitted += 1
+            try:
+                async with asyncio.timeout(self.limits.timeout):
+                    pixels = await self._decoders.decode(content)
+                    logits = await self._batches.answer(pixels)
+            except TimeoutError as error:
+                raise RefusedError(504, f"no answer within {self.limits.timeout:g} s; try again later") from error
+            except DataError as error:
+                raise RefusedError(422, str(error)) from error
+            finally:
+                self._admitted -= 1
+        self.answered += 1
+        seconds = time.perf_counter() - began
+        self._measures.seconds.observe(seconds)
+        answer = {"top": as_json(likeliest(logits, self.info, top)), "milliseconds": round(1000 * seconds, 1)}
+        return JSONResponse(answer)
+
+    async def _healthz(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok", "decoders": self._decoders.ready})
+
+    async def _metadata(self, request: Request) -> Response:
+        self._require_token(request)
+        return JSONResponse(asdict(self.info))
+
+    async def _metrics(self, request: Request) -> Response:
+        self._require_token(request)
+        return Response(
+            prometheus_client.generate_latest(self._measures.registry),
+            media_type=prometheus_client.CONTENT_TYPE_LATEST,
+        )
+
+    async def _document(self, request: Request) -> Response:
+        return JSONResponse(self._openapi)
+
+    def _require_token(self, request: Request) -> None:
+        given = request.headers.get("authorization", "").encode()
+        if self._token is not None and not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
+            raise RefusedError(
+                401, 'give the token: -H "Authorization: Bearer TOKEN"', **{"WWW-Authenticate": "Bearer"}
+            )
+
+    @asynccontextmanager
+    async def _body(self, request: Request, refusal: RefusedError | None) -> AsyncIterator[bytearray]:
+        """The body, held until the end of the block.
+
+        Of a body that is refused, as much more as would be allowed is read and dropped: many clients write all of it
+        before they read an answer. Raises the refusal given, or one of its own.
+        """
+        allowed = self.limits.max_megabytes * 1_000_000
+        large = RefusedError(
+            413, f"the body has more than {allowed:,} bytes; send a smaller picture, or serve with --max-megabytes"
+        )
+        if _declared(request) > allowed:
+            refusal = refusal or large
+        content, came, whole = bytearray(), 0, False
+        try:
+            async with asyncio.timeout(self.limits.timeout):
+                while not whole and (refusal is None or (came <= 2 * allowed and not _waits_to_send(request))):
+                    message = await request.receive()
+                    if message["type"] != "http.request":
+                        refusal = RefusedError(400, "the client went away")
+                        break
+                    chunk = message.get("body", b"")
+                    whole = not message.get("more_body", False)
+                    came += len(chunk)
+                    if came > allowed:
+                        refusal = refusal or large
+                    elif self._held + len(chunk) > BODIES * allowed:
+                        refusal = refusal or _busy("too many bodies are on their way")
+                    if refusal is None:
+                        content += chunk
+                        self._held += len(chunk)
+                    else:
+                        self._held -= len(content)
+                        content.clear()
+        except TimeoutError:
+            refusal = refusal or RefusedError(408, f"the body did not come within {self.limits.timeout:g} s; try again")
+        try:
+            if refusal is not None:
+                if not whole:
+                    refusal.headers["Connection"] = "close"
+                raise refusal
+            yield content
+        finally:
+            self._held -= len(content)
+
+
+class _Measures:
+    """What /metrics tells."""
+
+    def __init__(self, admitted: Callable[[], int], replaced: Callable[[], int]) -> None:
+        self.registry = CollectorRegistry()
+        prometheus_client.ProcessCollector(registry=self.registry)
+        self.requests = Counter("atnet_requests", "Answers.", ["path", "status"], registry=self.registry)
+        self.seconds = Histogram(
+            "atnet_predict_seconds", "From a picture's first byte to its answer.", registry=self.registry
+        )
+        self.batch = Histogram(
+            "atnet_batch_pictures",
+            "Pictures that the network took at once.",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+            registry=self.registry,
+        )
+        waiting = Gauge("atnet_admitted_pictures", "Pictures waiting or worked on.", registry=self.registry)
+        waiting.set_function(admitted)
+        lost = Gauge("atnet_decoders_replaced", "Decoding processes that ended.", registry=self.registry)
+        lost.set_function(replaced)
+
+
+class _Counted:
+    """An application whose answers are counted by path and status."""
+
+    def __init__(self, app: ASGIApp, measures: _Measures) -> None:
+        self._app, self._measures = app, measures
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def count(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                known = scope["path"] in ("/predict", "/healthz", "/metadata", "/metrics", "/openapi.json")
+                self._measures.requests.labels(scope["path"] if known else "other", message["status"]).inc()
+            await send(message)
+
+        await self._app(scope, receive, count)
+
+
+def _busy(why: str) -> RefusedError:
+    return RefusedError(503, f"{why}; try again later", **{"Retry-After": "1"})
+
+
+def _top(request: Request) -> int:
+    """The number of classes asked for. Raises RefusedError if it is none, or if anything else is asked."""
+    for name in request.query_params:
+        if name != "top":
+            raise RefusedError(400, "top is the only parameter; the picture's bytes are the body")
+    word = request.query_params.get("top", str(TOP))
+    if not (word.isascii() and word.isdecimal() and len(word) < 7 and int(word)):
+        raise RefusedError(400, "top must be a whole number, 1 or more")
+    return int(word)
+
+
+def _require_plain_body(request: Request) -> None:
+    """Raises RefusedError if the body is said to be something around a picture."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind.startswith("multipart/") or kind == "application/json" or "content-encoding" in request.headers:
+        raise RefusedError(415, "send the picture's bytes alone as the body: curl --data-binary @photo.jpg")
+
+
+def _declared(request: Request) -> int:
+    """The body's size by its header, 0 if it is not said."""
+    word = request.headers.get("content-length", "0")
+    return int(word) if word.isascii() and word.isdecimal() else 0
+
+
+def _waits_to_send(request: Request) -> bool:
+    return request.headers.get("expect", "").lower() == "100-continue"
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RefusedError)
+    return JSONResponse({"error": str(error)}, error.status, error.headers)
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    why = {404: "there is no such address; /openapi.json lists all", 405: "this address takes another method"}
+    return JSONResponse({"error": why.get(error.status_code, error.detail)}, error.status_code, error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": "the server failed; its log says more"}, 500)

@@ -1,0 +1,85 @@
+"""A static page that says what pictures show: the network runs in the browser, and no picture leaves the device."""
+
+import gzip
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from atnet.data.classes import printable
+from atnet.data.decode import MAX_ASPECT, MAX_BYTES, MAX_PIXELS
+from atnet.deploy.onnx import OnnxNetwork
+from atnet.deploy.runtime import find_runtime
+from atnet.errors import ConfigError
+from atnet.model.info import WEIGHTS, WeightsInfo
+from atnet.prediction import weights_to_ask
+
+PAGE = Path(__file__).parent / "page"
+RUNTIME = "onnxruntime-web"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Web:
+    """The folder of the page.  bytes: on disk.  loaded: bytes that a browser loads, compressed by gzip."""
+
+    path: Path
+    classes: int
+    size: int
+    bytes: int
+    loaded: int
+
+
+def write_web(out: str | Path, weights: str | Path | None = None, *, data: str | None = None) -> Web:
+    """Writes the page to a folder; any web server makes a site of it.
+
+    weights: an ONNX file of `atnet export`, taken as it is; or a run, a folder or a safetensors file, which is exported
+    with numbers of 16 bits; None: see `weights_to_ask`.
+    data: a folder of class folders to check that export on, the run's validation pictures if None.
+    Raises ConfigError if there is something in out or the installation lacks what runs the network in the browser,
+    WeightsError on unusable weights.
+    """
+    path = Path(out).expanduser()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path}: exists and is not empty; choose another folder")
+    runtime = find_runtime()
+    source = weights_to_ask(weights)
+    if source.parent == WEIGHTS:
+        source = source.with_suffix(".onnx")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as place:
+        page = Path(shutil.copytree(PAGE, Path(place, "page")))
+        model = page / "model.onnx"
+        if source.suffix == ".onnx":
+            info = OnnxNetwork(source).info
+            shutil.copyfile(source, model)
+        else:
+            from atnet.deploy.export import export
+
+            export(source, model, half=True, data=data)
+            info = OnnxNetwork(model).info
+        (page / "network.json").write_text(json.dumps(_about(info)), encoding="utf-8")
+        loaded = list(page.iterdir())
+        shutil.copytree(runtime, page / RUNTIME)
+        loaded += (page / RUNTIME).glob("ort.*")
+        shutil.copy(str(files("onnxruntime") / "ThirdPartyNotices.txt"), page / RUNTIME)
+        sizes = {file: file.stat().st_size for file in page.rglob("*") if file.is_file()}
+        compressed = sum(len(gzip.compress(file.read_bytes(), 6)) for file in loaded)
+        if path.exists():
+            path.rmdir()
+        os.replace(page, path)
+    return Web(
+        path=path, classes=len(info.classes), size=info.preprocess.size, bytes=sum(sizes.values()), loaded=compressed
+    )
+
+
+def _about(info: WeightsInfo) -> dict[str, object]:
+    """What the page has to know of the network, and which pictures it is to refuse."""
+    return {
+        "model": printable(info.model),
+        "classes": [printable(name) for name in info.class_names],
+        "preprocess": asdict(info.preprocess),
+        "limits": {"bytes": MAX_BYTES, "pixels": MAX_PIXELS, "aspect": MAX_ASPECT},
+    }
