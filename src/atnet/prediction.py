@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from atnet.data.decode import SUFFIXES, decode
 from atnet.errors import DataError
 from atnet.files import resolve_run
-from atnet.model.info import SHIPPED, WeightsInfo, find_weights
+from atnet.model.info import SHIPPED, WEIGHTS, WeightsInfo, find_weights
 from atnet.progress import progress_bar
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -91,14 +91,15 @@ def as_json(top: tuple[tuple[str, str, float], ...]) -> list[dict[str, Any]]:
 
 
 def weights_to_ask(weights: str | Path | None, device: str = "auto") -> Path:
-    """The file meant; without one the newest run's, or before there is a run, the network that comes with AT-Net."""
-    if weights is not None:
-        return find_weights(weights)
-    newest = resolve_run("runs/last")
-    if newest.exists():
-        return find_weights(newest)
-    shipped = find_weights(SHIPPED)
-    return shipped.with_suffix(".onnx") if device in ("auto", "cpu") else shipped
+    """The file meant; without one the newest run's, or before there is a run, the network that comes with AT-Net.
+
+    Of what comes with AT-Net it is the ONNX file, unless another device than the CPU is asked for.
+    """
+    if weights is None:
+        newest = resolve_run("runs/last")
+        weights = newest if newest.exists() else SHIPPED
+    path = find_weights(weights)
+    return path.with_suffix(".onnx") if path.parent == WEIGHTS and device in ("auto", "cpu") else path
 
 
 def _files(pictures: Sequence[str | Path]) -> list[Path]:

@@ -12,15 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from atnet.measure.record import RECORD, read_record
-from atnet.training.checkpoint import checkpoints
-from atnet.training.loop import resume_run, train
+from atnet.measure.record import kept_weights
+from atnet.measure.study import record_of
 
 SEEDS = (0, 1, 2)
 EPOCHS = {10: 120, 50: 60, 200: 30}
 """Of so many pictures a class: both ways the same."""
 
-RECIPE = "recipes/imagenette.yaml"
+RECIPE = Path("recipes/imagenette.yaml")
 
 
 def split(photos: Path, root: Path) -> None:
@@ -49,13 +48,8 @@ def _link(folder: Path, files: np.ndarray) -> None:
 
 
 def top1(run: Path, **options: object) -> float:
-    """Trains, or goes on, or reads what was trained."""
-    if not (run / RECORD).exists():
-        if checkpoints(run):
-            resume_run(run)
-        else:
-            train(RECIPE, out=run, **options)
-    return float(read_record(run)[1]["top1"]["ema"])
+    record = record_of(run, RECIPE, **options)
+    return float(record["top1"][kept_weights(record)])
 
 
 def main(photos: Path, runs: Path) -> None:

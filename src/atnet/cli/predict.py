@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from atnet.data.classes import printable
-from atnet.files import resolve_run
+from atnet.model.info import WEIGHTS
 
 if TYPE_CHECKING:
     from atnet.prediction import Prediction
@@ -55,7 +55,7 @@ def predict(
         print(json.dumps([_plain(answer) for answer in answers], indent=2))
     else:
         _show(answers)
-        if weights is None and not resolve_run("runs/last").exists():
+        if weights is None and asked.parent == WEIGHTS:
             _tell_limits(asked)
     if failures:
         raise DataError("\natnet: ".join(map(str, failures)))

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from atnet.deploy.onnx import OnnxNetwork
 from atnet.deploy.service import Limits, Service
 from atnet.errors import ConfigError, WeightsError
-from atnet.model.info import WEIGHTS, WeightsInfo
+from atnet.model.info import WeightsInfo
 from atnet.prediction import weights_to_ask
 
 CONNECTIONS = 1500
@@ -70,8 +70,6 @@ def serve(
 def file_to_serve(weights: str | Path | None = None) -> Path:
     """The ONNX file meant. Raises WeightsError that says how to make it of a run or a safetensors file."""
     path = weights_to_ask(weights, "cpu")
-    if path.parent == WEIGHTS:
-        path = path.with_suffix(".onnx")
     if path.suffix == ".onnx":
         return path
     exported = path.with_name("model.onnx")

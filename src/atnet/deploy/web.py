@@ -14,7 +14,7 @@ from atnet.data.decode import MAX_ASPECT, MAX_BYTES, MAX_PIXELS
 from atnet.deploy.onnx import OnnxNetwork
 from atnet.deploy.runtime import find_runtime
 from atnet.errors import ConfigError
-from atnet.model.info import WEIGHTS, WeightsInfo
+from atnet.model.info import WeightsInfo
 from atnet.prediction import weights_to_ask
 
 PAGE = Path(__file__).parent / "page"
@@ -46,8 +46,6 @@ def write_web(out: str | Path, weights: str | Path | None = None, *, data: str |
         raise ConfigError(f"{path}: exists and is not empty; choose another folder")
     runtime = find_runtime()
     source = weights_to_ask(weights)
-    if source.parent == WEIGHTS:
-        source = source.with_suffix(".onnx")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as place:
         page = Path(shutil.copytree(PAGE, Path(place, "page")))

@@ -111,7 +111,7 @@ def _blocks(layout: Size, size: int) -> dict[str, tuple[nn.Module, tuple[int, ..
 
 def _conv_mix(layout: Size) -> dict[tuple[int, int], int]:
     """How many ConvMix blocks a layout has at which stride, of which width."""
-    early, *_ = overlap_widths(layout.conv_dim, layout.patch)[-2:]
+    early = overlap_widths(layout.conv_dim, layout.patch)[-2]
     return {
         (layout.patch // 2, early): layout.early_mix,
         (layout.patch, layout.conv_dim): layout.conv_mix,

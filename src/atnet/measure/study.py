@@ -141,13 +141,18 @@ def run_study(study: Study, out: Path, shard: tuple[int, int] = (1, 1)) -> Itera
         path, run = out / f"{trial.key}.json", Path("runs") / out.name / trial.key
         if not path.exists():
             log.info("\n%s, %d of %d", trial.key, study.trials.index(trial) + 1, len(study.trials))
-            if not (run / RECORD).exists():
-                if checkpoints(run):
-                    resume_run(run)
-                else:
-                    train(study.recipe, out=run, **trial.options)
-            publish_record(path, read_record(run)[1])
+            publish_record(path, record_of(run, study.recipe, **trial.options))
         yield trial, json.loads(path.read_text(encoding="utf-8"))
+
+
+def record_of(run: Path, recipe: Path, **options: Any) -> dict[str, Any]:
+    """The record of a training: of one that is done; of one that was stopped, gone on with; else made now."""
+    if not (run / RECORD).exists():
+        if checkpoints(run):
+            resume_run(run)
+        else:
+            train(recipe, out=run, **options)
+    return read_record(run)[1]
 
 
 def read_results(study: Study, out: Path) -> list[Result]:
