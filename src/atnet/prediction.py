@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from atnet.data.decode import SUFFIXES, decode
 from atnet.errors import DataError
@@ -15,7 +16,8 @@ from atnet.files import resolve_run
 from atnet.model.info import SHIPPED, WEIGHTS, WeightsInfo, find_weights
 from atnet.progress import progress_bar
 
-Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Ask = Callable[[Image.Image], NDArray[np.float32]]
+"""From an RGB picture to its logits (classes,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,22 +53,21 @@ def predict(
     `weights_to_ask`.
     Raises DataError naming a picture that cannot be read, WeightsError on unusable weights.
     """
-    network, info = _open(weights_to_ask(weights, device), device)
+    ask, info = _open(weights_to_ask(weights, device), device)
     paths = _files([pictures] if isinstance(pictures, str | Path) else pictures)
     answers = []
-    network(np.zeros((1, 3, info.preprocess.size, info.preprocess.size), np.float32))  # the first run is slow
+    ask(Image.new("RGB", (info.preprocess.size, info.preprocess.size)))  # the first run is slow
     with progress_bar("Predicting", len(paths)) as advance:
         for path in paths:
             advance(1)
             began = time.perf_counter()
             try:
-                image = info.preprocess(decode(path))
+                logits = ask(decode(path))
             except DataError as error:
                 if failed is None:
                     raise
                 failed(error)
                 continue
-            [logits] = network(image[None])
             answers.append(
                 Prediction(
                     picture=str(path),
@@ -112,14 +113,14 @@ def _files(pictures: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def _open(path: Path, device: str) -> tuple[Network, WeightsInfo]:
-    """A function from normalised images (N, 3, size, size) to logits (N, classes), and what the file says of itself."""
+def _open(path: Path, device: str) -> tuple[Ask, WeightsInfo]:
+    """What asks the network, and what the file says of itself."""
     if path.suffix == ".onnx":
         from atnet.deploy.onnx import OnnxNetwork, require_cpu
 
         require_cpu(device)
         network = OnnxNetwork(path)
-        return network, network.info
+        return network.ask, network.info
 
     import torch
 
@@ -129,9 +130,9 @@ def _open(path: Path, device: str) -> tuple[Network, WeightsInfo]:
     chosen = pick_device(device)
     model, info = load(path, str(chosen))
 
-    def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def ask(picture: Image.Image) -> NDArray[np.float32]:
         with torch.inference_mode():
-            logits: NDArray[np.float32] = model(torch.from_numpy(images).to(chosen)).float().cpu().numpy()
-        return logits
+            [logits] = model(torch.from_numpy(info.preprocess(picture))[None].to(chosen)).float().cpu().numpy()
+        return logits  # type: ignore[no-any-return]
 
-    return run, info
+    return ask, info

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from browser import chromium, find_chromium, served
+from browser import DROP, answers, chromium, find_chromium, give, served
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from sklearn.datasets import load_sample_image
@@ -92,34 +92,6 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     assert asked
     assert all(asked)
     assert [text for text in wrong if "404" not in text] == []
-
-
-DROP = """([event, name, content]) => {
-    const data = new DataTransfer();
-    data.items.add(new File([Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0))], name));
-    const made = event === "drop"
-        ? new DragEvent(event, { dataTransfer: data, bubbles: true })
-        : new ClipboardEvent(event, { clipboardData: data, bubbles: true });
-    document.body.dispatchEvent(made);
-}"""
-
-
-def give(page: Page, name: str, content: bytes, way: str = "choose") -> str:
-    """Gives the page a file, and returns what it says of it."""
-    if way == "choose":
-        page.set_input_files("#choose", {"name": name, "mimeType": "", "buffer": content})
-    else:
-        page.evaluate(DROP, [way, name, base64.b64encode(content).decode()])
-    status = page.locator("#status")
-    expect(status).to_have_text(re.compile(rf"^{re.escape(name[:20])}.*[^…]$"))
-    return status.inner_text()
-
-
-def answers(page: Page) -> dict[str, float]:
-    """The names shown, likeliest first, with their probabilities."""
-    names = page.locator("#answers .name").all_inner_texts()
-    shares = page.locator("#answers data").evaluate_all("all => all.map((one) => Number(one.value))")
-    return dict(zip(names, shares, strict=True))
 
 
 def saved(picture: Image.Image, kind: str, **options) -> bytes:

@@ -6,12 +6,18 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
+Flag = Annotated[bool, Parameter(negative=())]
+
 
 def export(
     *,
     weights: Path = Path("runs/last"),
     to: Literal["onnx", "safetensors"] = "onnx",
-    half: Annotated[bool, Parameter(negative=())] = False,
+    half: Flag = False,
+    int8: Flag = False,
+    max_drop: float = 0.5,
+    with_preprocessing: Flag = False,
+    licence: str = "",
     out: Path | None = None,
     data: str | None = None,
 ) -> None:
@@ -25,19 +31,47 @@ def export(
         onnx: for ONNX Runtime; safetensors: for torch.
     half
         Store numbers in 16 bits: half as large, and computed in 32 as before.
+    int8
+        Of ONNX: store and compute in 8 bits, and in float where that would cost more accuracy than --max-drop allows; a
+        report of what was tried is written beside the file.
+    max_drop
+        Points of top-1 that --int8 may cost.
+    with_preprocessing
+        Of ONNX: the file resizes, crops and normalises by itself; its input is one picture, uint8 (height, width, 3).
+    licence
+        Of the weights, for the file to tell: Apache-2.0, for example.
     out
         The file; model.onnx or model.safetensors beside the weights if not given.
     data
-        A folder of class folders to check the file on; the run's validation pictures if not given.
+        A folder of class folders to check the file on; the run's validation pictures if not given. With --int8, its
+        training part, if it has one and the run's own is not known, is what the steps of 8 bits are taken from.
     """
-    from atnet.deploy.export import export as run
+    from atnet.errors import ConfigError
 
-    done = run(weights, out, to=to, half=half, data=data)
     console = Console(highlight=False)
+    if int8:
+        if half or to != "onnx":
+            raise ConfigError("--int8 is of ONNX files, and stores what stays float in 16 bits: leave --half and --to out")
+        from atnet.deploy.quantize import quantize
+
+        made = quantize(
+            weights, out, max_drop=max_drop, preprocessing=with_preprocessing, licence=licence, data=data
+        )
+        console.print(made.summary, markup=False, soft_wrap=True)
+        path = made.path
+        said = f"{path} ({path.stat().st_size / 1e6:.1f} MB), {made.report}, {made.picture}"
+    else:
+        from atnet.deploy.export import export as run
+
+        done = run(weights, out, to=to, half=half, preprocessing=with_preprocessing, licence=licence, data=data)
+        path = done.path
+        said = (
+            f"{path} ({path.stat().st_size / 1e6:.1f} MB): on {done.pictures} pictures the same labels as the weights, "
+            f"logits within {done.difference:.1e} of the largest"
+        )
     console.print(
-        f"Written: {done.path} ({done.path.stat().st_size / 1e6:.1f} MB): on {done.pictures} pictures the same "
-        f"labels as the weights, logits within {done.difference:.1e} of the largest\n"
-        f"Next: atnet predict PICTURE --weights {done.path}" + ("   (needs no torch)" if to == "onnx" else ""),
+        f"Written: {said}\nNext: atnet predict PICTURE --weights {path}"
+        + ("   (needs no torch)" if to == "onnx" else ""),
         markup=False,
         soft_wrap=True,
     )

@@ -1,32 +1,41 @@
 """Weights as one file to hand on, ONNX or safetensors, checked on real pictures before it gets its name."""
 
+import ast
+import dataclasses
+import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 import onnx.numpy_helper
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
+from atnet.data.pictures import Pictures
 from atnet.deploy.onnx import OnnxNetwork
+from atnet.deploy.preprocessing import with_preprocessing
+from atnet.deploy.untrusted import OPSET
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.measure.evaluate import open_validation
 from atnet.model.info import WeightsInfo, find_weights
 from atnet.model.load import load, to_safetensors
-from atnet.prediction import Network
+from atnet.prediction import Ask
 from atnet.progress import progress_bar
 
-OPSET = 20
 PICTURES = 64
 TOLERANCE, TOLERANCE_HALF = 1e-3, 2e-2
 """Largest difference of a logit, over the largest logit of its picture."""
 
 LEAST_HALVED = 256
 """Numbers in a tensor from which it is worth storing it in 16 bits."""
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +53,8 @@ def export(
     *,
     to: Literal["onnx", "safetensors"] = "onnx",
     half: bool = False,
+    preprocessing: bool = False,
+    licence: str = "",
     data: str | None = None,
 ) -> Exported:
     """Writes weights as one file, class names and preprocessing in its metadata.
@@ -52,79 +63,137 @@ def export(
     if None.
     to: onnx, which takes any batch and needs no torch; or safetensors.
     half: stored in 16 bits, computed in 32: half as large.
+    preprocessing: of ONNX, the input is one picture of any size, uint8 (height, width, 3), RGB.
+    licence: of the weights, to be told by the file; what they tell already if "".
     data: a folder of class folders for the check, the run's validation pictures if None.
     The check goes from a picture's bytes to its label: the file alone against the weights in torch.
     Raises WeightsError if they do not agree, ConfigError if out exists or no pictures are known.
     """
     source = find_weights(weights)
-    path = Path(out).expanduser() if out else source.with_name(f"model.{to}")
-    if path.exists():
-        raise ConfigError(f"{path}: exists; choose another --out")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path.parent}: no such folder")
+    path = place_for(source, out, to)
+    if preprocessing and to != "onnx":
+        raise ConfigError("--with-preprocessing makes steps of an ONNX graph: leave it out, or use --to onnx")
     model, info = load(source)
+    info = describe(info, source, licence, "float16" if half else "float32", preprocessing if to == "onnx" else None)
     pictures = open_validation(source, data)
-    some = np.linspace(0, len(pictures) - 1, min(PICTURES, len(pictures))).round().astype(int).tolist()
     partial = path.with_name(f".partial.{to}")
-    tolerance = TOLERANCE_HALF if half else TOLERANCE
     try:
-        network = _written(model, info, partial, half)
-        worst, compared = 0.0, 0
-        with progress_bar("Comparing with torch", len(some)) as advance, torch.inference_mode():
-            for i in some:
-                advance(1)
-                try:
-                    picture = pictures.read(i)
-                except DataError:
-                    continue
-                [ours] = network(info.preprocess(picture)[None])
-                [theirs] = model(torch.from_numpy(info.preprocess(picture))[None]).numpy()
-                difference = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-                if difference > tolerance or ours.argmax() != theirs.argmax():
-                    raise WeightsError(
-                        f"{pictures.ids[i]}: the file says {info.classes[ours.argmax()]}, torch "
-                        f"{info.classes[theirs.argmax()]}, logits apart by {difference:.2%}: nothing was exported"
-                    )
-                worst = max(worst, difference)
-                compared += 1
-        if not compared:
-            raise DataError(f"{pictures.store.name}: none of {len(some)} pictures to compare with can be read")
+        ask = _written(model, info, partial, half, preprocessing)
+        compared, worst = compare(ask, torch_asker(model, info), pictures, info, TOLERANCE_HALF if half else TOLERANCE)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     return Exported(path=path, pictures=compared, difference=worst)
 
 
-def _written(model: nn.Module, info: WeightsInfo, path: Path, half: bool) -> Network:
+def place_for(source: Path, out: str | Path | None, to: str) -> Path:
+    """The file to write, beside the weights if out is None. Raises ConfigError if it exists, or its folder does not."""
+    path = Path(out).expanduser() if out else source.with_name(f"model.{to}")
+    if path.exists():
+        raise ConfigError(f"{path}: exists; choose another --out")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent}: no such folder")
+    return path
+
+
+def describe(
+    info: WeightsInfo, source: Path, licence: str, numbers: str, preprocessing: bool | None, **more: Any
+) -> WeightsInfo:
+    """What the file made of weights says of itself: what they say, which they are, and what it takes.
+
+    numbers: how they are stored.  preprocessing: None of what is no ONNX file.
+    """
+    facts = {**info.facts, "weights_sha256": hashlib.sha256(source.read_bytes()).hexdigest(), "numbers": numbers, **more}
+    if licence:
+        facts["licence"] = licence
+    if preprocessing is not None:
+        size = info.preprocess.size
+        images = f"images: float32 (N, 3, {size}, {size}), RGB, resized, cropped and normalised"
+        picture = "picture: uint8 (height, width, 3), RGB, of any size, one at a time"
+        facts |= {"opset": OPSET, "input": picture if preprocessing else images}
+    return dataclasses.replace(info, facts=facts)
+
+
+def torch_asker(model: nn.Module, info: WeightsInfo) -> Ask:
+    """The network in torch, asked with a picture prepared by Pillow."""
+
+    def ask(picture: Image.Image) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            [logits] = model(torch.from_numpy(info.preprocess(picture))[None]).numpy()
+        return logits  # type: ignore[no-any-return]
+
+    return ask
+
+
+def compare(ours: Ask, theirs: Ask, pictures: Pictures, info: WeightsInfo, tolerance: float) -> tuple[int, float]:
+    """On how many pictures two networks were asked, and the largest difference of their logits, over the largest.
+
+    Raises WeightsError on a picture of which they say another class, or whose logits differ by more than the tolerance.
+    """
+    worst, compared = 0.0, 0
+    some = spread(len(pictures), PICTURES)
+    with progress_bar("Comparing with torch", len(some)) as advance:
+        for i in some:
+            advance(1)
+            try:
+                picture = pictures.read(i)
+            except DataError:
+                continue
+            logits, expected = ours(picture), theirs(picture)
+            difference = float(np.abs(logits - expected).max() / np.abs(expected).max())
+            if not difference <= tolerance or logits.argmax() != expected.argmax():
+                raise WeightsError(
+                    f"{pictures.ids[i]}: the file says {info.classes[logits.argmax()]}, torch "
+                    f"{info.classes[expected.argmax()]}, logits apart by {difference:.2%}: nothing was exported"
+                )
+            worst = max(worst, difference)
+            compared += 1
+    if not compared:
+        raise DataError(f"{pictures.store.name}: none of {len(some)} pictures to compare with can be read")
+    return compared, worst
+
+
+def spread(count: int, most: int) -> list[int]:
+    """So many positions of count, or all of them, evenly apart."""
+    found: list[int] = np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
+    return found
+
+
+def _written(model: nn.Module, info: WeightsInfo, path: Path, half: bool, preprocessing: bool) -> Ask:
     """Writes the file, and opens it as a user would. Raises WeightsError if it does not say the same of itself."""
     if path.suffix == ".onnx":
-        write_onnx(model, (3, info.preprocess.size, info.preprocess.size), path, info)
-        if half:
-            _halve(path)
-        network = OnnxNetwork(path)
-        found: Network = network
-        said = network.info
-    else:
-        state = model.state_dict()
-        path.write_bytes(to_safetensors({name: _halved(t) for name, t in state.items()} if half else state, info))
-        opened, said = load(path)
+        write_onnx(model, (3, info.preprocess.size, info.preprocess.size), path)
+        return finish_onnx(path, info, half, preprocessing).ask
+    state = model.state_dict()
+    path.write_bytes(to_safetensors({name: _halved(t) for name, t in state.items()} if half else state, info))
+    opened, said = load(path)
+    _require_same(said, info, path)
+    return torch_asker(opened, info)
 
-        def found(images: NDArray[np.float32]) -> NDArray[np.float32]:
-            logits: NDArray[np.float32] = opened(torch.from_numpy(images)).numpy()
-            return logits
 
+def finish_onnx(path: Path, info: WeightsInfo, half: bool, preprocessing: bool) -> OnnxNetwork:
+    """The ONNX file with what it says of itself, its floats in 16 bits if half, its steps before; opened as by a user."""
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, info.to_metadata())
+    if half:
+        halve(model)
+    onnx.save(with_preprocessing(model, info.preprocess) if preprocessing else model, path)
+    network = OnnxNetwork(path)
+    _require_same(network.info, info, path)
+    return network
+
+
+def _require_same(said: WeightsInfo, info: WeightsInfo, path: Path) -> None:
     if said != info:
         raise WeightsError(f"{path}: does not say of itself what the weights do: nothing was exported")
-    return found
 
 
 def _halved(tensor: Tensor) -> Tensor:
     return tensor.half() if tensor.is_floating_point() and tensor.numel() >= LEAST_HALVED else tensor
 
 
-def _halve(path: Path) -> None:
-    """Stores the larger tensors of an ONNX file in 16 bits, each with a cast to 32, which is done once, at loading."""
-    model = onnx.load(path)
+def halve(model: onnx.ModelProto) -> None:
+    """Stores a network's larger tensors in 16 bits, each with a cast to 32, which is done once, at loading."""
     graph = model.graph
     casts = []
     for tensor in graph.initializer:
@@ -137,11 +206,13 @@ def _halve(path: Path) -> None:
     nodes = list(graph.node)
     del graph.node[:]
     graph.node.extend([*casts, *nodes])
-    onnx.save(model, path)
 
 
 def write_onnx(model: nn.Module, shape: tuple[int, ...], path: Path, info: WeightsInfo | None = None) -> None:
-    """The network in evaluation mode as an ONNX file: image (N, *shape) to logits, N free."""
+    """The network in evaluation mode as an ONNX file: image (N, *shape) to logits, N free.
+
+    Its nodes are called by the part of the network they are of: conv_mix.0.depthwise/Conv.12.
+    """
     program = torch.onnx.export(
         model.eval(),
         (torch.zeros(2, *shape),),
@@ -153,6 +224,26 @@ def write_onnx(model: nn.Module, shape: tuple[int, ...], path: Path, info: Weigh
         verbose=False,
     )
     assert program is not None
+    made = program.model_proto
+    _name_nodes(made.graph)
+    _drop_traces(made)
     if info:
-        program.model.metadata_props.update(info.to_metadata())
-    program.save(path, external_data=False)
+        onnx.helper.set_model_props(made, info.to_metadata())
+    onnx.save(made, path)
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    part = ""
+    for number, node in enumerate(graph.node):
+        scopes = next((one.value for one in node.metadata_props if one.key == _SCOPES), "[]")
+        part = [part, *ast.literal_eval(scopes)[:-1]][-1]
+        node.name = f"{part}/{node.op_type}.{number}"
+
+
+def _drop_traces(model: onnx.ModelProto) -> None:
+    """Takes away what the exporter tells of itself: with it, where on this machine which line of code lies."""
+    graph = model.graph
+    parts: Sequence[Any] = (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer)
+    for part in parts:
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")

@@ -5,37 +5,62 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from PIL import Image
 
+from atnet.deploy.preprocessing import takes_pictures
+from atnet.deploy.untrusted import read_graph, require_modest
 from atnet.errors import ConfigError, WeightsError
 from atnet.model.info import WeightsInfo
 
-MAX_BYTES = 2_000_000_000
+MAX_BYTES = 500_000_000
 
 
 class OnnxNetwork:
     """The network of an ONNX file that `atnet export` wrote, on the CPU.
 
-    info: what the file says of itself.  Files that the model file refers to are not opened.
-    Raises WeightsError if the file is no such file.
+    info: what the file says of itself.  takes_pictures: whether its input is a picture as it is, not normalised images.
+    batch: images at a time, at most.
+    The file may come from anyone: see `untrusted`.  Raises WeightsError if the file is no such file.
     """
 
-    def __init__(self, path: Path, threads: int = 0) -> None:
+    def __init__(self, path: Path, threads: int = 0, batch: int = 1) -> None:
         if path.stat().st_size > MAX_BYTES:
             raise WeightsError(f"{path}: more than {MAX_BYTES:,} bytes are too many for an ONNX file")
+        content = path.read_bytes()
+        graph = read_graph(content, path)
+        self.path = path
+        self.info = WeightsInfo.from_metadata({one.key: one.value for one in graph.metadata_props}, path)
+        self.takes_pictures = takes_pictures(graph)
+        require_modest(graph, self.info, path, batch)
+        del graph
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         try:
-            self.session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no base of their own
             said = str(error).strip().splitlines()[0]
             raise WeightsError(f"{path}: not an ONNX file, or a damaged one ({said})") from error
-        self.info = WeightsInfo.from_metadata(self.session.get_modelmeta().custom_metadata_map, path)
-        [self._image] = self.session.get_inputs()
+        [self._entry] = self.session.get_inputs()
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, classes) of normalised images (N, 3, size, size)."""
-        logits: NDArray[np.float32] = self.session.run(None, {self._image.name: images})[0]
+        return self._run(images)
+
+    def ask(self, picture: Image.Image) -> NDArray[np.float32]:
+        """Logits (classes,) of an RGB picture."""
+        return self._run(np.asarray(picture) if self.takes_pictures else self.info.preprocess(picture)[None])[0]
+
+    def require_images(self, what: str) -> None:
+        """Raises WeightsError if it takes pictures, one by one.  what: what needs batches of images of one size."""
+        if self.takes_pictures:
+            raise WeightsError(
+                f"{self.path}: takes whole pictures, and {what} prepares them itself; export the weights without "
+                "--with-preprocessing for it"
+            )
+
+    def _run(self, given: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = self.session.run(None, {self._entry.name: given})[0]
         return logits
 
 

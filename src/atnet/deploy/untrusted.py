@@ -1,0 +1,184 @@
+"""What an ONNX file would do, told before it runs: whoever made it, it gets so much memory and time, and no other file.
+
+It may hold nothing but operations of ONNX's own, of one opset, without graphs inside, whose sizes are all known from
+that of the input; then memory and time can be counted.
+"""
+
+import math
+from pathlib import Path
+
+import onnx
+import onnx.shape_inference
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, TensorProto
+
+from atnet.deploy.preprocessing import remove_preprocessing
+from atnet.errors import WeightsError
+from atnet.model.info import WeightsInfo
+
+OPSET = 20
+MAX_NODES = 20_000
+MAX_MEGABYTES = 400
+"""Of what a run holds beside the weights, a picture of the batch."""
+
+MAX_OPERATIONS = 300e9
+"""Multiply-adds of a run, a picture of the batch: as many as L's at 1,280 px. A number that is only moved or mapped counts
+as COSTLY of them."""
+
+COSTLY = 100
+SMALL = 1024
+"""Numbers in a tensor up to which it may be a shape, so that they matter for sizes."""
+
+_PLAIN = {
+    AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING, AttributeProto.TENSOR, AttributeProto.FLOATS,
+    AttributeProto.INTS, AttributeProto.STRINGS,
+}  # fmt: skip
+_OPERATIONS = frozenset(
+    """
+    Abs Add And ArgMax ArgMin AveragePool BatchNormalization Cast CastLike Ceil Clip Concat Constant ConstantOfShape Conv
+    Cos CumSum DepthToSpace DequantizeLinear Div Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu
+    Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GroupNormalization HardSigmoid HardSwish Identity
+    InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax MatMul Max MaxPool Mean Min Mish Mod
+    Mul Neg Not Or PRelu Pad Pow QuantizeLinear Range Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin
+    ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize Round ScatterElements ScatterND Selu Shape Sigmoid Sign Sin
+    Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Trilu Unsqueeze
+    Where Xor
+    """.split()
+)
+
+
+def read_graph(content: bytes, path: Path) -> onnx.ModelProto:
+    """An ONNX file's content, parsed. Raises WeightsError if it is none, or holds what may not be in it."""
+    try:
+        model = onnx.load_model_from_string(content)
+    except DecodeError as error:
+        raise WeightsError(f"{path}: not an ONNX file, or a damaged one ({error})") from error
+    strange = _strange(model)
+    if strange:
+        raise WeightsError(f"{path}: {strange}, which a file of `atnet export` has not: it is not run")
+    return model
+
+
+def require_modest(model: onnx.ModelProto, info: WeightsInfo, path: Path, batch: int = 1) -> None:
+    """Raises WeightsError unless the network is one of the input and the classes that info tells, and within the limits.
+
+    The model's larger tensors are taken from it: their numbers do not matter here.
+    """
+    size, classes = info.preprocess.size, len(info.classes)
+    if remove_preprocessing(model, info.preprocess):
+        batch = 1
+    wanted = [batch, 3, size, size]
+    graph = model.graph
+    entry = graph.input[0]
+    claimed = [dim.dim_value for dim in entry.type.tensor_type.shape.dim]
+    if entry.type.tensor_type.elem_type != TensorProto.FLOAT or claimed[1:] != wanted[1:]:
+        raise WeightsError(f"{path}: its input is not what its metadata say, images of {size} x {size} pixels")
+    entry.CopyFrom(onnx.helper.make_tensor_value_info(entry.name, TensorProto.FLOAT, wanted))
+    [output] = graph.output
+    output.type.tensor_type.ClearField("shape")
+    del graph.value_info[:]
+    constants = {tensor.name for tensor in graph.initializer}
+    _drop_numbers(graph)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    except Exception as error:  # of several kinds, that have no base of their own
+        said = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{path}: its graph does not fit together ({said}): it is not run") from error
+    shapes, widths = _sizes(inferred)
+    unknown = next((name for node in graph.node for name in node.output if name and name not in shapes), None)
+    if unknown is not None:
+        raise WeightsError(f"{path}: how large {unknown!r} gets is not known before it runs: it is not run")
+    if shapes[output.name] != [batch, classes]:
+        raise WeightsError(f"{path}: its output, {shapes[output.name]}, is not a number for each of {classes:,} classes")
+    held = _most_held(graph, constants, {name: math.prod(shape) * widths[name] for name, shape in shapes.items()})
+    if held > MAX_MEGABYTES * 1e6 * batch:
+        raise WeightsError(f"{path}: needs {held / 1e6:,.0f} MB beside its weights, more than {MAX_MEGABYTES} MB")
+    operations = sum(_operations(node, shapes) for node in graph.node)
+    if operations > MAX_OPERATIONS * batch:
+        raise WeightsError(
+            f"{path}: needs {operations / 1e9:,.0f} billion operations a run, more than {MAX_OPERATIONS / 1e9:,.0f}"
+        )
+
+
+def _strange(model: onnx.ModelProto) -> str:
+    """What in the file a network of ours has not; "" if nothing."""
+    graph = model.graph
+    versions = {one.domain or "ai.onnx": one.version for one in model.opset_import}
+    if versions.get("ai.onnx") != OPSET:
+        return f"opset {versions.get('ai.onnx', 'none')} instead of {OPSET}"
+    if model.functions or model.training_info:
+        return "functions or training steps of its own"
+    if len(graph.node) > MAX_NODES:
+        return f"{len(graph.node):,} operations"
+    if graph.sparse_initializer or len(graph.input) != 1 or len(graph.output) != 1:
+        return "sparse tensors, or several inputs or outputs"
+    tensors = list(graph.initializer)
+    for node in graph.node:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in _OPERATIONS:
+            return f"the operation {'.'.join(filter(None, (node.domain, node.op_type)))!r}"
+        for attribute in node.attribute:
+            if attribute.type not in _PLAIN or attribute.ref_attr_name:
+                return f"a graph or the like inside the operation {node.op_type}"
+            if attribute.type == AttributeProto.TENSOR:
+                tensors.append(attribute.t)
+    if any(tensor.data_location or tensor.external_data for tensor in tensors):
+        return "tensors that lie in other files"
+    if any(tensor.data_type == TensorProto.STRING or min(tensor.dims, default=1) < 0 for tensor in tensors):
+        return "tensors of text, or of no size"
+    names = [graph.input[0].name, *(one.name for one in graph.initializer), *(n for one in graph.node for n in one.output if n)]
+    return "a name twice" if len(set(names)) != len(names) else ""
+
+
+def _drop_numbers(graph: onnx.GraphProto) -> None:
+    """Makes inputs, which have a size and no numbers, of all tensors but the small whole ones."""
+    kept = [
+        one for one in graph.initializer
+        if one.data_type in (TensorProto.INT64, TensorProto.INT32) and math.prod(one.dims) <= SMALL
+    ]  # fmt: skip
+    known = {one.name for one in kept}
+    for tensor in graph.initializer:
+        if tensor.name not in known:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _sizes(graph: onnx.GraphProto) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """Shape and bytes a number of each tensor whose shape is known."""
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        kind = value.type.tensor_type
+        if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
+            shapes[value.name] = [dim.dim_value for dim in kind.shape.dim]
+            types[value.name] = kind.elem_type
+    return shapes, {name: onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize for name, kind in types.items()}
+
+
+def _most_held(graph: onnx.GraphProto, constants: set[str], sizes: dict[str, int]) -> int:
+    """Bytes held at once, at most, one operation after the other; what does not depend on the input is held throughout."""
+    last = {name: i for i, node in enumerate(graph.node) for name in node.input}
+    held = most = 0
+    for i, node in enumerate(graph.node):
+        made = [name for name in node.output if name]
+        held += sum(sizes[name] for name in made)
+        most = max(most, held)
+        if all(name in constants for name in node.input if name) or node.op_type in ("Shape", "Size"):
+            constants.update(made)
+        done = {name for name in (*node.input, *made) if name and last.get(name, -1) <= i}
+        held -= sum(sizes[name] for name in done - constants - {graph.input[0].name})
+    return most
+
+
+def _operations(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> float:
+    """An upper bound, as MAX_OPERATIONS counts them."""
+    made = sum(math.prod(shapes[name]) for name in node.output if name)
+    read = [shapes[name] for name in node.input if name in shapes]
+    inside = 0
+    if node.op_type == "Conv":
+        inside = math.prod(read[1][1:])
+    elif node.op_type in ("MatMul", "Gemm"):
+        inside = max(read[0][-2:])
+    elif node.op_type in ("MaxPool", "AveragePool"):
+        inside = COSTLY * math.prod(next(one.ints for one in node.attribute if one.name == "kernel_shape"))
+    return made * inside + COSTLY * (made + sum(map(math.prod, read)))
