@@ -67,7 +67,7 @@ def export(
         path = done.path
         said = (
             f"{path} ({path.stat().st_size / 1e6:.1f} MB): on {done.pictures} pictures the same labels as the weights, "
-            f"logits within {done.difference:.1e} of the largest"
+            + (f"probabilities within {done.difference:.1e}" if with_preprocessing else f"logits within {done.difference:.1e} of the largest")
         )
     console.print(
         f"Written: {said}\nNext: atnet predict PICTURE --weights {path}"
