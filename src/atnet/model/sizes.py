@@ -20,6 +20,8 @@ class Size:
     kernel: side of the depthwise convolution of a ConvMix block.
     conv_dim: ConvMix width.  dim: TransMix width, a multiple of heads.
     registers: register tokens beside the class token.
+    decision_heads: how many of them have a decision head, beside the class token's.
+    isolated: whether class and register tokens do not see each other in class attention.
     norm_first: whether BatchNorm and ReLU follow ConvMix's convolutions, or GELU and BatchNorm.
     squeeze: stride between the two stages, 1 (tokens straight into the encoder) or 2.
     dense_squeeze: whether its 3x3 convolution mixes channels, or is depthwise.
@@ -46,6 +48,8 @@ class Size:
     heads: int
     class_attention: int = 2
     registers: int = 4
+    decision_heads: int = 0
+    isolated: bool = False
     norm_first: bool = True
     squeeze: Literal[1, 2] = 2
     dense_squeeze: bool = False
@@ -97,6 +101,7 @@ SIZES: dict[str, Size] = {
     "seed_s": _seed(conv_mix=10, trans_mix=11, patch=12, dim=416, heads=13),
     "author_2023": _seed(conv_mix=5, trans_mix=5, patch=8, dim=512, heads=8),
 }
+SIZES |= {f"{name}_star": replace(SIZES[name], decision_heads=4) for name in ("xxxs", "xxs", "xs", "s", "l")}
 
 
 def split_name(name: str) -> tuple[str, dict[str, Any]]:
