@@ -123,9 +123,12 @@ def train_loader(
     """
     order = batch_order(pictures, config, first, last, share)
     workers = config.data.workers
-    steps_take_all = pick_device(config.device).type == "cpu" and torch.get_num_threads() >= (os.cpu_count() or 1)
+    free = None
+    if workers and pick_device(config.device).type == "cpu" and torch.get_num_threads() >= (os.cpu_count() or 1):
+        free = torch.multiprocessing.Event()
+        free.set()  # `batches_of` clears it for each step
     return DataLoader(
-        TrainSet(pictures, config, torch.multiprocessing.Event() if workers and steps_take_all else None),
+        TrainSet(pictures, config, free),
         batch_sampler=order,
         collate_fn=collate,
         num_workers=workers,
@@ -179,7 +182,7 @@ def batches_of(loader: DataLoader[Any]) -> Generator[Any, None, None]:
         # Torch's handler raises wherever the main process is, also inside a step or a checkpoint, when a worker ends;
         # without it, the loader finds out when it is next asked.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    free = getattr(loader.dataset, "free", None)
+    free: Event | None = getattr(loader.dataset, "free", None)
     while True:
         try:
             if free:

@@ -125,8 +125,8 @@ class ConvMix(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         if self.norm_first:
-            if not is_scripting():
-                if self.adds_plainly and self.training:
+            if not is_scripting():  # noqa: SIM102  the rest is not TorchScript
+                if self.training and self.adds_plainly:
                     grid = mix(grid, self.depthwise, self.norm1)
                     return mix(grid, self.pointwise, self.norm2) if self.both else self.norm2(self.pointwise(grid))
             grid = grid + self.drop_path(self.gate(self.norm1(self.depthwise(grid))))

@@ -1,9 +1,10 @@
 """Operations that want more care on a CPU than torch gives them: depthwise convolution, BatchNorm, attention.
 
 The weight gradient of a depthwise convolution, and BatchNorm with the ReLU after it, are `kernels.c` in training, where
-a compiler can build that. Under bf16 autocast convolutions that it does not serve stay in fp32, as does fused
-attention: the backward passes of torch's bf16 ones are 3 to 100 times slower. In training, attention to few tokens is
-plain products, which are faster there than the fused backward.
+a compiler can build that; half a ConvMix block is then one operation, its residual included. Under bf16 autocast
+convolutions that it does not serve stay in fp32, as does fused attention: the backward passes of torch's bf16 ones are
+3 to 100 times slower. In training, attention to few tokens is plain products, which are faster there than the fused
+backward.
 """
 
 import ctypes
@@ -76,17 +77,12 @@ def serves(grid: Tensor, weight: Tensor) -> bool:
 
 
 def call(name: str, *given: Any) -> None:
-    """One of the kernels; tensors are given by their place, None as no place. Raises MemoryError where memory is short."""
+    """One of the kernels; tensors are given by their place. Raises MemoryError where memory is short."""
     library = kernels()
     assert library
-    kinds = {float: ctypes.c_float, bool: ctypes.c_int, int: ctypes.c_size_t}
+    kinds = {float: ctypes.c_float, bool: ctypes.c_int, int: ctypes.c_size_t, type(None): ctypes.c_void_p}
     if getattr(library, name)(
-        *(
-            ctypes.c_void_p(one.data_ptr() if isinstance(one, Tensor) else None)
-            if one is None or isinstance(one, Tensor)
-            else kinds[type(one)](one)
-            for one in given
-        ),
+        *(ctypes.c_void_p(one.data_ptr()) if isinstance(one, Tensor) else kinds[type(one)](one) for one in given),
         ctypes.c_int(torch.get_num_threads()),
     ):
         raise MemoryError(f"can't allocate memory for {name.replace('_', ' ')}")
@@ -282,12 +278,10 @@ class _Mix(torch.autograd.Function):
             of_grid = _convolved(of_mixed, kernel.flip(2, 3)).add_(grad)
             of_kernel = _weight_gradient(grid, of_mixed, kernel)
         else:
-            by = kernel[:, :, 0, 0].to(
-                grid.dtype
-            )  # a product of pixels by channels takes the residual's gradient along
-            of_grid = (
-                torch.addmm(_rows(grad), _rows(of_mixed), by).view(grid.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
-            )
+            # A product of pixels and channels, to which the residual's gradient is added while it is at hand.
+            by = kernel[:, :, 0, 0].to(grid.dtype)
+            pixels = torch.addmm(_pixels(grad).flatten(0, 2), _pixels(of_mixed).flatten(0, 2), by)
+            of_grid = pixels.view_as(_pixels(grid)).permute(0, 3, 1, 2)
             of_kernel = torch.ops.aten.convolution_backward(
                 of_mixed, grid, kernel.to(grid.dtype), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
                 [False, True, False],
@@ -301,21 +295,33 @@ def _convolved(grid: Tensor, kernel: Tensor) -> Tensor:
     return F.conv2d(grid, kernel.to(grid.dtype), padding=pad, groups=groups)
 
 
-def _rows(grid: Tensor) -> Tensor:
-    """Of a channels-last grid its pixels (count x height x width, channels)."""
-    return grid.permute(0, 2, 3, 1).reshape(-1, grid.shape[1])
+def _pixels(grid: Tensor) -> Tensor:
+    """A channels-last grid as (count, height, width, channels)."""
+    return grid.permute(0, 2, 3, 1)
 
 
-def mix(grid: Tensor, convolution: nn.Conv2d, norm: NormRelu2d) -> Tensor:
-    """grid + norm(convolution(grid)), half a ConvMix block: as one operation where it trains on a CPU."""
+def mix(grid: Tensor, convolution: nn.Conv2d, norm: nn.Module) -> Tensor:
+    """grid + norm(convolution(grid)), half a ConvMix block: where it trains on a CPU, as one operation."""
+    if not isinstance(norm, NormRelu2d) or not _mixes(grid, convolution, norm):
+        mixed: Tensor = norm(convolution(grid))
+        return grid + mixed
+    lowered = grid.to(torch.get_autocast_dtype("cpu")) if autocasts(grid) else grid
+    out, mean, variance = _Mix.apply(lowered, convolution.weight, norm.weight, norm.bias, norm.eps)
+    norm.follow(mean, variance, grid[:, 0].numel())
+    return out
+
+
+def _mixes(grid: Tensor, convolution: nn.Conv2d, norm: NormRelu2d) -> bool:
+    """Whether the kernels serve, and nobody looks at what is between convolution and norm."""
     kernel = convolution.weight
-    served = kernel.shape[-1] == 1 or has_kernel(grid, kernel)
-    if served and kernel.requires_grad and convolution.bias is None and norm.trains_by_kernel(grid):
-        lowered = grid.to(torch.get_autocast_dtype("cpu")) if autocasts(grid) else grid
-        out, mean, variance = _Mix.apply(lowered, convolution.weight, norm.weight, norm.bias, norm.eps)
-        norm.follow(mean, variance, grid[:, 0].numel())
-        return out
-    return grid + norm(convolution(grid))
+    watched = convolution._forward_hooks or convolution._forward_pre_hooks or norm._forward_hooks
+    return (
+        not watched
+        and kernel.requires_grad
+        and convolution.bias is None
+        and (kernel.shape[-1] == 1 or has_kernel(grid, kernel))
+        and norm.trains_by_kernel(grid)
+    )
 
 
 @register_notrace_function
