@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale, Mlp, SqueezeExcite
-from timm.models import checkpoint_seq, register_notrace_function
+from timm.models import checkpoint_seq, register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
-from atnet.model.ops import DepthwiseConv2d, NormRelu2d, attend
+from atnet.model.ops import DepthwiseConv2d, NormRelu2d, attend, mix
 
 
 @register_notrace_function
@@ -83,6 +83,7 @@ def make_stem(kind: str, in_chans: int, dim: int, patch: int, **factory: Any) ->
     return nn.Sequential(*(OverlapConv(w_in, w_out, **factory) for w_in, w_out in itertools.pairwise(widths)))
 
 
+@register_notrace_module
 class ConvMix(nn.Module):
     """A ConvMixer block: depthwise kernel x kernel with residual, then 1x1.
 
@@ -120,9 +121,14 @@ class ConvMix(nn.Module):
         self.act = nn.Identity() if norm_first else nn.GELU()
         self.gate = SqueezeExcite(dim, rd_ratio=0.25, rd_divisor=8, **factory) if gate else nn.Identity()
         self.drop_path = DropPath(drop_path)
+        self.adds_plainly = residual != "linear" and not gate and not drop_path
 
     def forward(self, grid: Tensor) -> Tensor:
         if self.norm_first:
+            if not is_scripting():  # noqa: SIM102  the rest is not TorchScript
+                if self.training and self.adds_plainly:
+                    grid = mix(grid, self.depthwise, self.norm1)
+                    return mix(grid, self.pointwise, self.norm2) if self.both else self.norm2(self.pointwise(grid))
             grid = grid + self.drop_path(self.gate(self.norm1(self.depthwise(grid))))
             mixed = self.norm2(self.pointwise(grid))
             return grid + self.drop_path(mixed) if self.both else mixed
