@@ -84,7 +84,9 @@ def _of_heads(scores: "Scores", heads: "HeadScores") -> Table:
     for i, loss in enumerate(heads.loss):
         right = heads.predicted[:, i] == scores.labels
         error = calibration(right, heads.confidence[:, i]).error
-        table.add_row("class token" if i == 0 else f"register {i}", f"{100 * right.mean():.2f}", f"{loss:.4f}", f"{error:.2f}")
+        table.add_row(
+            "class token" if i == 0 else f"register {i}", f"{100 * right.mean():.2f}", f"{loss:.4f}", f"{error:.2f}"
+        )
     error = calibration(scores.predicted == scores.labels, scores.confidence).error
     table.add_row("together", f"{scores.top1:.2f}", f"{scores.loss:.4f}", f"{error:.2f}")
     table.caption = (
