@@ -42,6 +42,7 @@ from atnet.measure.record import (
     write_predictions,
     write_record,
 )
+from atnet.measure.trust import TRUST, fit_trust
 from atnet.model.info import BEST, EMA, LAST
 from atnet.model.load import classifier_parameters, to_safetensors
 from atnet.progress import duration, progress_bar
@@ -355,7 +356,12 @@ def _save(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[st
             state.info,
             epoch=state.epoch,
             moving_average=name == EMA,
-            facts={"data": state.config.data.source_name, "val_top1": found.top1, "val_top5": found.top5},
+            facts={
+                "data": state.config.data.source_name,
+                "val_top1": found.top1,
+                "val_top5": found.top5,
+                TRUST: fit_trust(found.confidence, found.predicted == found.labels),
+            },
         )
         written[name] = to_safetensors(network.state_dict(), info)
         write_whole(run / name, written[name])

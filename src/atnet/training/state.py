@@ -21,8 +21,8 @@ from atnet.data.sources import open_configured
 from atnet.device import keep_freed_memory, multiplies_in_bf16, naming_shortage, pick_device, seed_generators
 from atnet.errors import ConfigError, DataError
 from atnet.measure.metrics import hits
-from atnet.model.info import EMA, LAST, WeightsInfo
 from atnet.model.heads import error_cosine, fuse
+from atnet.model.info import EMA, LAST, WeightsInfo
 from atnet.model.load import create_classifier
 from atnet.model.ops import normalised
 from atnet.training import ranks
