@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -27,7 +29,7 @@ def test_what_is_promised_holds_on_other_pictures(answers, accuracy):
 def test_more_accuracy_asks_for_more_confidence(answers):
     levels = fit_trust(*answers)["levels"]
     assert [level for level, _, _ in levels] == list(LEVELS[: len(levels)])
-    assert all(one[1] <= other[1] and one[2] >= other[2] for one, other in zip(levels, levels[1:], strict=False))
+    assert all(one[1] <= other[1] and one[2] >= other[2] for one, other in itertools.pairwise(levels))
 
 
 def test_answers_that_are_equally_sure_go_together():

@@ -21,7 +21,7 @@ LEVELS = (*(level / 100 for level in range(50, 100)), 0.995, 0.999)
 def fit_trust(confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_]) -> dict[str, Any]:
     """The least confidence at which the surer of N held-out answers hold each accuracy, and the share of them.
 
-    confidence: probability of each answer, 0 to 1; of several heads the mean, (N,).  correct: whether it is right, (N,).
+    confidence: probability of each answer, 0 to 1; of several heads the mean, (N,).  correct: whether each is right.
     An accuracy counts as held by n answers if it is with one wrong answer more; levels that none hold are left out.
     """
     order = np.argsort(-confidence, kind="stable")
