@@ -1,10 +1,10 @@
 """`make proof-heads PLAIN="RUN..." STARRED="RUN..."`: what several decision heads gain, beside separate networks.
 
-Runs of a size and of the same size with a star, seed by seed. On the validation pictures of ATNET_IMAGENETTE, of which
-one half (every other one) fits the temperature and the thresholds, and the other half is what the figures are of, but for
-top-1, which is of all: the network without a star, its best and its fused heads with one, and as the ceiling the mean
-probability of all the networks without. Temperature: Guo et al. 2017. The last table: of answers as sure as the fitted
-half says that they have to be, how many are right.
+Runs of a size and of the same size with a star, seed by seed, on the validation photos. One half of these, every other
+one, fits the temperature (Guo et al. 2017) and the thresholds; the figures are of the other half, but for top-1, which is
+of all: of the network without a star, of its best head and of all heads together with one, and as the ceiling of the
+mean probability of all networks without. The last columns: of answers as sure as the fitted half says that they have to
+be, how many are right, and how many there are.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 from atnet.data.loader import eval_loader
 from atnet.data.sources import open_labelled
-from atnet.measure.metrics import calibration
+from atnet.measure.metrics import HeadScores, calibration
 from atnet.measure.trust import TRUST, fit_trust, least_confidence
 from atnet.model.heads import answer
 from atnet.model.load import load
@@ -111,16 +111,14 @@ def main() -> None:
     )
     for run, logs in zip(given.starred, starred, strict=True):
         called = logs.argmax(2)
-        wrong = called != labels[:, None]
-        heads = range(called.shape[1])
-        pairs = [(i, j) for i in heads for j in heads if i < j]
+        heads = HeadScores(loss=np.zeros(0), predicted=called, confidence=np.zeros(0))
         mean = np.exp(fused(logs))
         missed = mean.argmax(1) != labels
-        entropy = -(mean * np.log(mean)).sum(1) + (np.exp(logs) * logs).sum(2).mean(1)  # of the mean less the mean one
+        differ = (np.exp(logs) * logs).sum(2).mean(1) - (mean * np.log(mean)).sum(1)  # mutual information, in nats
         print(
-            f"{run.name}: errors of two heads correlate by {np.mean([np.corrcoef(wrong[:, i], wrong[:, j])[0, 1] for i, j in pairs]):.3f}, "
-            f"they disagree on {100 * np.mean([(called[:, i] != called[:, j]).mean() for i, j in pairs]):.2f}%; AUROC of an error by "
-            f"disagreement {auroc(missed, entropy)}, by the largest probability {auroc(missed, -mean.max(1))}"
+            f"{run.name}: the errors of two heads correlate by {heads.error_correlation(labels):.3f}, they disagree on "
+            f"{heads.disagreement:.2f}%; AUROC of an error by disagreement {auroc(missed, differ)}, "
+            f"by the largest probability {auroc(missed, -mean.max(1))}"
         )
 
 
