@@ -1,10 +1,10 @@
 """`make proof-heads PLAIN="RUN..." STARRED="RUN..."`: what several decision heads gain, beside separate networks.
 
 Runs of a size and of the same size with a star, seed by seed, on the validation photos. One half of these, every other
-one, fits the temperature (Guo et al. 2017) and the thresholds; the figures are of the other half, but for top-1, which is
-of all: of the network without a star, of its best head and of all heads together with one, and as the ceiling of the
-mean probability of all networks without. The last columns: of answers as sure as the fitted half says that they have to
-be, how many are right, and how many there are.
+one, fits the temperature (Guo et al. 2017) and the thresholds; the figures are of the other half, but for top-1, which
+is of all. They are those of the network without a star, of its best head and of all heads together with one, and as the
+ceiling of the mean probability of all networks without. The last columns: of answers as sure as the fitted half says
+that they have to be, how many are right, and how many there are.
 """
 
 import argparse

@@ -299,14 +299,14 @@ def _forget(state: State) -> None:
 def _loss(state: State, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy with the labels, and where there is a teacher, with its answers; of several heads the mean."""
     config = state.config
-    heads = logits.shape[1] if logits.ndim == 3 else 1
-    apart = 0.0
-    if heads > 1:
-        apart = config.heads.penalty * error_cosine(logits, targets) if config.heads.penalty else 0.0
+    heads, penalty = 1, None
+    if logits.ndim == 3:
+        heads = logits.shape[1]
+        penalty = config.heads.penalty * error_cosine(logits, targets) if config.heads.penalty else None
         logits, targets = logits.flatten(0, 1), targets.repeat_interleave(heads, 0)
     loss = cross_entropy(logits, targets, weight=state.class_weight, label_smoothing=config.label_smoothing)
     if state.teacher:
         share = config.distill.share
         taught = state.teacher.answer(images).repeat_interleave(heads, 0)
         loss = (1 - share) * loss + share * distillation_loss(logits, taught, config.distill)
-    return loss + apart
+    return loss if penalty is None else loss + penalty
