@@ -1,6 +1,7 @@
 """The size table of the family. Free of torch, so that a command can print it at once."""
 
 import difflib
+import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -89,27 +90,39 @@ def _ours(*, dim: int, conv_mix: int, late_mix: int, trans_mix: int, class_atten
     )  # fmt: skip
 
 
-SIZES: dict[str, Size] = {
+_OURS = {
     "xxxs": _ours(dim=192, conv_mix=6, late_mix=11, trans_mix=2, class_attention=2),
     "xxs": _ours(dim=256, conv_mix=6, late_mix=13, trans_mix=2, class_attention=2),
     "xs": _ours(dim=288, conv_mix=8, late_mix=15, trans_mix=2, class_attention=2),
     "s": _ours(dim=512, conv_mix=8, late_mix=16, trans_mix=6, class_attention=3),
     "l": _ours(dim=640, conv_mix=10, late_mix=20, trans_mix=9, class_attention=4),
+}
+
+STAR = "_star"
+"""Behind a size's name: with a decision head on each register token, beside the class token's."""
+
+SIZES: dict[str, Size] = {
+    **{
+        name + star: replace(size, decision_heads=size.registers if star else 0)
+        for name, size in _OURS.items()
+        for star in ("", STAR)
+    },
     # The author's, as published: ConvMix blocks, TransMix layers, patch. Widths meet the parameters.
     "seed_xxxs": _seed(conv_mix=5, trans_mix=7, patch=8, dim=130, heads=5),
     "seed_xxs": _seed(conv_mix=6, trans_mix=4, patch=9, dim=220, heads=5),
     "seed_s": _seed(conv_mix=10, trans_mix=11, patch=12, dim=416, heads=13),
     "author_2023": _seed(conv_mix=5, trans_mix=5, patch=8, dim=512, heads=8),
 }
-SIZES |= {f"{name}_star": replace(SIZES[name], decision_heads=4) for name in ("xxxs", "xxs", "xs", "s", "l")}
 
 
 def split_name(name: str) -> tuple[str, dict[str, Any]]:
     """A size with changes, "xxxs+kernel=5+registers=8", as the size and the changes of its layout.
 
+    A star behind a size, "s*", is short for "s_star".
     Raises ConfigError naming what cannot be changed so.
     """
     base, *changes = name.split("+")
+    base = re.sub(r"\*$", STAR, base)
     if not changes:
         return base, {}
     size = SIZES.get(base.removeprefix("atnet_"))
