@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from PIL import Image
 
 from atnet.errors import ConfigError, WeightsError
 from atnet.model.info import WeightsInfo
@@ -35,8 +36,16 @@ class OnnxNetwork:
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, classes) of normalised images (N, 3, size, size)."""
-        logits: NDArray[np.float32] = self.session.run(None, {self._image.name: images})[0]
-        return logits
+        return self._run(images)[0]
+
+    def ask(self, picture: Image.Image) -> NDArray[np.float32]:
+        """The logits of each decision head (heads, classes) for an RGB picture."""
+        together, *each = self._run(self.info.preprocess(picture)[None])
+        return each[0][0] if each else together
+
+    def _run(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        found: list[NDArray[np.float32]] = self.session.run(None, {self._image.name: images})
+        return found
 
 
 def require_cpu(device: str) -> None:

@@ -52,13 +52,16 @@ def has_fixed_input(name: str) -> bool:
     return bool(timm.get_pretrained_cfg_value(split_name(architecture(name))[0], "fixed_input_size"))
 
 
-def create_classifier(name: str, *, classes: int, size: int, drop_path: float = 0.0) -> nn.Module:
+def create_classifier(
+    name: str, *, classes: int, size: int, drop_path: float = 0.0, view_drop: float = 0.0
+) -> nn.Module:
     """The network of a run: as `create_model`, and one of timm's with a fixed input is built for size.
 
-    Raises ConfigError if the architecture does not take the input size or stochastic depth.
+    Raises ConfigError if the architecture does not take the input size, stochastic depth or views.
     """
     name = architecture(name)
-    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    asked = {"drop_path_rate": drop_path, "view_drop_rate": view_drop}
+    options: dict[str, Any] = {option: rate for option, rate in asked.items() if rate}
     if has_fixed_input(name):
         options["img_size"] = size
     try:

@@ -10,6 +10,7 @@ backward.
 import ctypes
 import functools
 import logging
+import math
 import os
 import shlex
 import subprocess
@@ -325,15 +326,21 @@ def _mixes(grid: Tensor, convolution: nn.Conv2d, norm: NormRelu2d) -> bool:
 
 
 @register_notrace_function
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention (batch, heads, queries, width) of queries to keys and values (batch, heads, count, width)."""
+def attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Attention (batch, heads, queries, width) of queries to keys and values (batch, heads, count, width).
+
+    seen: bool (batch, 1, queries, count), which keys each query may attend to; all of them if None.
+    """
     if not is_scripting():
         if trains_faster_plain(query, key):
-            return ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(-1).to(value.dtype) @ value
+            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+            if seen is not None:
+                scores = scores.masked_fill(~seen, -math.inf)
+            return scores.softmax(-1).to(value.dtype) @ value
         if autocasts(query):
             with torch.autocast("cpu", enabled=False):
-                return F.scaled_dot_product_attention(query.float(), key.float(), value.float())
-    return F.scaled_dot_product_attention(query, key, value)
+                return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), seen)
+    return F.scaled_dot_product_attention(query, key, value, seen)
 
 
 def trains_faster_plain(query: Tensor, key: Tensor) -> bool:
