@@ -76,5 +76,7 @@ def test_a_script_of_timms_kind_runs_with_our_models(tmp_path):
 def test_a_script_that_is_not_there_is_named():
     done = run("train.py", "--model", "atnet_xxxs")
     assert done.returncode == 2
-    assert done.stderr.startswith("atnet.timm: train.py: no such script; timm's train.py and validate.py are not in its")
+    assert done.stderr.startswith(
+        "atnet.timm: train.py: no such script; timm's train.py and validate.py are not in its"
+    )
     assert "no script given: python -m atnet.timm train.py ARGS" in run().stderr

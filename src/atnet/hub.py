@@ -46,9 +46,7 @@ def fetch(address: str) -> Path:
             if known.file_size is None or known.file_size > most:
                 raise HubError(f"{address}: {file} is larger than {most:,} bytes, or does not say how large it is")
             commit = known.commit_hash
-            path = Path(
-                hf_hub_download(name, file, revision=commit, library_name="atnet", library_version=__version__)
-            )
+            path = Path(hf_hub_download(name, file, revision=commit, library_name="atnet", library_version=__version__))
     return path
 
 

@@ -124,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.body)
         owner, name = asked.get("organization") or self.user, asked["name"]
         if owner != self.user or not self.writes:
-            self.refuse(403, f"You don't have the rights to create a model under the namespace \"{owner}\"")
+            self.refuse(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
             return
         url = {"url": f"{self.server.address}/{owner}/{name}"}
         if f"{owner}/{name}" in self.server.repositories:

@@ -55,7 +55,7 @@ def weights(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """An empty hub that this process asks, as alice, with a cache of its own; without its own protocol for large files."""
+    """An empty hub that this process asks, as alice, with a cache of its own, large files by LFS."""
     with stand_in() as server:
         constants = huggingface_hub.constants
         monkeypatch.setattr(constants, "ENDPOINT", server.address)
@@ -72,7 +72,9 @@ def metadata_of(card: str) -> dict:
     return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.S)[1])
 
 
-@pytest.mark.parametrize("model", ["atnet_xxxs", "atnet_xxxs+kernel=3+registers=2+global_pool=avg", "deit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "model", ["atnet_xxxs", "atnet_xxxs+kernel=3+registers=2+global_pool=avg", "deit_tiny_patch16_224"]
+)
 def test_a_folder_is_the_same_network_in_timm_and_here(model, tmp_path, digits):
     done = publish(write_weights(tmp_path / "weights.safetensors", model), to=tmp_path / "out" / "horn")
     folder = tmp_path / "out" / "horn"

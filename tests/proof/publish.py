@@ -1,8 +1,8 @@
 """`make proof-publish`: the built wheel in a new environment; then, without a network, what it publishes by four ways.
 
-python publish.py PHOTOS: PHOTOS is a folder with train/ and val/. The wheel, timm and torch as constraints.txt has them,
-and transformers are installed into a temporary folder; TORCH_INDEX, as for make, is where torch comes from. A line a
-point, with its figures; exit code 1 if a point fails.
+python publish.py PHOTOS: PHOTOS is a folder with train/ and val/. The wheel, what it needs as constraints.txt has
+it, and transformers are installed into a temporary folder; TORCH_INDEX, as for make, is where torch comes from. A line
+a point, with its figures; exit code 1 if a point fails.
 """
 
 import json
@@ -150,8 +150,8 @@ class Proof:
             apart = max(apart, *(abs(share - command[name]) for name, share in shares(ours).items()))
         return (
             names and worst <= TOLERANCE and apart <= TOLERANCE,
-            f"{len(said)} photos, {len(ours)} classes: logits apart by {worst:.1e}, the command's probabilities (of six "
-            f"digits) by {apart:.1e}, names {'the same' if names else 'NOT the same'}",
+            f"{len(said)} photos, {len(ours)} classes: logits apart by {worst:.1e}, the command's "
+            f"probabilities, of six digits, by {apart:.1e}, names {'the same' if names else 'NOT the same'}",
         )
 
     def shipped(self) -> Finding:

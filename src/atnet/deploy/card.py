@@ -1,4 +1,4 @@
-"""The model card of published weights: what they are, from the weights file and the run's record, and how to use them."""
+"""The model card of published weights: what they are, by the weights file and the run's record, and how to use them."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Weights as a folder in the Hugging Face hub's layout, which timm, transformers and AT-Net load; or pushed to the hub."""
+"""Weights as a folder in the Hugging Face hub's layout, which timm, transformers and AT-Net load, or pushed there."""
 
 import hashlib
 import json
@@ -54,7 +54,7 @@ def publish(
     licence: str | None = None,
     data: str | None = None,
 ) -> Published:
-    """Writes weights, timm's config.json, a model card and hashes to a folder; or pushes them to the hub, in one commit.
+    """Writes weights, timm's config.json, a model card and hashes to a folder, or pushes them to the hub in one commit.
 
     weights: a run, a folder or a safetensors file.
     to: a folder, absent or empty; or "user/name" on the hub, see `hub_name`.

@@ -94,9 +94,7 @@ def find_weights(where: str | Path) -> Path:
         for name in (EMA, LAST, MODEL):
             if (path / name).is_file():
                 return path / name
-        raise WeightsError(
-            f"{path}: no weights in it ({EMA}, {LAST} or {MODEL}): a run has them after its first epoch"
-        )
+        raise WeightsError(f"{path}: no weights in it ({EMA}, {LAST} or {MODEL}): a run has them after its first epoch")
     if not path.is_file():
         raise WeightsError(f"{path}: no such run, folder or weights file{did_you_mean(path, 'runs')}")
     return path

@@ -36,10 +36,8 @@ def pretrained_cfg(info: WeightsInfo) -> dict[str, Any]:
         "mean": made.mean,
         "std": made.std,
         "label_names": names,
-        "label_descriptions": {
-            name: own if own == shown else f"{shown} ({own})" for name, own, shown in told
-        },
-    }  # fmt: skip
+        "label_descriptions": {name: own if own == shown else f"{shown} ({own})" for name, own, shown in told},
+    }
 
 
 def _default_cfg(size: Size) -> dict[str, Any]:
@@ -63,7 +61,7 @@ default_cfgs = generate_default_cfgs({f"atnet_{name}": _default_cfg(size) for na
 
 
 def _add_shipped() -> None:
-    """Adds what comes with AT-Net as a tag of its size; without the tag a size stays one of 1000 classes and no weights."""
+    """What comes with AT-Net is a tag of its size. Without the tag a size stays as it is: 1000 classes, no weights."""
     for path in sorted(WEIGHTS.glob("*.safetensors")):
         size, _, tag = path.stem.partition(".")
         with safe_open(path, "pt") as opened:
