@@ -32,8 +32,9 @@ def predict(
     pictures
         Picture files, or folders with pictures in them.
     weights
-        A run, a folder, a safetensors file, or an ONNX file of `atnet export`; the newest run if not given, and before
-        there is one, xxxs.imagenette, a network of ten classes that comes with AT-Net.
+        A run, a folder, a safetensors file, an ONNX file of `atnet export`, or hf-hub:user/name of what `atnet publish`
+        put on the hub; the newest run if not given, and before there is one, xxxs.imagenette, a network of ten classes
+        that comes with AT-Net.
     top
         How many classes.
     as_json

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from atnet.errors import ConfigError, WeightsError
-from atnet.model.info import WeightsInfo
+from atnet.model.info import WeightsInfo, require_unchanged
 
 MAX_BYTES = 2_000_000_000
 
@@ -23,6 +23,7 @@ class OnnxNetwork:
     def __init__(self, path: Path, threads: int = 0) -> None:
         if path.stat().st_size > MAX_BYTES:
             raise WeightsError(f"{path}: more than {MAX_BYTES:,} bytes are too many for an ONNX file")
+        require_unchanged(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import atnet.timm  # noqa: F401  registers the names
 from atnet.errors import ConfigError, WeightsError
-from atnet.model.info import WeightsInfo, find_weights
+from atnet.model.info import WeightsInfo, find_weights, require_unchanged
 from atnet.model.sizes import SIZES, split_name
 
 MAX_HEADER_BYTES = 25_000_000
@@ -110,12 +110,13 @@ def read_info(path: Path) -> WeightsInfo:
 def load(where: str | Path, device: str = "cpu") -> tuple[nn.Module, WeightsInfo]:
     """The model with its weights, in evaluation mode, and what the file says of itself.
 
-    where: a run, a folder or a safetensors file; of a run the last moving average is taken, else the
-    last epoch: name the file for another (runs/last/best.safetensors).
-    Shapes are compared before memory is taken; no code from the file is run.
+    where: a run, a folder or a safetensors file, or "hf-hub:user/name@revision"; of a run the last moving average is
+    taken, else the last epoch: name the file for another (runs/last/best.safetensors).
+    Shapes are compared before memory is taken, and in a published folder hashes; no code from the file is run.
     Raises WeightsError naming the file and what does not fit.
     """
     path = find_weights(where)
+    require_unchanged(path)
     info = read_info(path)
     try:
         with torch.device("meta"):
