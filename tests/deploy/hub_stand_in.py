@@ -217,10 +217,9 @@ class _Handler(BaseHTTPRequestHandler):
         blob, large = files[file]
         content = self.server.blobs[blob]
         if large:
-            self.answer(
-                302, Location=f"{self.server.store_address}/lfs/{blob}", X_Repo_Commit=commit, X_Linked_ETag=f'"{blob}"',
-                X_Linked_Size=str(len(content)),
-            )  # fmt: skip
+            place = f"{self.server.store_address}/lfs/{blob}"
+            size = str(len(content))
+            self.answer(302, Location=place, X_Repo_Commit=commit, X_Linked_ETag=f'"{blob}"', X_Linked_Size=size)
         else:
             self.answer(200, content, X_Repo_Commit=commit, ETag=f'"{blob}"', Content_Type="text/plain")
 

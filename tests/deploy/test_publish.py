@@ -131,7 +131,7 @@ def test_a_runs_card_tells_of_its_training(quick, digits, tmp_path):
         "on 50 validation pictures of digits",
         "200 pictures of digits",
         "1 epoch, batch 20, adamw",
-        f"{run.record['parameters']:,} parameters, 6 million multiply-adds",
+        f"{run.record['parameters']:,} parameters, 10 million multiply-adds",
         "Photographed in *June*.",
         'timm.create_model("local-dir:FOLDER", pretrained=True)',
     ):
