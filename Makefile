@@ -12,7 +12,9 @@
 #   make proof-augment         our augmentation beside torchvision's: accuracy on three seeds (15 minutes)
 #   make proof-training-speed  our training beside one of timm's parts, on the same network and photos (12 minutes)
 #   make proof-products        the matrix products of S's training step beside the same ones alone (2 minutes)
+#   make proof-heads           what several decision heads gain: PLAIN="RUN..." STARRED="RUN..." (a minute a run)
 #   make proof-serve           the server under load, overload, attack and signals (10 minutes)
+#   make proof-publish         the built wheel in a new environment: published weights by timm, transformers and atnet (10 minutes)
 #   make ci                    lint, types, tests, timm's own tests, the README's commands
 # PYTHON=python3.12 takes another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # takes torch's CPU build instead of the 5 GB of CUDA that a plain installation brings on Linux.
@@ -25,7 +27,7 @@ PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo bench table weights test ci lint types peer-tests proof-augment proof-data proof-data-speed proof-faults \
-	proof-products proof-serve proof-training-speed proof-transfer readme setup dev web-picture clean
+	proof-heads proof-products proof-publish proof-serve proof-training-speed proof-transfer readme setup dev web-picture clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py src/atnet/deploy/runtime.py
@@ -122,8 +124,14 @@ proof-data: dev
 proof-data-speed: dev
 	$(BIN)/python tests/peer/load_beside_timm.py $(ATNET_IMAGENETTE)
 
+proof-heads: dev
+	$(BIN)/python tests/proof/heads.py $(ATNET_IMAGENETTE)/val --plain $(PLAIN) --starred $(STARRED)
+
 proof-products: dev
 	$(BIN)/python tests/proof/products.py
+
+proof-publish: dev
+	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python tests/proof/publish.py $(ATNET_IMAGENETTE)
 
 proof-serve: dev
 	$(BIN)/python tests/proof/serve.py $(ATNET_IMAGENETTE)

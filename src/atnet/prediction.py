@@ -13,11 +13,12 @@ from PIL import Image
 from atnet.data.decode import SUFFIXES, decode
 from atnet.errors import DataError
 from atnet.files import resolve_run
+from atnet.measure.trust import least_confidence
 from atnet.model.info import SHIPPED, WEIGHTS, WeightsInfo, find_weights
 from atnet.progress import progress_bar
 
 Ask = Callable[[Image.Image], NDArray[np.float32]]
-"""From an RGB picture to its logits (classes,)."""
+"""From an RGB picture to the logits of each decision head (heads, classes)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +26,21 @@ class Prediction:
     """The likeliest classes of a picture, likeliest first.
 
     top: (class, name, probability 0 to 1).  milliseconds: decoding, preprocessing and the network.
+    heads: of several decision heads, the class, name and probability that each gives by itself, the class token's
+    first.
+    needs: the probability that the likeliest class needs for the accuracy asked for, 0 if none was.
     """
 
     picture: str
     top: tuple[tuple[str, str, float], ...]
     milliseconds: float
+    heads: tuple[tuple[str, str, float], ...] = ()
+    needs: float = 0.0
+
+    @property
+    def ask_a_person(self) -> bool:
+        """Whether the answer is not sure enough for the accuracy asked for."""
+        return self.top[0][2] < self.needs
 
     @property
     def name(self) -> str:
@@ -43,17 +54,21 @@ def predict(
     *,
     top: int = 5,
     device: str = "auto",
+    abstain: float | None = None,
     failed: Callable[[DataError], None] | None = None,
 ) -> list[Prediction]:
     """What each picture shows.
 
     pictures: files; of a folder the pictures directly in it.
+    abstain: the accuracy to hold, 0.5 to 0.999: answers that are not sure enough for it say `ask_a_person`.
     failed: takes the error of a picture that cannot be read, which is then left out; it is raised if None.
     weights: a run, a folder, a safetensors file, or an ONNX file of `atnet export`, which needs no torch; None: see
     `weights_to_ask`.
-    Raises DataError naming a picture that cannot be read, WeightsError on unusable weights.
+    Raises DataError naming a picture that cannot be read, WeightsError on unusable weights, ConfigError if these cannot
+    promise the accuracy.
     """
     ask, info = _open(weights_to_ask(weights, device), device)
+    needs = least_confidence(info.facts, abstain)[0] if abstain is not None else 0.0
     paths = _files([pictures] if isinstance(pictures, str | Path) else pictures)
     answers = []
     ask(Image.new("RGB", (info.preprocess.size, info.preprocess.size)))  # the first run is slow
@@ -73,15 +88,20 @@ def predict(
                     picture=str(path),
                     top=likeliest(logits, info, top),
                     milliseconds=1000 * (time.perf_counter() - began),
+                    heads=tuple(likeliest(one, info, 1)[0] for one in logits) if len(logits) > 1 else (),
+                    needs=needs,
                 )
             )
     return answers
 
 
 def likeliest(logits: NDArray[np.float32], info: WeightsInfo, top: int) -> tuple[tuple[str, str, float], ...]:
-    """The classes of the largest logits (classes,), likeliest first, as a `Prediction` has them."""
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
+    """The likeliest classes by logits (classes,), or by the mean probability of heads (heads, classes).
+
+    As a `Prediction` has them, likeliest first.
+    """
+    each = np.exp(logits - logits.max(-1, keepdims=True))
+    shares = (each / each.sum(-1, keepdims=True)).reshape(-1, logits.shape[-1]).mean(0)
     likely = np.argsort(-shares, kind="stable")[:top].tolist()
     return tuple((info.classes[i], info.class_names[i], float(shares[i])) for i in likely)
 
@@ -125,6 +145,7 @@ def _open(path: Path, device: str) -> tuple[Ask, WeightsInfo]:
     import torch
 
     from atnet.device import pick_device
+    from atnet.model.heads import answer
     from atnet.model.load import load
 
     chosen = pick_device(device)
@@ -132,7 +153,8 @@ def _open(path: Path, device: str) -> tuple[Ask, WeightsInfo]:
 
     def ask(picture: Image.Image) -> NDArray[np.float32]:
         with torch.inference_mode():
-            [logits] = model(torch.from_numpy(info.preprocess(picture))[None].to(chosen)).float().cpu().numpy()
-        return logits  # type: ignore[no-any-return]
+            together, each = answer(model, torch.from_numpy(info.preprocess(picture))[None].to(chosen))
+        logits: NDArray[np.float32] = (together if each is None else each[0]).cpu().numpy()
+        return logits
 
     return ask, info

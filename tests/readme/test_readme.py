@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [
-    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/data.md", "docs/serve.md", "docs/web.md")
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/data.md", "docs/serve.md", "docs/web.md", "docs/publish.md")
 ]
 BLOCKS = [block for page in PAGES for block in re.findall(r"^```(\w+)\n(.*?)^```", page, re.M | re.S)]
 
@@ -41,6 +42,9 @@ def test_a_block_does_what_it_says(number, folder):
             "--host 0.0.0.0",
             "docker build ",
             "python -m http.server ",
+            "--to user/name",
+            "hf-hub:user/name",
+            "python -m atnet.timm train.py",
         )
         assert any(words in code for words in known)
         return

@@ -29,6 +29,7 @@ app.command(
 app.command("atnet.cli.eval:evaluate", name="eval", help="Evaluate weights on labelled pictures.")
 app.command("atnet.cli.predict:predict", help="Say what pictures show.")
 app.command("atnet.cli.export:export", help="Write weights as a file that runs without torch.")
+app.command("atnet.cli.publish:publish", help="Write weights for timm, transformers and the Hugging Face hub.")
 app.command("atnet.cli.serve:serve", help="Answer what pictures show over HTTP.")
 app.command("atnet.cli.web:web", help="Write a web page that says what pictures show, in the browser.")
 app.command("atnet.cli.plan:plan", help="Say what a training will take on several devices.")

@@ -65,8 +65,4 @@ def resize_shorter(picture: Image.Image, side: int, interpolation: str) -> Image
     """The picture with its shorter side of the given length, the aspect ratio kept."""
     width, height = picture.size
     target = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
-    if target == picture.size:
-        return picture
-    # Across and then down, as exported networks and the page do: Pillow 13 begins with what takes it less time.
-    across = picture.resize((target[0], picture.height), RESAMPLING[interpolation])
-    return across.resize(target, RESAMPLING[interpolation])
+    return picture if target == picture.size else picture.resize(target, RESAMPLING[interpolation])

@@ -24,9 +24,9 @@ from atnet.deploy.preprocessing import with_preprocessing
 from atnet.deploy.untrusted import OPSET
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.measure.evaluate import open_validation
+from atnet.model.heads import answer, fuse
 from atnet.model.info import WeightsInfo, find_weights
 from atnet.model.load import load, to_safetensors
-from atnet.prediction import Ask
 from atnet.progress import progress_bar
 
 PICTURES = 64
@@ -41,6 +41,9 @@ LEAST_HALVED = 256
 """Numbers in a tensor from which it is worth storing it in 16 bits."""
 
 Logits = NDArray[np.float32]
+Answer = Callable[[Image.Image], Logits]
+"""From an RGB picture to the logits (1, classes) of the network; of several heads each one's too, below."""
+
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -91,7 +94,7 @@ def export(
         apart, tolerance = logits_apart, TOLERANCE_HALF if half else TOLERANCE
         if preprocessing:
             apart, tolerance = probabilities_apart, TOLERANCE_PREPROCESSED + (TOLERANCE_HALF if half else 0)
-        compared, worst = compare(ask, torch_asker(model, info), pictures, info, apart, tolerance)
+        compared, worst = compare(ask, answer_of(model, info), pictures, info, apart, tolerance)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -126,29 +129,29 @@ def describe(
     return dataclasses.replace(info, facts=facts)
 
 
-def torch_asker(model: nn.Module, info: WeightsInfo) -> Ask:
+def answer_of(model: nn.Module, info: WeightsInfo) -> Answer:
     """The network in torch, asked with a picture prepared by Pillow."""
 
     def ask(picture: Image.Image) -> Logits:
         with torch.inference_mode():
-            [logits] = model(torch.from_numpy(info.preprocess(picture))[None]).numpy()
-        return logits  # type: ignore[no-any-return]
+            together, each = answer(model, torch.from_numpy(info.preprocess(picture))[None])
+            return (together if each is None else torch.cat([together, each[0]])).numpy()
 
     return ask
 
 
 def logits_apart(ours: Logits, theirs: Logits) -> float:
-    """The largest difference of two logits (classes,), over the largest."""
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    """The largest difference of two logits (..., classes), over the largest of its row."""
+    return float((np.abs(ours - theirs).max(-1) / np.abs(theirs).max(-1)).max())
 
 
 def probabilities_apart(ours: Logits, theirs: Logits) -> float:
-    """The largest difference of two probabilities, of logits (classes,)."""
-    return float(np.abs(softmax(ours) - softmax(theirs)).max())
+    """The largest difference of two probabilities, of logits (..., classes)."""
+    return float(np.abs(softmax(ours, -1) - softmax(theirs, -1)).max())
 
 
 def compare(
-    ours: Ask, theirs: Ask, pictures: Pictures, info: WeightsInfo, apart: Callable[[Logits, Logits], float], most: float
+    ours: Answer, theirs: Answer, pictures: Pictures, info: WeightsInfo, apart: Callable[[Logits, Logits], float], most: float
 ) -> tuple[int, float]:
     """On how many pictures two networks were asked, and how far apart they were at most.
 
@@ -165,10 +168,10 @@ def compare(
                 continue
             logits, expected = ours(picture), theirs(picture)
             difference = apart(logits, expected)
-            if not difference <= most or logits.argmax() != expected.argmax():
+            said, right = (info.classes[one[0].argmax()] for one in (logits, expected))
+            if not difference <= most or said != right:
                 raise WeightsError(
-                    f"{pictures.ids[i]}: the file says {info.classes[logits.argmax()]}, torch "
-                    f"{info.classes[expected.argmax()]}, apart by {difference:.2%}: nothing was exported"
+                    f"{pictures.ids[i]}: the file says {said}, torch {right}, apart by {difference:.2%}: nothing was exported"
                 )
             worst = max(worst, difference)
             compared += 1
@@ -183,16 +186,16 @@ def spread(count: int, most: int) -> list[int]:
     return found
 
 
-def _written(model: nn.Module, info: WeightsInfo, path: Path, half: bool, preprocessing: bool) -> Ask:
+def _written(model: nn.Module, info: WeightsInfo, path: Path, half: bool, preprocessing: bool) -> Answer:
     """Writes the file, and opens it as a user would. Raises WeightsError if it does not say the same of itself."""
     if path.suffix == ".onnx":
         write_onnx(model, (3, info.preprocess.size, info.preprocess.size), path)
-        return finish_onnx(path, info, half, preprocessing).ask
+        return finish_onnx(path, info, half, preprocessing).answer
     state = model.state_dict()
     path.write_bytes(to_safetensors({name: _halved(t) for name, t in state.items()} if half else state, info))
     opened, said = load(path)
     _require_same(said, info, path)
-    return torch_asker(opened, info)
+    return answer_of(opened, info)
 
 
 def finish_onnx(path: Path, info: WeightsInfo, half: bool, preprocessing: bool) -> OnnxNetwork:
@@ -233,16 +236,18 @@ def halve(model: onnx.ModelProto) -> None:
 
 
 def write_onnx(model: nn.Module, shape: tuple[int, ...], path: Path, info: WeightsInfo | None = None) -> None:
-    """The network in evaluation mode as an ONNX file: image (N, *shape) to logits, N free.
+    """The network in evaluation mode as an ONNX file: image (N, *shape) to logits (N, classes), N free.
 
+    Of several decision heads each one's logits follow: heads (N, heads, classes).
     Its nodes are called by the part of the network they are of: conv_mix.0.depthwise/Conv.12.
     """
+    several = getattr(model, "several_heads", False)
     program = torch.onnx.export(
-        model.eval(),
+        (_WithHeads(model) if several else model).eval(),
         (torch.zeros(2, *shape),),
         dynamo=True,
         input_names=["image"],
-        output_names=["logits"],
+        output_names=["logits", "heads"] if several else ["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         opset_version=OPSET,
         verbose=False,
@@ -256,12 +261,24 @@ def write_onnx(model: nn.Module, shape: tuple[int, ...], path: Path, info: Weigh
     onnx.save(made, path)
 
 
+class _WithHeads(nn.Module):
+    """A network of several heads, with what each says beside what they say together."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        each = self.model.decide(self.model.forward_features(image))  # type: ignore[operator]
+        return fuse(each), each
+
+
 def _name_nodes(graph: onnx.GraphProto) -> None:
     part = ""
     for number, node in enumerate(graph.node):
         scopes = next((one.value for one in node.metadata_props if one.key == _SCOPES), "[]")
         part = [part, *ast.literal_eval(scopes)[:-1]][-1]
-        node.name = f"{part}/{node.op_type}.{number}"
+        node.name = f"{part.removeprefix('model.')}/{node.op_type}.{number}"
 
 
 def _drop_traces(model: onnx.ModelProto) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from atnet.deploy.preprocessing import takes_pictures
 from atnet.deploy.untrusted import read_graph, require_modest
 from atnet.errors import ConfigError, WeightsError
-from atnet.model.info import WeightsInfo
+from atnet.model.info import WeightsInfo, require_unchanged
 
 MAX_BYTES = 500_000_000
 
@@ -26,6 +26,7 @@ class OnnxNetwork:
     def __init__(self, path: Path, threads: int = 0, batch: int = 1) -> None:
         if path.stat().st_size > MAX_BYTES:
             raise WeightsError(f"{path}: more than {MAX_BYTES:,} bytes are too many for an ONNX file")
+        require_unchanged(path)
         content = path.read_bytes()
         graph = read_graph(content, path)
         self.path = path
@@ -45,11 +46,18 @@ class OnnxNetwork:
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, classes) of normalised images (N, 3, size, size)."""
-        return self._run(images)
+        return self._run(images)[0]
 
     def ask(self, picture: Image.Image) -> NDArray[np.float32]:
-        """Logits (classes,) of an RGB picture."""
-        return self._run(np.asarray(picture) if self.takes_pictures else self.info.preprocess(picture)[None])[0]
+        """The logits of each decision head (heads, classes) for an RGB picture."""
+        together, *each = self.answer(picture)
+        return np.stack(each or [together])
+
+    def answer(self, picture: Image.Image) -> NDArray[np.float32]:
+        """What the network says of an RGB picture: logits (1, classes); of several heads each one's too, below."""
+        given = np.asarray(picture) if self.takes_pictures else self.info.preprocess(picture)[None]
+        together, *each = self._run(given)
+        return np.concatenate([together, *(one[0] for one in each)])
 
     def require_images(self, what: str) -> None:
         """Raises WeightsError if it takes pictures, one by one.  what: what needs batches of images of one size."""
@@ -59,9 +67,9 @@ class OnnxNetwork:
                 "--with-preprocessing for it"
             )
 
-    def _run(self, given: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = self.session.run(None, {self._entry.name: given})[0]
-        return logits
+    def _run(self, given: NDArray[np.float32] | NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        found: list[NDArray[np.float32]] = self.session.run(None, {self._entry.name: given})
+        return found
 
 
 def require_cpu(device: str) -> None:

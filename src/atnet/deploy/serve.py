@@ -44,7 +44,9 @@ def serve(
     """
     _require_safe(host, token)
     limits = (limits or Limits()).settled()
-    service = Service(OnnxNetwork(file_to_serve(weights), limits.threads), limits, token)
+    network = OnnxNetwork(file_to_serve(weights), limits.threads, limits.batch)
+    network.require_images("the server")
+    service = Service(network, limits, token)
     with _listening(host, port) as listening, _signals_end_quietly():
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}"

@@ -74,8 +74,8 @@ def require_modest(model: onnx.ModelProto, info: WeightsInfo, path: Path, batch:
     if entry.type.tensor_type.elem_type != TensorProto.FLOAT or claimed[1:] != wanted[1:]:
         raise WeightsError(f"{path}: its input is not what its metadata say, images of {size} x {size} pixels")
     entry.CopyFrom(onnx.helper.make_tensor_value_info(entry.name, TensorProto.FLOAT, wanted))
-    [output] = graph.output
-    output.type.tensor_type.ClearField("shape")
+    for output in graph.output:
+        output.type.tensor_type.ClearField("shape")
     del graph.value_info[:]
     constants = {tensor.name for tensor in graph.initializer}
     _drop_numbers(graph)
@@ -88,8 +88,10 @@ def require_modest(model: onnx.ModelProto, info: WeightsInfo, path: Path, batch:
     unknown = next((name for node in graph.node for name in node.output if name and name not in shapes), None)
     if unknown is not None:
         raise WeightsError(f"{path}: how large {unknown!r} gets is not known before it runs: it is not run")
-    if shapes[output.name] != [batch, classes]:
-        raise WeightsError(f"{path}: its output, {shapes[output.name]}, is not a number for each of {classes:,} classes")
+    for output, middle in zip(graph.output, (1, 2), strict=False):
+        shape = shapes[output.name]
+        if len(shape) != 1 + middle or (shape[0], shape[-1]) != (batch, classes):
+            raise WeightsError(f"{path}: its output, {shape}, is not a number for each of {classes:,} classes")
     held = _most_held(graph, constants, {name: math.prod(shape) * widths[name] for name, shape in shapes.items()})
     if held > MAX_MEGABYTES * 1e6 * batch:
         raise WeightsError(f"{path}: needs {held / 1e6:,.0f} MB beside its weights, more than {MAX_MEGABYTES} MB")
@@ -110,8 +112,8 @@ def _strange(model: onnx.ModelProto) -> str:
         return "functions or training steps of its own"
     if len(graph.node) > MAX_NODES:
         return f"{len(graph.node):,} operations"
-    if graph.sparse_initializer or len(graph.input) != 1 or len(graph.output) != 1:
-        return "sparse tensors, or several inputs or outputs"
+    if graph.sparse_initializer or len(graph.input) != 1 or not 1 <= len(graph.output) <= 2:
+        return "sparse tensors, or other inputs or outputs"
     tensors = list(graph.initializer)
     for node in graph.node:
         if node.domain not in ("", "ai.onnx") or node.op_type not in _OPERATIONS:

@@ -51,13 +51,15 @@ def write_web(out: str | Path, weights: str | Path | None = None, *, data: str |
         page = Path(shutil.copytree(PAGE, Path(place, "page")))
         model = page / "model.onnx"
         if source.suffix == ".onnx":
-            info = OnnxNetwork(source).info
+            network = OnnxNetwork(source)
+            network.require_images("the page")
             shutil.copyfile(source, model)
         else:
             from atnet.deploy.export import export
 
             export(source, model, half=True, data=data)
-            info = OnnxNetwork(model).info
+            network = OnnxNetwork(model)
+        info = network.info
         (page / "network.json").write_text(json.dumps(_about(info)), encoding="utf-8")
         loaded = list(page.iterdir())
         shutil.copytree(runtime, page / RUNTIME)
