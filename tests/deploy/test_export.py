@@ -1,3 +1,5 @@
+import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -42,8 +44,12 @@ def test_an_exported_network_gives_the_same_answers_without_torch(run, digits):
 
 
 def test_the_file_says_what_it_is_and_takes_any_batch(run):
-    network = OnnxNetwork(export(run).path)
-    assert network.info == atnet.load(run)[1]
+    network = OnnxNetwork(export(run, licence="CC0-1.0").path)
+    info = atnet.load(run)[1]
+    digest = hashlib.sha256((run / "ema.safetensors").read_bytes()).hexdigest()
+    told = {"licence": "CC0-1.0", "weights_sha256": digest, "numbers": "float32", "heads": 1, "opset": 20}
+    facts = info.facts | told | {"input": "images: float32 (N, 3, 32, 32), RGB, resized, cropped and normalised"}
+    assert network.info == dataclasses.replace(info, facts=facts)
     images = np.random.default_rng(0).standard_normal((5, 3, 32, 32), np.float32)
     together = network(images)
     assert together.shape == (5, 10)

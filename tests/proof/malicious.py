@@ -1,9 +1,9 @@
 """`make proof-malicious`: files made to do harm, each opened by the command that opens such a file.
 
-python malicious.py [WORD ...]: all cases, or those whose names have one of the words in them. Each runs in a folder of
-its own, beside which there is bait. It fails if the command ends otherwise than with one clear line and exit code 2 (or,
-where a file is sound and only its names are odd, with a harmless answer), changes anything, runs code of the file, takes
-more than 1 GB or 60 s. A line a case; exit code 1 if one fails.
+python malicious.py [WORD ...]: all cases, or those whose names have one of the words in them. Each runs in a folder
+of its own, beside which there is bait. It fails if the command ends otherwise than with one clear line and exit code 2
+(or, where a file is sound and only its names are odd, with a harmless answer), changes anything, runs code of the file,
+takes more than 1 GB or 60 s. A line a case; exit code 1 if one fails.
 """
 
 import hashlib
@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,22 +139,41 @@ weights("overlapping offsets", overlapping, DAMAGED)
 weights("a shape whose size overflows", lambda: described(told(), {"w": ([1 << 40, 1 << 40], 0, 4)}, b"1234"), DAMAGED)
 weights("metadata nested 100,000 deep", lambda: described("[" * 100_000 + "]" * 100_000), UNKNOWN)
 weights("metadata of other types", lambda: described(told(classes=7, epoch=[1])), UNKNOWN)
-weights("a million classes", lambda: described(told(classes=list(range(10**6)), class_names=list(range(10**6)))), "not weights of")
+weights(
+    "a million classes",
+    lambda: described(told(classes=list(range(10**6)), class_names=list(range(10**6)))),
+    "not weights of",
+)
 weights("a number of 100,000 digits", lambda: described('{"epoch": ' + "9" * 100_000 + "}"), UNKNOWN)
-weights("a network of 4,096 layers", lambda: described(
-    told(model="atnet_xxxs+conv_mix=4096+late_mix=4096+early_mix=4096+trans_mix=4096+dim=4096")), "not weights of")
+weights(
+    "a network of 4,096 layers",
+    lambda: described(told(model="atnet_xxxs+conv_mix=4096+late_mix=4096+early_mix=4096+trans_mix=4096+dim=4096")),
+    "not weights of",
+)
 weights("a network with a path for a name", lambda: described(told(model="../../evil")), "no model is called")
 weights("a network from the net", lambda: described(told(model="hf-hub:evil/evil")), "no model is called")
-weights("pictures of 40,960 pixels", lambda: to_safetensors(
-    sound_state(), WeightsInfo.from_metadata({METADATA: json.dumps(told(size=4096, crop_pct=0.1))}, Path("x"))),
-    "make it smaller", PREDICT)
+weights(
+    "pictures of 40,960 pixels",
+    lambda: to_safetensors(
+        sound_state(), WeightsInfo.from_metadata({METADATA: json.dumps(told(size=4096, crop_pct=0.1))}, Path("x"))
+    ),
+    "make it smaller",
+    PREDICT,
+)
 weights("pictures of no size", lambda: described(told(size=float("nan"))), UNKNOWN)
 weights("torch's own format, with code", zipped, DAMAGED)
 weights("a pickle, with code", lambda: pickle.dumps(Payload()), DAMAGED, [*TRAIN, "--weights"])
-weights("class names that a terminal obeys", lambda: to_safetensors(
-    sound_state(), WeightsInfo.from_metadata(
-        {METADATA: json.dumps(told(class_names=[f"{HARM}{i}" for i in range(10)]))}, Path("x"))),
-    "answer: harm", PREDICT)
+weights(
+    "class names that a terminal obeys",
+    lambda: to_safetensors(
+        sound_state(),
+        WeightsInfo.from_metadata(
+            {METADATA: json.dumps(told(class_names=[f"{HARM}{i}" for i in range(10)]))}, Path("x")
+        ),
+    ),
+    "answer: harm",
+    PREDICT,
+)
 
 
 @case("safetensors: a pipe that no one writes to", "no such run, folder or weights file")
@@ -268,40 +286,85 @@ network("a function that calls itself", recursive, NOT_RUN)
 network("300,000 operations", many, NOT_RUN)
 network("a picture made a million pixels wide", take_pictures, "its input is not what its metadata say")
 network("metadata of other types", lambda model, _: tell(model, classes={"a": 1}, preprocess=[]), UNKNOWN)
-network("a million classes", lambda model, _: tell(
-    model, classes=list(map(str, range(10**6))), class_names=list(map(str, range(10**6)))), "is not a number for each")
+network(
+    "a million classes",
+    lambda model, _: tell(model, classes=list(map(str, range(10**6))), class_names=list(map(str, range(10**6)))),
+    "is not a number for each",
+)
 network("pictures of 4,096 pixels", lambda model, _: tell(model, size=4096), "its input is not what its metadata say")
-network("class names that a terminal obeys", lambda model, _: tell(
-    model, class_names=[f"{HARM}{i}" for i in range(10)]), "answer: harm")
+network(
+    "class names that a terminal obeys",
+    lambda model, _: tell(model, class_names=[f"{HARM}{i}" for i in range(10)]),
+    "answer: harm",
+)
 graph("an operation of its own", f"{ANSWER} logits = evil.Run (few)", NOT_RUN, initial=TEN)
 graph("an operation of Microsoft's", f"{ANSWER} logits = com.microsoft.Gelu (few)", NOT_RUN, initial=TEN)
 graph("another opset", f"{ANSWER} logits = Identity (few)", NOT_RUN, opset=9, initial=TEN)
-graph("a loop without end", f"""{ANSWER} logits = Loop <body = b (int64 i, bool go, float[N, 10] x)
+graph(
+    "a loop without end",
+    f"""{ANSWER} logits = Loop <body = b (int64 i, bool go, float[N, 10] x)
     => (bool on, float[N, 10] y) {{ on = Identity (go) y = Add (x, x) }}> (most, true, few)""",
-    NOT_RUN, initial=f"{TEN}, int64 most = {{9223372036854775807}}, bool true = {{1}}")
-graph("zeros of 4 TB", f"{ANSWER} zeros = ConstantOfShape (huge) sum = ReduceSum <keepdims = 0> (zeros) logits = Add (few, sum)",
-    "MB beside its weights", initial=f"{TEN}, int64[2] huge = {{1000000, 1000000}}")
-graph("a few numbers repeated to 4 TB", f"{ANSWER} wide = Expand (few, huge) logits = ReduceSum (wide, zero)",
-    "evil.onnx: ", initial=f"{TEN}, int64[3] huge = {{100000000000, 1, 10}}")
-graph("numbers reshaped to more than there are", f"{ANSWER} odd = Reshape (few, huge) logits = ReduceSum (odd, zero)",
-    "evil.onnx: ", initial=f"{TEN}, int64[3] huge = {{100000000000, 1, 10}}")
-graph("doubled forty times", "n0 = Flatten (image)" + "".join(
-    f" n{i + 1} = Concat <axis = 1> (n{i}, n{i})" for i in range(40)) + " logits = Slice (n40, zero, ten, one)",
-    "MB beside its weights", initial=TEN)
-graph("each number with each", "flat = Flatten (image) line = Reshape (flat, column) all = Mul (flat, line) "
+    NOT_RUN,
+    initial=f"{TEN}, int64 most = {{9223372036854775807}}, bool true = {{1}}",
+)
+graph(
+    "zeros of 4 TB",
+    f"{ANSWER} zeros = ConstantOfShape (huge) sum = ReduceSum <keepdims = 0> (zeros) logits = Add (few, sum)",
+    "MB beside its weights",
+    initial=f"{TEN}, int64[2] huge = {{1000000, 1000000}}",
+)
+graph(
+    "a few numbers repeated to 4 TB",
+    f"{ANSWER} wide = Expand (few, huge) logits = ReduceSum (wide, zero)",
+    "evil.onnx: ",
+    initial=f"{TEN}, int64[3] huge = {{100000000000, 1, 10}}",
+)
+graph(
+    "numbers reshaped to more than there are",
+    f"{ANSWER} odd = Reshape (few, huge) logits = ReduceSum (odd, zero)",
+    "evil.onnx: ",
+    initial=f"{TEN}, int64[3] huge = {{100000000000, 1, 10}}",
+)
+graph(
+    "doubled forty times",
+    "n0 = Flatten (image)"
+    + "".join(f" n{i + 1} = Concat <axis = 1> (n{i}, n{i})" for i in range(40))
+    + " logits = Slice (n40, zero, ten, one)",
+    "MB beside its weights",
+    initial=TEN,
+)
+graph(
+    "each number with each",
+    "flat = Flatten (image) line = Reshape (flat, column) all = Mul (flat, line) "
     "more = Reshape (all, column) row = Transpose (more) most = Mul (more, row) few = Slice (most, zero, ten, one) "
-    "logits = Slice (few, zero, one, zero)", "MB beside its weights", initial=f"{TEN}, int64[2] column = {{-1, 1}}")
-graph("as large as a pixel says", f"{ANSWER} first = ReduceMax <keepdims = 0> (few) large = Mul (first, big) "
+    "logits = Slice (few, zero, one, zero)",
+    "MB beside its weights",
+    initial=f"{TEN}, int64[2] column = {{-1, 1}}",
+)
+graph(
+    "as large as a pixel says",
+    f"{ANSWER} first = ReduceMax <keepdims = 0> (few) large = Mul (first, big) "
     "end = Cast <to = 7> (large) count = Range (start, end, step) sum = ReduceSum <keepdims = 0> (count) "
-    "whole = Cast <to = 1> (sum) logits = Add (few, whole)", "is not known before it runs",
-    initial=f"{TEN}, float big = {{1e12}}, int64 start = {{0}}, int64 step = {{1}}")
-graph("products for years", "flat = Flatten (image) line = Reshape (flat, column) row = Transpose (line) "
-    "n0 = MatMul (line, row)" + "".join(f" n{i + 1} = MatMul (n{i}, n{i})" for i in range(2000))
-    + " few = Slice (n2000, zero, ten, one) logits = Slice (few, zero, one, zero)", "billion operations",
-    initial=f"{TEN}, int64[2] column = {{-1, 1}}")
-graph("the largest of all, for each", "big = Resize <mode = \"nearest\"> (image, , , wide) n0 = MaxPool <kernel_shape = [2047, 2047], "
+    "whole = Cast <to = 1> (sum) logits = Add (few, whole)",
+    "is not known before it runs",
+    initial=f"{TEN}, float big = {{1e12}}, int64 start = {{0}}, int64 step = {{1}}",
+)
+graph(
+    "products for years",
+    "flat = Flatten (image) line = Reshape (flat, column) row = Transpose (line) "
+    "n0 = MatMul (line, row)"
+    + "".join(f" n{i + 1} = MatMul (n{i}, n{i})" for i in range(2000))
+    + " few = Slice (n2000, zero, ten, one) logits = Slice (few, zero, one, zero)",
+    "billion operations",
+    initial=f"{TEN}, int64[2] column = {{-1, 1}}",
+)
+graph(
+    "the largest of all, for each",
+    'big = Resize <mode = "nearest"> (image, , , wide) n0 = MaxPool <kernel_shape = [2047, 2047], '
     "pads = [1023, 1023, 1023, 1023]> (big) flat = Flatten (n0) logits = Slice (flat, zero, ten, one)",
-    "billion operations", initial=f"{TEN}, int64[4] wide = {{1, 3, 2048, 2048}}")
+    "billion operations",
+    initial=f"{TEN}, int64[4] wide = {{1, 3, 2048, 2048}}",
+)
 
 
 @case("ONNX: a pickle, with code", "not an ONNX file, or a damaged one")
@@ -397,7 +460,9 @@ def run(words: list[str], folder: Path, home: Path) -> Ended:
 def snapshot(folder: Path) -> dict[str, str]:
     """What lies below a folder, with hashes."""
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.stat().st_size < 1e9 else ""
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.stat().st_size < 1e9
+        else ""
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     } | {str(path.relative_to(folder)): "" for path in sorted(folder.rglob("*")) if not path.is_file()}

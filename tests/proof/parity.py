@@ -58,7 +58,9 @@ class Proof:
         self.data, self.weights, self.folder = str(photos), weights, folder
         model, self.info = load(weights)
         with torch.inference_mode():
-            self.torch = np.concatenate([model(torch.from_numpy(self.image(path))[None]).numpy() for path in self.paths])
+            self.torch = np.concatenate(
+                [model(torch.from_numpy(self.image(path))[None]).numpy() for path in self.paths]
+            )
 
     def image(self, path: Path) -> NDArray[np.float32]:
         return self.info.preprocess(decode(path))

@@ -86,7 +86,8 @@ def export(
     if preprocessing and to != "onnx":
         raise ConfigError("--with-preprocessing makes steps of an ONNX graph: leave it out, or use --to onnx")
     model, info = load(source)
-    info = describe(info, source, licence, "float16" if half else "float32", preprocessing if to == "onnx" else None)
+    told = describe(model, info, source, licence, "float16" if half else "float32")
+    info = of_onnx(told, preprocessing) if to == "onnx" else told
     pictures = open_validation(source, data)
     partial = path.with_name(f".partial.{to}")
     try:
@@ -111,22 +112,28 @@ def place_for(source: Path, out: str | Path | None, to: str) -> Path:
     return path
 
 
-def describe(
-    info: WeightsInfo, source: Path, licence: str, numbers: str, preprocessing: bool | None, **more: Any
-) -> WeightsInfo:
-    """What the file made of weights says of itself: what they say, which they are, and what it takes.
+def describe(model: nn.Module, info: WeightsInfo, source: Path, licence: str, numbers: str) -> WeightsInfo:
+    """What a file made of weights says of itself: what they say, and which they are.
 
-    numbers: how they are stored.  preprocessing: None of what is no ONNX file.
+    numbers: how they are stored.
     """
-    facts = {**info.facts, "weights_sha256": hashlib.sha256(source.read_bytes()).hexdigest(), "numbers": numbers, **more}
-    if licence:
-        facts["licence"] = licence
-    if preprocessing is not None:
-        size = info.preprocess.size
-        images = f"images: float32 (N, 3, {size}, {size}), RGB, resized, cropped and normalised"
-        picture = "picture: uint8 (height, width, 3), RGB, of any size, one at a time"
-        facts |= {"opset": OPSET, "input": picture if preprocessing else images}
-    return dataclasses.replace(info, facts=facts)
+    facts = {
+        **info.facts,
+        "heads": 1 + getattr(model, "decision_heads", 0),
+        "weights_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "numbers": numbers,
+    }
+    return dataclasses.replace(info, facts=facts | {"licence": licence} if licence else facts)
+
+
+def of_onnx(info: WeightsInfo, preprocessing: bool) -> WeightsInfo:
+    """What an ONNX file says of itself beside: what it takes."""
+    size = info.preprocess.size
+    images = f"images: float32 (N, 3, {size}, {size}), RGB, resized, cropped and normalised"
+    picture = "picture: uint8 (height, width, 3), RGB, of any size, one at a time"
+    return dataclasses.replace(
+        info, facts={**info.facts, "opset": OPSET, "input": picture if preprocessing else images}
+    )
 
 
 def answer_of(model: nn.Module, info: WeightsInfo) -> Answer:
@@ -151,7 +158,12 @@ def probabilities_apart(ours: Logits, theirs: Logits) -> float:
 
 
 def compare(
-    ours: Answer, theirs: Answer, pictures: Pictures, info: WeightsInfo, apart: Callable[[Logits, Logits], float], most: float
+    ours: Answer,
+    theirs: Answer,
+    pictures: Pictures,
+    info: WeightsInfo,
+    apart: Callable[[Logits, Logits], float],
+    most: float,
 ) -> tuple[int, float]:
     """On how many pictures two networks were asked, and how far apart they were at most.
 
@@ -171,7 +183,8 @@ def compare(
             said, right = (info.classes[one[0].argmax()] for one in (logits, expected))
             if not difference <= most or said != right:
                 raise WeightsError(
-                    f"{pictures.ids[i]}: the file says {said}, torch {right}, apart by {difference:.2%}: nothing was exported"
+                    f"{pictures.ids[i]}: the file says {said}, torch {right}, apart by {difference:.2%}: "
+                    "nothing was exported"
                 )
             worst = max(worst, difference)
             compared += 1
@@ -199,7 +212,7 @@ def _written(model: nn.Module, info: WeightsInfo, path: Path, half: bool, prepro
 
 
 def finish_onnx(path: Path, info: WeightsInfo, half: bool, preprocessing: bool) -> OnnxNetwork:
-    """The ONNX file with what it says of itself, its floats in 16 bits if half, its steps before; opened as by a user."""
+    """The ONNX file with what it says of itself, in 16 bits if half, the picture's steps before; opened as by a user."""
     model = onnx.load(path)
     onnx.helper.set_model_props(model, info.to_metadata())
     if half:
@@ -220,12 +233,18 @@ def _halved(tensor: Tensor) -> Tensor:
 
 
 def halve(model: onnx.ModelProto) -> None:
-    """Stores a network's larger tensors in 16 bits, each with a cast to 32, which is done once, at loading."""
+    """Stores a network's larger tensors in 16 bits, each with a cast to 32, which is done once, at loading.
+
+    Not the scales of tensors in 8 bits.
+    """
     graph = model.graph
+    scales = {
+        name for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear") for name in node.input
+    }
     casts = []
     for tensor in graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
-        if tensor.data_type != onnx.TensorProto.FLOAT or values.size < LEAST_HALVED:
+        if tensor.data_type != onnx.TensorProto.FLOAT or values.size < LEAST_HALVED or tensor.name in scales:
             continue
         name = tensor.name
         tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))
@@ -284,7 +303,15 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
 def _drop_traces(model: onnx.ModelProto) -> None:
     """Takes away what the exporter tells of itself: with it, where on this machine which line of code lies."""
     graph = model.graph
-    parts: Sequence[Any] = (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer)
+    parts: Sequence[Any] = (
+        model,
+        graph,
+        *graph.node,
+        *graph.value_info,
+        *graph.input,
+        *graph.output,
+        *graph.initializer,
+    )
     for part in parts:
         part.ClearField("metadata_props")
         part.ClearField("doc_string")

@@ -157,7 +157,7 @@ def _write(
     elif onnx:
         from atnet.deploy.export import export
 
-        export(source, folder / ONNX, data=data)
+        export(source, folder / ONNX, licence=licence, data=data)
     if web:
         from atnet.deploy.web import write_web
 

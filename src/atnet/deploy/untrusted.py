@@ -22,8 +22,8 @@ MAX_MEGABYTES = 400
 """Of what a run holds beside the weights, a picture of the batch."""
 
 MAX_OPERATIONS = 300e9
-"""Multiply-adds of a run, a picture of the batch: as many as L's at 1,280 px. A number that is only moved or mapped counts
-as COSTLY of them."""
+"""Multiply-adds of a run, a picture of the batch: as many as L's at 1,280 px. A number that is only moved or mapped
+counts as COSTLY of them."""
 
 COSTLY = 100
 SMALL = 1024
@@ -33,18 +33,17 @@ _PLAIN = {
     AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING, AttributeProto.TENSOR, AttributeProto.FLOATS,
     AttributeProto.INTS, AttributeProto.STRINGS,
 }  # fmt: skip
-_OPERATIONS = frozenset(
-    """
-    Abs Add And ArgMax ArgMin AveragePool BatchNormalization Cast CastLike Ceil Clip Concat Constant ConstantOfShape Conv
-    Cos CumSum DepthToSpace DequantizeLinear Div Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu
-    Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GroupNormalization HardSigmoid HardSwish Identity
-    InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax MatMul Max MaxPool Mean Min Mish Mod
-    Mul Neg Not Or PRelu Pad Pow QuantizeLinear Range Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin
-    ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize Round ScatterElements ScatterND Selu Shape Sigmoid Sign Sin
-    Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Trilu Unsqueeze
-    Where Xor
-    """.split()
-)
+_KNOWN = """
+    Abs Add And ArgMax ArgMin AveragePool BatchNormalization Cast CastLike Ceil Clip Concat Constant
+    ConstantOfShape Conv Cos CumSum DepthToSpace DequantizeLinear Div Elu Equal Erf Exp Expand Flatten Floor
+    Gather GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual
+    GroupNormalization HardSigmoid HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu Less
+    LessOrEqual Log LogSoftmax MatMul Max MaxPool Mean Min Mish Mod Mul Neg Not Or PRelu Pad Pow QuantizeLinear
+    Range Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu
+    Reshape Resize Round ScatterElements ScatterND Selu Shape Sigmoid Sign Sin Size Slice Softmax Softplus
+    Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Trilu Unsqueeze Where Xor
+"""
+_OPERATIONS = frozenset(_KNOWN.split())
 
 
 def read_graph(content: bytes, path: Path) -> onnx.ModelProto:
@@ -60,7 +59,7 @@ def read_graph(content: bytes, path: Path) -> onnx.ModelProto:
 
 
 def require_modest(model: onnx.ModelProto, info: WeightsInfo, path: Path, batch: int = 1) -> None:
-    """Raises WeightsError unless the network is one of the input and the classes that info tells, and within the limits.
+    """Raises WeightsError unless the network has the input and the classes that info tells, and is within the limits.
 
     The model's larger tensors are taken from it: their numbers do not matter here.
     """
@@ -127,7 +126,11 @@ def _strange(model: onnx.ModelProto) -> str:
         return "tensors that lie in other files"
     if any(tensor.data_type == TensorProto.STRING or min(tensor.dims, default=1) < 0 for tensor in tensors):
         return "tensors of text, or of no size"
-    names = [graph.input[0].name, *(one.name for one in graph.initializer), *(n for one in graph.node for n in one.output if n)]
+    names = [
+        graph.input[0].name,
+        *(one.name for one in graph.initializer),
+        *(n for one in graph.node for n in one.output if n),
+    ]
     return "a name twice" if len(set(names)) != len(names) else ""
 
 
@@ -158,7 +161,7 @@ def _sizes(graph: onnx.GraphProto) -> tuple[dict[str, list[int]], dict[str, int]
 
 
 def _most_held(graph: onnx.GraphProto, constants: set[str], sizes: dict[str, int]) -> int:
-    """Bytes held at once, at most, one operation after the other; what does not depend on the input is held throughout."""
+    """Bytes held at once, at most, one operation after the other; what the input does not change is held throughout."""
     last = {name: i for i, node in enumerate(graph.node) for name in node.input}
     held = most = 0
     for i, node in enumerate(graph.node):

@@ -22,6 +22,7 @@ from atnet.measure.metrics import Calibration, Scores
 from atnet.progress import counted
 
 if TYPE_CHECKING:
+    from atnet.deploy.quantize import Trial
     from atnet.measure.bench import Timing
     from atnet.measure.blocks import Block
     from atnet.measure.study import Bar
@@ -220,6 +221,35 @@ def draw_study(bars: "Sequence[Bar]", path: Path, unit: str) -> None:
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel(unit)
+    figure.savefig(path, dpi=100)
+
+
+def draw_quantized(trials: "Sequence[Trial]", costs: dict[str, float], max_drop: float, path: Path) -> None:
+    """Top-1, size and time of each trial, and what each part costs in 8 bits, as a PNG.
+
+    max_drop: points of top-1 below the first trial that are allowed.
+    """
+    tallest = max(len(trials), len(costs))
+    figure = Figure(figsize=(13, 1.4 + 0.24 * tallest), layout="constrained")
+    top1, size, time, cost = figure.subplots(1, 4)
+    names = [trial.name for trial in trials]
+    top1.plot([trial.top1 for trial in trials], names, "o", color=BLUE)
+    top1.axvline(trials[0].top1 - max_drop, color=RED, linestyle="--")
+    top1.set_title(f"Top-1, %; dashed: {max_drop:g} points less")
+    panels = (
+        (size, "Megabytes", names, [trial.megabytes for trial in trials]),
+        (time, "Milliseconds a picture", names, [trial.milliseconds for trial in trials]),
+        (cost, "Error of the logits, one part in 8 bits, %", list(costs), [100 * one for one in costs.values()]),
+    )
+    for axes, title, lines, values in panels:
+        axes.bar_label(axes.barh(lines, values, color=BLUE), fmt="%.3g", padding=3, fontsize="small")
+        axes.set_title(title)
+        axes.margins(x=0.15)
+    for axes in (top1, size, time, cost):
+        axes.title.set_fontsize("medium")
+        axes.invert_yaxis()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(axis="y", labelsize="small", labelleft=axes not in (size, time))
     figure.savefig(path, dpi=100)
 
 
