@@ -69,14 +69,14 @@ def embed(
         for one in found.neighbours:
             table.add_row(f"{one.similarity:.3f}", Text(printable(one.name)), Text(printable(one.picture)))
         console.print(table, soft_wrap=True)
+    if out:
+        found.write(out)
+        console.print(f"Written: {out} ({out.stat().st_size / 1e6:.1f} MB)", markup=False, soft_wrap=True)
     if map_:
         from atnet.show.embed import draw_map
 
         draw_map(found, map_)
         console.print(f"Written: {map_}", markup=False, soft_wrap=True)
-    if out:
-        found.write(out)
-        console.print(f"Written: {out} ({out.stat().st_size / 1e6:.1f} MB)", markup=False, soft_wrap=True)
     console.print("Next: atnet embed FOLDER --like PICTURE, or --map FILE.png", soft_wrap=True)
     if found.bad:
         shown = "\n  ".join(printable(reason) for _, reason in found.bad[:10])

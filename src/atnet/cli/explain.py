@@ -44,8 +44,9 @@ def explain(
     if not pictures:
         raise ConfigError("no picture given: atnet explain PICTURE... --weights RUN")
     failures: list[DataError] = []
-    options = {"out": out, "size": size, "whole": whole, "target": target, "device": device}
-    done = run(list(pictures), weights, failed=failures.append, **options)
+    done = run(
+        list(pictures), weights, out=out, size=size, whole=whole, target=target, device=device, failed=failures.append
+    )
     console = Console(highlight=False)
     for one in done:
         _, name, share = one.top[0]

@@ -141,14 +141,15 @@ def on_plane(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     from sklearn.manifold import TSNE
 
     directions = _directions(vectors)
-    if len(vectors) < 4:
-        centred = directions - directions.mean(0)
-        _, _, axes = np.linalg.svd(centred, full_matrices=False)
-        places = np.zeros((len(vectors), 2), np.float32)
-        places[:, : len(axes)] = centred @ axes[:2].T
+    centred = directions - directions.mean(0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    places = np.zeros((len(vectors), 2), np.float32)
+    places[:, : len(axes)] = centred @ axes[:2].T
+    spread = places[:, 0].std()
+    if len(vectors) < 4 or spread < 1e-6:  # too few, or all alike
         return places
     perplexity = min(PERPLEXITY, (len(vectors) - 1) / 3)
-    tsne = TSNE(perplexity=perplexity, init="pca", random_state=SEED)
+    tsne = TSNE(perplexity=perplexity, init=1e-4 / spread * places, random_state=SEED)
     return np.asarray(tsne.fit_transform(directions), np.float32)
 
 
@@ -161,9 +162,10 @@ def _vectors(model: nn.Module, images: Tensor) -> NDArray[np.float32]:
 
 
 def _directions(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The vectors at length 1; one without a length stays."""
+    """The vectors at length 1; one of length 0 stays 0."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)
+    directions: NDArray[np.float32] = vectors / np.maximum(lengths, np.float32(1e-12))
+    return directions
 
 
 def _nearest(among: Embedding, asked: NDArray[np.float32], top: int) -> tuple[Neighbour, ...]:

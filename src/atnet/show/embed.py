@@ -9,7 +9,6 @@ from matplotlib.font_manager import findfont
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from atnet.data.classes import display_names
 from atnet.errors import ConfigError, DataError
 from atnet.files import write_whole
 from atnet.measure.embed import Embedding, on_plane
@@ -32,7 +31,8 @@ def draw_map(embedding: Embedding, path: Path) -> None:
     pictures = [(part, i) for part in embedding.parts.values() for i in range(len(part))]
     some = np.linspace(0, len(pictures) - 1, min(MOST, len(pictures))).round().astype(int).tolist()
     pictures = [pictures[k] for k in some]
-    names = [display_names(part.classes)[part.labels[i]] for part, i in pictures]
+    every = [name for *_, name in embedding.rows()]
+    names = [every[k] for k in some]
     colours = _colours(names)
     cells = int(np.clip(np.sqrt(len(some)), 3, MOST_CELLS))
     places = _spread(on_plane(embedding.vectors[some])) * cells
@@ -61,7 +61,8 @@ def draw_map(embedding: Embedding, path: Path) -> None:
 
 def _spread(plane: NDArray[np.float32]) -> NDArray[np.float32]:
     """The places from 0 on, those of the longer side up to 1."""
-    return (plane - plane.min(0)) / (np.ptp(plane, axis=0).max() or 1)
+    spread: NDArray[np.float32] = (plane - plane.min(0)) / (np.ptp(plane, axis=0).max() or 1)
+    return spread
 
 
 def _in_cells(places: NDArray[np.float32]) -> dict[tuple[int, int], int]:
@@ -74,15 +75,15 @@ def _in_cells(places: NDArray[np.float32]) -> dict[tuple[int, int], int]:
     return found
 
 
-def _colours(names: list[str]) -> dict[str, tuple[int, int, int]]:
+def _colours(names: list[str]) -> dict[str, tuple[int, ...]]:
     """A colour for each class; after twenty classes they come again."""
-    palette = [tuple(round(255 * value) for value in colour) for colour in colormaps["tab20"].colors]
+    palette = [tuple(map(int, colour)) for colour in colormaps["tab20"](range(20), bytes=True)[:, :3]]
     strong_first = palette[::2] + palette[1::2]
     return {name: strong_first[i % len(palette)] for i, name in enumerate(sorted(set(names)))}
 
 
 def _write_names(
-    sheet: Image.Image, names: list[str], places: NDArray[np.float32], colours: dict[str, tuple[int, int, int]]
+    sheet: Image.Image, names: list[str], places: NDArray[np.float32], colours: dict[str, tuple[int, ...]]
 ) -> None:
     """Each class's name on its colour, at the median of its places."""
     pen, font = ImageDraw.Draw(sheet), ImageFont.truetype(findfont("DejaVu Sans:bold"), LETTERS)

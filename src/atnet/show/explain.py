@@ -156,7 +156,7 @@ def maps_of(model: nn.Module, image: Tensor, label: int | None = None) -> Maps:
     with torch.enable_grad():
         tokens = model.with_prefix(grid.requires_grad_())
         for layer in model.trans_mix:
-            query, key, _ = layer.attention.project(layer.norm1(tokens))
+            query, key, _ = layer.attention.project(layer.norm1(tokens))  # type: ignore[operator,union-attr]
             asked.append((query[0].detach(), key[0].detach()))
             tokens = layer(tokens)
         logits = model.forward_head(model.norm(tokens))
@@ -166,9 +166,9 @@ def maps_of(model: nn.Module, image: Tensor, label: int | None = None) -> Maps:
         logits=_array(logits[0]),
         stride=float(model.feature_info[-1]["reduction"]),
         gradient=_array(_grad_cam(grid, logits, label)),
-        attention=_array(shares[..., prefix:].unflatten(-1, sides)),
+        attention=_array(shares[..., prefix:].reshape(*shares.shape[:3], *sides)),
         among=_array(shares[..., :prefix]),
-        rollout=_array(_rollout(asked, prefix)[:, prefix:].unflatten(-1, sides)),
+        rollout=_array(_rollout(asked, prefix)[:, prefix:].reshape(prefix, *sides)),
     )
 
 
@@ -177,7 +177,8 @@ def attention_weights(query: Tensor, key: Tensor) -> Tensor:
 
     query: (heads, queries, width).  key: (heads, keys, width).
     """
-    return (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1)
+    weights: Tensor = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1)
+    return weights
 
 
 def draw_explanation(found: Explanation, path: Path) -> None:
@@ -253,7 +254,8 @@ def _rollout(asked: list[tuple[Tensor, Tensor]], prefix: int) -> Tensor:
         asking = query.shape[1]
         before = shares.clone()
         before[:, :asking] /= 2
-        for some in torch.arange(asking, device=key.device).split(QUERIES):
+        for first in range(0, asking, QUERIES):
+            some = slice(first, min(first + QUERIES, asking))
             before += shares[:, some] / 2 @ attention_weights(query[:, some], key).mean(0)
         shares = before
     return shares
@@ -305,7 +307,7 @@ def _lit(pixels: NDArray[np.uint8], values: NDArray[np.float32], stride: float) 
     strength = np.clip(smooth / max(float(values.max()), 1e-12), 0, 1)[..., None]
     grey = 0.8 * pixels.mean(-1, keepdims=True) / 255
     heat = colormaps["inferno"](0.4 + 0.6 * strength[..., 0])[..., :3]
-    lit: NDArray[np.float32] = grey + 0.75 * strength * (heat - grey)
+    lit: NDArray[np.float32] = grey + 0.85 * strength**1.5 * (heat - grey)
     return lit
 
 
