@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [
-    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/data.md", "docs/serve.md", "docs/web.md")
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/data.md", "docs/explain.md", "docs/serve.md", "docs/web.md")
 ]
 BLOCKS = [block for page in PAGES for block in re.findall(r"^```(\w+)\n(.*?)^```", page, re.M | re.S)]
 

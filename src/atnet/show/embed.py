@@ -1,6 +1,7 @@
 """A data set as a map: its pictures on a plane, like ones near each other."""
 
 import io
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from atnet.errors import ConfigError, DataError
 from atnet.files import write_whole
 from atnet.measure.embed import Embedding, on_plane
-from atnet.progress import progress_bar
+from atnet.progress import counted, progress_bar
 from atnet.show.pictures import NAMED, drawable
+
+log = logging.getLogger("atnet")
 
 MOST = 4000
 """Most pictures that are laid out, spread over all: the layout's time grows with their number."""
@@ -35,6 +38,7 @@ def draw_map(embedding: Embedding, path: Path) -> None:
     names = [every[k] for k in some]
     colours = _colours(names)
     cells = int(np.clip(np.sqrt(len(some)), 3, MOST_CELLS))
+    log.info("lays %s out on a plane", counted(len(some), "picture"))
     places = _spread(on_plane(embedding.vectors[some])) * cells
     width, height = (2 * MARGIN + CELL * np.ceil(places.max(0) + 1e-6).clip(1)).astype(int).tolist()
     sheet = Image.new("RGB", (width, height), "white")

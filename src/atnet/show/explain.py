@@ -201,7 +201,8 @@ def draw_explanation(found: Explanation, path: Path) -> None:
     for row, (what, shown) in enumerate(rows, 1):
         for k in range(tokens):
             axes = figure.add_subplot(grid[row, k])
-            _tile(axes, _lit(pixels, shown[k], maps.stride), f"register {k}" if k else "class token")
+            name = f"register {k}" if k else "class token"
+            _tile(axes, _lit(pixels, shown[k], maps.stride), name if row == 1 else "")
             axes.set_xlabel(f"{shown[k].sum():.0%} from the picture", fontsize="small")
             if k == 0:
                 axes.set_ylabel(what)
