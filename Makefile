@@ -15,6 +15,7 @@
 #   make proof-heads           what several decision heads gain: PLAIN="RUN..." STARRED="RUN..." (a minute a run)
 #   make proof-serve           the server under load, overload, attack and signals (10 minutes)
 #   make proof-publish         the built wheel in a new environment: published weights by timm, transformers and atnet (10 minutes)
+#   make reference            docs/commands.md, and build/reference/ from the docstrings
 #   make ci                    lint, types, tests, timm's own tests, the README's commands
 # PYTHON=python3.12 takes another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # takes torch's CPU build instead of the 5 GB of CUDA that a plain installation brings on Linux.
@@ -27,7 +28,7 @@ PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo bench table weights test ci lint types peer-tests proof-augment proof-data proof-data-speed proof-faults \
-	proof-heads proof-products proof-publish proof-serve proof-training-speed proof-transfer readme setup dev web-picture clean
+	proof-heads proof-products proof-publish proof-serve proof-training-speed proof-transfer readme reference setup dev web-picture clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py src/atnet/deploy/runtime.py
@@ -141,6 +142,12 @@ proof-training-speed: dev
 
 proof-transfer: dev
 	$(BIN)/python tests/proof/transfer.py $(ATNET_IMAGENETTE) runs/transfer
+
+reference: dev
+	$(BIN)/cyclopts generate-docs src/atnet/cli/__init__.py:app --output docs/commands.md
+	$(BIN)/pdoc --output-directory build/reference atnet atnet.config atnet.prediction atnet.timm \
+		$(addprefix atnet.,model data training measure show deploy)
+	@echo "Written: docs/commands.md (the commands), build/reference/index.html (the Python functions)"
 
 readme: dev
 	$(BIN)/python -m pytest tests/readme
