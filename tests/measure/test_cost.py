@@ -15,7 +15,7 @@ def test_multiply_adds_count_attention_and_agree_with_published_ones():
 
 def test_the_parts_make_the_whole():
     parts, whole = parts_of("xs", 160), cost_of("xs", 160)
-    assert list(parts) == ["stem", "conv_mix", "squeeze", "late_mix", "trans_mix", "norm", "head", "adapters"]
+    assert list(parts) == ["stem", "conv_mix", "squeeze", "late_mix", "trans_mix", "norm", "head", "head_drop", "adapters"]
     tokens = 5 * 288
     assert sum(parameters for parameters, _ in parts.values()) + tokens == whole.parameters
     assert sum(macs for _, macs in parts.values()) == whole.macs
