@@ -13,8 +13,11 @@
 #   make proof-augment         our augmentation beside torchvision's: accuracy on three seeds (15 minutes)
 #   make proof-training-speed  our training beside one of timm's parts, on the same network and photos (12 minutes)
 #   make proof-products        the matrix products of S's training step beside the same ones alone (2 minutes)
+#   make proof-heads           what several decision heads gain: PLAIN="RUN..." STARRED="RUN..." (a minute a run)
 #   make proof-serve           the server under load, overload, attack and signals (10 minutes)
 #   make proof-explain         that the maps of `atnet explain` mark what an answer hangs on (10 minutes)
+#   make proof-publish         the built wheel in a new environment: published weights by timm, transformers and atnet (10 minutes)
+#   make reference            docs/commands.md, and build/reference/ from the docstrings
 #   make ci                    lint, types, tests, timm's own tests, the README's commands
 # PYTHON=python3.12 takes another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # takes torch's CPU build instead of the 5 GB of CUDA that a plain installation brings on Linux.
@@ -27,8 +30,8 @@ PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo bench table weights test ci lint types peer-tests proof-augment proof-data proof-data-speed proof-explain \
-	proof-faults proof-products proof-serve proof-training-speed proof-transfer readme setup dev web-picture \
-	explain-picture clean
+	proof-faults proof-heads proof-products proof-publish proof-serve proof-training-speed proof-transfer readme reference \
+	setup dev web-picture explain-picture clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py src/atnet/deploy/runtime.py
@@ -133,8 +136,14 @@ proof-data: dev
 proof-data-speed: dev
 	$(BIN)/python tests/peer/load_beside_timm.py $(ATNET_IMAGENETTE)
 
+proof-heads: dev
+	$(BIN)/python tests/proof/heads.py $(ATNET_IMAGENETTE)/val --plain $(PLAIN) --starred $(STARRED)
+
 proof-products: dev
 	$(BIN)/python tests/proof/products.py
+
+proof-publish: dev
+	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python tests/proof/publish.py $(ATNET_IMAGENETTE)
 
 proof-serve: dev
 	$(BIN)/python tests/proof/serve.py $(ATNET_IMAGENETTE)
@@ -144,6 +153,12 @@ proof-training-speed: dev
 
 proof-transfer: dev
 	$(BIN)/python tests/proof/transfer.py $(ATNET_IMAGENETTE) runs/transfer
+
+reference: dev
+	$(BIN)/cyclopts generate-docs src/atnet/cli/__init__.py:app --output docs/commands.md
+	$(BIN)/pdoc --output-directory build/reference atnet atnet.config atnet.prediction atnet.timm \
+		$(addprefix atnet.,model data training measure show deploy)
+	@echo "Written: docs/commands.md (the commands), build/reference/index.html (the Python functions)"
 
 readme: dev
 	$(BIN)/python -m pytest tests/readme

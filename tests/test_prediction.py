@@ -10,8 +10,10 @@ import torch
 
 import atnet
 from atnet.cli import main
+from atnet.deploy.export import export
 from atnet.deploy.onnx import OnnxNetwork
 from atnet.errors import ConfigError, DataError
+from atnet.measure.trust import least_confidence
 from atnet.model.info import SHIPPED, WEIGHTS, find_weights
 from atnet.model.load import read_info
 from atnet.prediction import weights_to_ask
@@ -117,3 +119,36 @@ def test_the_newest_run_is_asked_before_the_network_that_comes_with_the_package(
     assert weights_to_ask(None, "cuda") == WEIGHTS / f"{SHIPPED}.safetensors"
     run = atnet.train(**quick)
     assert weights_to_ask(None).resolve() == (run.folder / "ema.safetensors").resolve()
+
+
+def test_several_heads_answer_and_abstain_alike_in_torch_and_onnx(quick, digits, tmp_path, capsys):
+    options = quick | {"model": "xxxs_star", "epochs": 3, "optim": {"lr": 3e-3}}
+    run = atnet.train(**options, out=tmp_path / "run").folder
+    exported = export(run).path
+    pictures = sorted((digits / "val").rglob("*.png"))[:12]
+    here, there = (atnet.predict(pictures, weights, abstain=0.5) for weights in (run, exported))
+    least, share = least_confidence(atnet.load(run)[1].facts, 0.5)
+    assert 0 < share <= 1
+    for one, other in zip(here, there, strict=True):
+        assert len(one.heads) == 5
+        assert [head[0] for head in one.heads] == [head[0] for head in other.heads]
+        assert [p for _, _, p in one.heads] == pytest.approx([p for _, _, p in other.heads], abs=1e-5)
+        assert one.top[0][2] == pytest.approx(other.top[0][2], abs=1e-5)
+        assert one.ask_a_person == (one.top[0][2] < least)
+    main(["predict", str(pictures[0]), "--weights", str(exported), "--abstain", "0.5", "--json"])
+    [said] = json.loads(capsys.readouterr().out)
+    assert len(said["heads"]) == 5
+    assert said["ask_a_person"] == here[0].ask_a_person
+    main(["predict", str(pictures[0]), "--weights", str(exported)])
+    assert "of 5 heads agree" in capsys.readouterr().out
+    main(["eval", "--weights", str(run)])
+    told = capsys.readouterr().out
+    assert all(name in told for name in ("class token", "register 4", "together", "answer differently"))
+
+
+def test_weights_that_can_promise_nothing_say_so(quick, digits, tmp_path):
+    run = atnet.train(**quick, out=tmp_path / "run").folder
+    picture = next((digits / "val").rglob("*.png"))
+    with pytest.raises(ConfigError, match=r"--abstain 0.999 was not reached"):
+        atnet.predict(picture, run, abstain=0.999)
+    assert not atnet.predict(picture, run)[0].ask_a_person

@@ -20,7 +20,7 @@ from atnet.errors import ConfigError
 from atnet.files import did_you_mean
 
 MAX_YAML_BYTES = 1_000_000
-SECTIONS = ("data", "augment", "optim", "schedule", "distill")
+SECTIONS = ("data", "augment", "optim", "schedule", "distill", "heads")
 
 
 def _check(holds: bool, message: str) -> None:
@@ -233,6 +233,19 @@ class DistillConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadsConfig:
+    """What keeps several decision heads different; nothing of it touches a network of one head."""
+
+    view_drop: float = 0.0
+    """Share of the patch tokens that each head's token does not see in a step, each its own."""
+    penalty: float = 0.0
+    """Weight, in the loss, of the mean cosine between the errors of two heads."""
+
+    def __post_init__(self) -> None:
+        _check_range(view_drop=(self.view_drop, 0, 0.95), penalty=(self.penalty, 0, 10))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A run."""
 
@@ -278,6 +291,9 @@ class Config:
     )
     distill: Annotated[DistillConfig, Parameter(group=Group("Distillation", sort_key=5))] = field(
         default_factory=DistillConfig
+    )
+    heads: Annotated[HeadsConfig, Parameter(group=Group("Decision heads", sort_key=6))] = field(
+        default_factory=HeadsConfig
     )
 
     def __post_init__(self) -> None:

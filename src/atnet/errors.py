@@ -19,6 +19,10 @@ class WeightsError(AtnetError):
     """A weights file that cannot be used."""
 
 
+class HubError(AtnetError):
+    """What the Hugging Face hub does not give or take."""
+
+
 class TrainingError(AtnetError):
     """A training that cannot go on."""
 

@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from atnet.data.decode import SUFFIXES, decode
 from atnet.errors import DataError
 from atnet.files import resolve_run
+from atnet.measure.trust import least_confidence
 from atnet.model.info import SHIPPED, WEIGHTS, WeightsInfo, find_weights
 from atnet.progress import progress_bar
 
-Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Ask = Callable[[Image.Image], NDArray[np.float32]]
+"""From an RGB picture to the logits of each decision head (heads, classes)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +26,21 @@ class Prediction:
     """The likeliest classes of a picture, likeliest first.
 
     top: (class, name, probability 0 to 1).  milliseconds: decoding, preprocessing and the network.
+    heads: of several decision heads, the class, name and probability that each gives by itself, the class token's
+    first.
+    needs: the probability that the likeliest class needs for the accuracy asked for, 0 if none was.
     """
 
     picture: str
     top: tuple[tuple[str, str, float], ...]
     milliseconds: float
+    heads: tuple[tuple[str, str, float], ...] = ()
+    needs: float = 0.0
+
+    @property
+    def ask_a_person(self) -> bool:
+        """Whether the answer is not sure enough for the accuracy asked for."""
+        return self.top[0][2] < self.needs
 
     @property
     def name(self) -> str:
@@ -41,46 +54,54 @@ def predict(
     *,
     top: int = 5,
     device: str = "auto",
+    abstain: float | None = None,
     failed: Callable[[DataError], None] | None = None,
 ) -> list[Prediction]:
     """What each picture shows.
 
     pictures: files; of a folder the pictures directly in it.
+    abstain: the accuracy to hold, 0.5 to 0.999: answers that are not sure enough for it say `ask_a_person`.
     failed: takes the error of a picture that cannot be read, which is then left out; it is raised if None.
     weights: a run, a folder, a safetensors file, or an ONNX file of `atnet export`, which needs no torch; None: see
     `weights_to_ask`.
-    Raises DataError naming a picture that cannot be read, WeightsError on unusable weights.
+    Raises DataError naming a picture that cannot be read, WeightsError on unusable weights, ConfigError if these cannot
+    promise the accuracy.
     """
-    network, info = _open(weights_to_ask(weights, device), device)
+    ask, info = _open(weights_to_ask(weights, device), device)
+    needs = least_confidence(info.facts, abstain)[0] if abstain is not None else 0.0
     paths = picture_files(pictures)
     answers = []
-    network(np.zeros((1, 3, info.preprocess.size, info.preprocess.size), np.float32))  # the first run is slow
+    ask(Image.new("RGB", (info.preprocess.size, info.preprocess.size)))  # the first run is slow
     with progress_bar("Predicting", len(paths)) as advance:
         for path in paths:
             advance(1)
             began = time.perf_counter()
             try:
-                image = info.preprocess(decode(path))
+                logits = ask(decode(path))
             except DataError as error:
                 if failed is None:
                     raise
                 failed(error)
                 continue
-            [logits] = network(image[None])
             answers.append(
                 Prediction(
                     picture=str(path),
                     top=likeliest(logits, info, top),
                     milliseconds=1000 * (time.perf_counter() - began),
+                    heads=tuple(likeliest(one, info, 1)[0] for one in logits) if len(logits) > 1 else (),
+                    needs=needs,
                 )
             )
     return answers
 
 
 def likeliest(logits: NDArray[np.float32], info: WeightsInfo, top: int) -> tuple[tuple[str, str, float], ...]:
-    """The classes of the largest logits (classes,), likeliest first, as a `Prediction` has them."""
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
+    """The likeliest classes by logits (classes,), or by the mean probability of heads (heads, classes).
+
+    As a `Prediction` has them, likeliest first.
+    """
+    each = np.exp(logits - logits.max(-1, keepdims=True))
+    shares = (each / each.sum(-1, keepdims=True)).reshape(-1, logits.shape[-1]).mean(0)
     likely = np.argsort(-shares, kind="stable")[:top].tolist()
     return tuple((info.classes[i], info.class_names[i], float(shares[i])) for i in likely)
 
@@ -115,26 +136,28 @@ def picture_files(pictures: str | Path | Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def _open(path: Path, device: str) -> tuple[Network, WeightsInfo]:
-    """A function from normalised images (N, 3, size, size) to logits (N, classes), and what the file says of itself."""
+def _open(path: Path, device: str) -> tuple[Ask, WeightsInfo]:
+    """What asks the network, and what the file says of itself."""
     if path.suffix == ".onnx":
         from atnet.deploy.onnx import OnnxNetwork, require_cpu
 
         require_cpu(device)
         network = OnnxNetwork(path)
-        return network, network.info
+        return network.ask, network.info
 
     import torch
 
     from atnet.device import pick_device
+    from atnet.model.heads import answer
     from atnet.model.load import load
 
     chosen = pick_device(device)
     model, info = load(path, str(chosen))
 
-    def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def ask(picture: Image.Image) -> NDArray[np.float32]:
         with torch.inference_mode():
-            logits: NDArray[np.float32] = model(torch.from_numpy(images).to(chosen)).float().cpu().numpy()
+            together, each = answer(model, torch.from_numpy(info.preprocess(picture))[None].to(chosen))
+        logits: NDArray[np.float32] = (together if each is None else each[0]).cpu().numpy()
         return logits
 
-    return run, info
+    return ask, info

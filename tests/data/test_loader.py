@@ -1,4 +1,5 @@
 import itertools
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 from atnet.config import make_config
-from atnet.data.loader import NO_LABEL, TrainSet, eval_loader, make_preprocess, train_loader
+from atnet.data.loader import LONGEST_WAIT, NO_LABEL, TrainSet, batches_of, eval_loader, make_preprocess, train_loader
 from atnet.data.order import BatchOrder, Draw, balanced_order, epoch_order
 from atnet.data.sources import open_parts
 
@@ -31,6 +32,27 @@ def same(one, other):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_do_not_depend_on_the_number_of_workers(digits, workers):
     assert same(batches(digits), batches(digits, workers=workers))
+
+
+def test_loader_processes_wait_for_the_end_of_a_step_and_not_for_ever(digits, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 10**6)
+    loader = train_loader(open_parts(str(digits), 0.2)[0], config(digits, workers=2), 0, 6)
+    free = loader.dataset.free
+    among = batches_of(loader)
+    seen = [next(among)]
+    assert not free.is_set()  # a step is taken now
+    seen += among  # it never ends, for the loader is asked again; each picture is read all the same
+    assert same(seen, batches(digits))
+    assert train_loader(open_parts(str(digits), 0.2)[0], config(digits), 0, 6).dataset.free is None
+
+
+def test_a_picture_waits_until_the_processor_is_free(digits):
+    free = threading.Event()
+    pictures = TrainSet(open_parts(str(digits), 0.2)[0], config(digits), free)
+    asked = []
+    free.wait = lambda seconds: asked.append(seconds)
+    assert torch.equal(pictures[Draw(0, 3, 0)][0], pictures.at(3, Draw(0, 3, 0))[0])
+    assert asked == [LONGEST_WAIT]
 
 
 def test_batches_do_not_depend_on_the_cache(digits):

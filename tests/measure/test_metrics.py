@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from atnet.data.loader import collate
 from atnet.measure.evaluate import score, score_together
-from atnet.measure.metrics import Scores, calibration, hits
+from atnet.measure.metrics import HeadScores, Scores, calibration, hits, together
 
 
 @pytest.fixture
@@ -83,3 +83,32 @@ def test_calibration_counts_by_hand():
 
 def test_a_confidence_on_a_bins_edge_belongs_to_the_lower_bin():
     assert calibration(np.ones(2, dtype=bool), np.array([0.5, 1.0]), bins=2).count.tolist() == [1, 1]
+
+
+def test_heads_are_scored_by_themselves_and_in_parts():
+    labels = np.array([0, 1, 2, 0])
+    heads = HeadScores(
+        loss=np.array([0.5, 1.0]),
+        predicted=np.array([[0, 0], [1, 2], [1, 1], [0, 0]]),
+        confidence=np.full((4, 2), 0.5, np.float32),
+    )
+    assert heads.disagreement == 25.0
+    # Errors of the first: 0 0 1 0, of the second: 0 1 1 0.
+    assert heads.error_correlation(labels) == pytest.approx(1 / 3**0.5)
+    assert np.isnan(heads.error_correlation(heads.predicted[:, 0]))
+
+
+def test_parts_of_heads_scores_make_the_whole():
+    def part(count, loss):
+        return Scores(
+            loss=0.0, top1=0.0, top5=0.0, classes=3, labels=np.zeros(count, np.int64),
+            predicted=np.zeros(count, np.int64), confidence=np.zeros(count, np.float32),
+            heads=HeadScores(
+                loss=np.array(loss), predicted=np.ones((count, 2), np.int64),
+                confidence=np.ones((count, 2), np.float32),
+            ),
+        )  # fmt: skip
+
+    whole = together([part(1, [1.0, 2.0]), part(3, [5.0, 2.0])])
+    assert whole.heads.loss.tolist() == [4.0, 2.0]
+    assert whole.heads.predicted.shape == (4, 2)

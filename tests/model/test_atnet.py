@@ -130,10 +130,14 @@ def test_the_last_layers_are_those_of_class_attention(count):
 
 
 def test_three_feature_levels_for_detection():
-    model = create_model("xxxs", features_only=True)
+    model = timm.create_model("atnet_xxxs", features_only=True)
     levels = model(torch.randn(1, 3, 160, 288))
     assert model.feature_info.reduction() == [4, 8, 16]
-    assert [tuple(level.shape[1:]) for level in levels] == [(48, 40, 72), (96, 20, 36), (192, 10, 18)]
+    assert [level.shape[1] for level in levels] == model.feature_info.channels() == [48, 96, 192]
+    assert [tuple(level.shape[2:]) for level in levels] == [(40, 72), (20, 36), (10, 18)]
+    sum(level.square().mean() for level in levels).backward()
+    without = {name.split(".")[1] for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    assert without <= {"cls_token", "reg_token", "trans_mix", "norm"}, "class attention changes no patch token"
 
 
 def test_prefix_tokens_come_with_the_last_level():

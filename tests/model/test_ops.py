@@ -5,10 +5,21 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from atnet import create_model
 from atnet.model import ops
-from atnet.model.ops import DepthwiseConv2d, NormRelu2d, attend, has_kernel, kernels, normalised, trains_faster_plain
+from atnet.model.ops import (
+    DepthwiseConv2d,
+    NormRelu2d,
+    _mixes,
+    attend,
+    has_kernel,
+    kernels,
+    mix,
+    normalised,
+    trains_faster_plain,
+)
 
 has_compiler = pytest.mark.skipif(kernels() is None, reason="no C compiler here")
 
@@ -222,6 +233,89 @@ def test_without_a_compiler_it_trains_on_and_says_why(change, said):
     lines = [line for line in done.stderr.splitlines() if "depthwise" in line]
     assert len(lines) == (1 if said else 0)
     assert all(said in line for line in lines)
+
+
+def halves(channels, kernel):
+    """Half a ConvMix block with uneven weights: a convolution and its norm."""
+    torch.manual_seed(1)
+    conv = DepthwiseConv2d(channels, kernel, bias=False) if kernel > 1 else nn.Conv2d(channels, channels, 1, bias=False)
+    norm = NormRelu2d(channels)
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    return conv, norm
+
+
+def mixed(conv, norm, grid, out_grad, half=mix):
+    """What half a block makes of a grid, the gradients, and the running statistics after it."""
+    grid = grid.clone(memory_format=torch.preserve_format).requires_grad_()
+    norm.reset_running_stats()
+    out = half(grid, conv, norm)
+    parameters = (grid, conv.weight, norm.weight, norm.bias)
+    found = (out, *torch.autograd.grad(out, parameters, out_grad), norm.running_mean, norm.running_var)
+    return [one.detach().double() for one in found]
+
+
+def plainly(grid, conv, norm):
+    return grid + F.relu(nn.BatchNorm2d.forward(norm, conv(grid)))
+
+
+@has_compiler
+@pytest.mark.parametrize("kernel", [1, 5])
+@pytest.mark.parametrize("sides", [(3, 24, 9, 8), (17, 8, 5, 3), (2, 136, 4, 4)])
+def test_half_a_block_in_one_operation_agrees_with_torch_in_double(images, sides, kernel):
+    conv, norm = halves(sides[1], kernel)
+    grid, out_grad = images(*sides) + 3, images(*sides)
+    assert _mixes(grid, conv, norm)
+    found = mixed(conv, norm, grid, out_grad)
+    expected = mixed(conv.double(), norm.double(), grid.double(), out_grad.double(), plainly)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+
+
+@has_compiler
+@pytest.mark.parametrize("kernel", [1, 5])
+def test_half_a_block_in_bf16_is_as_exact_as_torchs(images, kernel):
+    conv, norm = halves(24, kernel)
+    grid, out_grad = images(3, 24, 9, 8).bfloat16(), images(3, 24, 9, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mixed(conv, norm, grid, out_grad)
+        torchs = mixed(conv, norm, grid, out_grad, plainly)
+    expected = mixed(conv.double(), norm.double(), grid.double(), out_grad.double(), plainly)
+    for ours, theirs, exact in zip(found, torchs, expected, strict=True):
+        assert (ours - exact).norm() < 1.2 * (theirs - exact).norm() + 1e-6 * exact.norm()
+
+
+@has_compiler
+@pytest.mark.parametrize("kernel", [1, 5])
+def test_half_a_block_has_torchs_second_derivative(images, kernel):
+    conv, norm = halves(8, kernel)
+    grid = images(2, 8, 6, 6).requires_grad_()
+
+    def second(half):
+        [first] = torch.autograd.grad(half(grid, conv, norm).square().sum(), conv.weight, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), (conv.weight, grid))
+
+    for ours, theirs in zip(second(mix), second(plainly), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
+
+
+@has_compiler
+def test_half_a_block_that_is_looked_into_runs_its_parts(images):
+    conv, norm = halves(8, 5)
+    grid = images(2, 8, 6, 6)
+    before = mix(grid, conv, norm)
+    seen = []
+    conv.register_forward_hook(lambda _, given, out: seen.append(out.shape))
+    torch.testing.assert_close(mix(grid, conv, norm), before, rtol=1e-5, atol=1e-5)
+    assert seen == [grid.shape]
+
+
+@has_compiler
+def test_far_from_zero_the_variance_is_exact(images):
+    norm = NormRelu2d(16)
+    grid = images(4, 16, 12, 12) * 1e-2 + 100
+    norm(grid)
+    expected = grid.double().var((0, 2, 3))
+    torch.testing.assert_close((norm.running_var.double() - 0.9) / 0.1, expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])

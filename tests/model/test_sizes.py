@@ -11,6 +11,7 @@ PUBLISHED = {
     "xxs": 3.0,
     "xs": 4.0,
     "s": 25.0,
+    "s_star": 25.5,
     "l": 55.0,
     "seed_xxxs": 1.7,
     "seed_xxs": 3.0,
@@ -18,10 +19,15 @@ PUBLISHED = {
 }
 COUNTED = {
     "xxxs": 1_704_640,
+    "xxxs_star": 1_742_368,
     "xxs": 3_018_464,
+    "xxs_star": 3_085_152,
     "xs": 3_985_168,
+    "xs_star": 4_069_408,
     "s": 24_765_320,
+    "s_star": 25_029_768,
     "l": 55_131_120,
+    "l_star": 55_543_600,
     "seed_xxxs": 1_710_240,
     "seed_xxs": 2_976_500,
     "seed_s": 25_467_272,
@@ -64,6 +70,7 @@ def test_a_name_can_change_a_sizes_layout():
     shapes = {name: tensor.shape for name, tensor in given.state_dict().items()}
     assert {name: tensor.shape for name, tensor in named.state_dict().items()} == shapes
     assert architecture("xxxs+kernel=7") == "atnet_xxxs+kernel=7"
+    assert architecture("s*") == "atnet_s_star"
     assert layout_of("atnet_xs+squeeze=1").squeeze == 1
     assert layout_of("resnet18") is None
     assert split_name("resnet18") == ("resnet18", {})

@@ -48,6 +48,18 @@ def test_the_network_learns(quick, tmp_path):
     assert run.record["top1"]["last"] > 40  # of ten classes
 
 
+def test_several_heads_learn_together_and_are_recorded_apart(quick, tmp_path):
+    heads = {"view_drop": 0.5, "penalty": 0.1}
+    run = atnet.train(**quick | {"model": "xxxs_star", "heads": heads}, out=tmp_path / "run")
+    found = run.record["heads"]["ema"]
+    assert [len(found[name]) for name in ("top1", "loss")] == [5, 5]
+    assert 0 <= found["disagreement"] <= 100
+    info = atnet.evaluate(run.folder).info
+    assert info.facts["trust"]["pictures"] == len(atnet.evaluate(run.folder).scores.labels)
+    before, after = (load_file(path) for path in (run.folder / "last.safetensors", run.folder / "ema.safetensors"))
+    assert any(name.startswith("adapters") and not torch.equal(before[name], after[name]) for name in before)
+
+
 def test_same_seed_same_weights_another_seed_others(quick, tmp_path):
     augment = quick["augment"] | {"randaugment": 1, "erasing": 0.3, "mixup": 0.2, "cutmix": 1.0}
     options = quick | {"augment": augment, "drop_path": 0.2}

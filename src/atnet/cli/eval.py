@@ -1,7 +1,7 @@
 """`atnet eval`"""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from rich.console import Console
@@ -9,6 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from atnet.data.classes import printable
+
+if TYPE_CHECKING:
+    from atnet.measure.metrics import HeadScores, Scores
 
 
 def evaluate(
@@ -61,6 +64,8 @@ def evaluate(
         markup=False,
         soft_wrap=True,
     )
+    if scores.heads:
+        console.print(_of_heads(scores, scores.heads))
     if scores.bad:
         shown = "\n  ".join(printable(reason) for _, reason in scores.bad[:10])
         more = f"\n  and {len(scores.bad) - 10:,} more" if len(scores.bad) > 10 else ""
@@ -69,3 +74,23 @@ def evaluate(
             f"the data set's figures:\n  {shown}{more}"
         )
     console.print(f"Next: atnet predict PICTURE --weights {weights}", markup=False, soft_wrap=True)
+
+
+def _of_heads(scores: "Scores", heads: "HeadScores") -> Table:
+    """Each decision head, and all together."""
+    from atnet.measure.metrics import calibration
+
+    table = Table("head", "top-1 %", "loss", "calibration error %", box=None, header_style="bold")
+    for i, loss in enumerate(heads.loss):
+        right = heads.predicted[:, i] == scores.labels
+        error = calibration(right, heads.confidence[:, i]).error
+        table.add_row(
+            "class token" if i == 0 else f"register {i}", f"{100 * right.mean():.2f}", f"{loss:.4f}", f"{error:.2f}"
+        )
+    error = calibration(scores.predicted == scores.labels, scores.confidence).error
+    table.add_row("together", f"{scores.top1:.2f}", f"{scores.loss:.4f}", f"{error:.2f}")
+    table.caption = (
+        f"two heads answer differently on {heads.disagreement:.2f}% of the pictures, "
+        f"their errors correlate by {heads.error_correlation(scores.labels):.2f}"
+    )
+    return table

@@ -23,6 +23,7 @@ def predict(
     top: int = 5,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    abstain: float | None = None,
 ) -> None:
     """Say what pictures show: the likeliest classes by name, with probabilities.
 
@@ -31,14 +32,18 @@ def predict(
     pictures
         Picture files, or folders with pictures in them.
     weights
-        A run, a folder, a safetensors file, or an ONNX file of `atnet export`; the newest run if not given, and before
-        there is one, xxxs.imagenette, a network of ten classes that comes with AT-Net.
+        A run, a folder, a safetensors file, an ONNX file of `atnet export`, or hf-hub:user/name of what `atnet publish`
+        put on the hub; the newest run if not given, and before there is one, xxxs.imagenette, a network of ten classes
+        that comes with AT-Net.
     top
         How many classes.
     as_json
         Print JSON, a list with an object for each picture.
     device
         auto takes cuda, then mps, then cpu.
+    abstain
+        The accuracy to hold, 0.95 for example: where the answer is not sure enough for it, "ask a person". How sure it
+        has to be was found on the validation pictures when the weights were trained.
     """
     from atnet.errors import ConfigError, DataError
     from atnet.prediction import predict as run
@@ -50,7 +55,7 @@ def predict(
         raise ConfigError(f"--top {top} must be 1 or more")
     failures: list[DataError] = []
     asked = weights_to_ask(weights, device)
-    answers = run(list(pictures), asked, top=top, device=device, failed=failures.append)
+    answers = run(list(pictures), asked, top=top, device=device, abstain=abstain, failed=failures.append)
     if as_json:
         print(json.dumps([_plain(answer) for answer in answers], indent=2))
     else:
@@ -68,6 +73,8 @@ def _plain(answer: "Prediction") -> dict[str, Any]:
         "picture": answer.picture,
         "top": top_as_json(answer.top),
         "milliseconds": round(answer.milliseconds, 1),
+        **({"heads": top_as_json(answer.heads)} if answer.heads else {}),
+        **({"ask_a_person": answer.ask_a_person} if answer.needs else {}),
     }
 
 
@@ -82,7 +89,20 @@ def _show(answers: list["Prediction"]) -> None:
         for name, (_, _, probability) in zip(names, answer.top, strict=True):
             bar = "█" * round(BAR * probability)
             console.print(Text(f"  {name:<{width}}  {bar:<{BAR}}  {100 * probability:5.1f}%"))
+        if answer.heads:
+            console.print(Text(f"  {_agreement(answer)}"), soft_wrap=True)
+        if answer.ask_a_person:
+            needs = f"it would have to be {100 * answer.needs:.1f}% sure"
+            console.print(Text(f"  ask a person: {needs}", style="bold yellow"), soft_wrap=True)
     console.print("\nNext: atnet predict PICTURE --json for programs, atnet eval for a labelled folder", soft_wrap=True)
+
+
+def _agreement(answer: "Prediction") -> str:
+    """How many heads say by themselves what they say together, and what the others do."""
+    others = [head for head in answer.heads if head[0] != answer.top[0][0]]
+    said = ", ".join(sorted({printable(name) for _, name, _ in others}))
+    agree = f"{len(answer.heads) - len(others)} of {len(answer.heads)} heads agree"
+    return f"{agree}; the others say: {said}" if others else agree
 
 
 def _tell_limits(asked: Path) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing.synchronize import Event
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from atnet.data.decode import Box
 from atnet.data.order import BatchOrder, Draw
 from atnet.data.pictures import Pictures
 from atnet.data.preprocess import Preprocess, resize_shorter
+from atnet.device import pick_device
 from atnet.errors import DataError, TrainingError
 from atnet.progress import progress_bar
 
@@ -43,11 +45,19 @@ NO_LABEL = -1
 Sample = tuple[Tensor, int, Hole | None]
 
 
-class TrainSet(Dataset[Sample]):
-    """Augmented training pictures by draw: uint8 (3, side, side), label, and a hole if it cannot be read."""
+LONGEST_WAIT = 1.0
+"""Seconds that a loader process leaves the processor to a training step."""
 
-    def __init__(self, pictures: Pictures, config: Config) -> None:
+
+class TrainSet(Dataset[Sample]):
+    """Augmented training pictures by draw: uint8 (3, side, side), label, and a hole if it cannot be read.
+
+    free: set while the processor is; until then, but not for long, each picture waits.
+    """
+
+    def __init__(self, pictures: Pictures, config: Config, free: Event | None = None) -> None:
         data = config.data
+        self.free = free
         self.pictures = pictures
         self.augment = Augment(config.augment, data, config.seed)
         self.side = data.train_side
@@ -65,6 +75,8 @@ class TrainSet(Dataset[Sample]):
         return len(self.pictures)
 
     def __getitem__(self, draw: Draw) -> Sample:
+        if self.free:
+            self.free.wait(LONGEST_WAIT)
         return self.at(draw.picture, draw)
 
     def at(self, place: int, draw: Draw) -> Sample:
@@ -106,12 +118,17 @@ def train_loader(
 ) -> DataLoader[Any]:
     """Batches, or shares of them, of the training steps first to last; the same ones with any number of workers.
 
-    A batch is pixels, labels, and the holes in it.
+    A batch is pixels, labels, and the holes in it. Where a step takes all of the processors, loader processes work
+    between steps: beside one, they would hold up all threads of it at each operation.
     """
     order = batch_order(pictures, config, first, last, share)
     workers = config.data.workers
+    free = None
+    if workers and pick_device(config.device).type == "cpu" and torch.get_num_threads() >= (os.cpu_count() or 1):
+        free = torch.multiprocessing.Event()
+        free.set()  # `batches_of` clears it for each step
     return DataLoader(
-        TrainSet(pictures, config),
+        TrainSet(pictures, config, free),
         batch_sampler=order,
         collate_fn=collate,
         num_workers=workers,
@@ -165,9 +182,14 @@ def batches_of(loader: DataLoader[Any]) -> Generator[Any, None, None]:
         # Torch's handler raises wherever the main process is, also inside a step or a checkpoint, when a worker ends;
         # without it, the loader finds out when it is next asked.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    free: Event | None = getattr(loader.dataset, "free", None)
     while True:
         try:
+            if free:
+                free.set()
             batch = next(batches)
+            if free:
+                free.clear()
         except StopIteration:
             return
         except (RuntimeError, OSError, EOFError) as error:

@@ -1,6 +1,7 @@
 """Weights as one file to hand on, ONNX or safetensors, checked on real pictures before it gets its name."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 from atnet.deploy.onnx import OnnxNetwork
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.measure.evaluate import open_validation
+from atnet.model.heads import fuse
 from atnet.model.info import WeightsInfo, find_weights
 from atnet.model.load import load, to_safetensors
-from atnet.prediction import Network
 from atnet.progress import progress_bar
 
+Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 OPSET = 20
 PICTURES = 64
 TOLERANCE, TOLERANCE_HALF = 1e-3, 2e-2
@@ -141,13 +143,17 @@ def _halve(path: Path) -> None:
 
 
 def write_onnx(model: nn.Module, shape: tuple[int, ...], path: Path, info: WeightsInfo | None = None) -> None:
-    """The network in evaluation mode as an ONNX file: image (N, *shape) to logits, N free."""
+    """The network in evaluation mode as an ONNX file: image (N, *shape) to logits (N, classes), N free.
+
+    Of several decision heads each one's logits follow: heads (N, heads, classes).
+    """
+    several = getattr(model, "several_heads", False)
     program = torch.onnx.export(
-        model.eval(),
+        (_WithHeads(model) if several else model).eval(),
         (torch.zeros(2, *shape),),
         dynamo=True,
         input_names=["image"],
-        output_names=["logits"],
+        output_names=["logits", "heads"] if several else ["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         opset_version=OPSET,
         verbose=False,
@@ -156,3 +162,15 @@ def write_onnx(model: nn.Module, shape: tuple[int, ...], path: Path, info: Weigh
     if info:
         program.model.metadata_props.update(info.to_metadata())
     program.save(path, external_data=False)
+
+
+class _WithHeads(nn.Module):
+    """A network of several heads, with what each says beside what they say together."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        each = self.model.decide(self.model.forward_features(image))  # type: ignore[operator]
+        return fuse(each), each

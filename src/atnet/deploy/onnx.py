@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from PIL import Image
 
 from atnet.errors import ConfigError, WeightsError
-from atnet.model.info import WeightsInfo
+from atnet.model.info import WeightsInfo, require_unchanged
 
 MAX_BYTES = 2_000_000_000
 
@@ -22,6 +23,7 @@ class OnnxNetwork:
     def __init__(self, path: Path, threads: int = 0) -> None:
         if path.stat().st_size > MAX_BYTES:
             raise WeightsError(f"{path}: more than {MAX_BYTES:,} bytes are too many for an ONNX file")
+        require_unchanged(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -35,8 +37,16 @@ class OnnxNetwork:
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, classes) of normalised images (N, 3, size, size)."""
-        logits: NDArray[np.float32] = self.session.run(None, {self._image.name: images})[0]
-        return logits
+        return self._run(images)[0]
+
+    def ask(self, picture: Image.Image) -> NDArray[np.float32]:
+        """The logits of each decision head (heads, classes) for an RGB picture."""
+        together, *each = self._run(self.info.preprocess(picture)[None])
+        return each[0][0] if each else together
+
+    def _run(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        found: list[NDArray[np.float32]] = self.session.run(None, {self._image.name: images})
+        return found
 
 
 def require_cpu(device: str) -> None:

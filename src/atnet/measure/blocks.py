@@ -18,7 +18,7 @@ from atnet.model.load import create_deployed
 from atnet.model.sizes import SIZES, Size
 
 CONV_STRIDES, TRANS_STRIDES = (8, 16), (16, 32)
-FAMILY = {name: layout for name, layout in SIZES.items() if layout.stem == "overlap"}
+FAMILY = {name: layout for name, layout in SIZES.items() if layout.stem == "overlap" and not layout.decision_heads}
 
 
 @dataclass(frozen=True, kw_only=True)

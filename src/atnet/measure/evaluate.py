@@ -15,8 +15,9 @@ from atnet.data.pictures import Pictures
 from atnet.data.sources import open_held_out, open_labelled
 from atnet.device import pick_device
 from atnet.errors import ConfigError, DataError
-from atnet.measure.metrics import Scores, hits
+from atnet.measure.metrics import HeadScores, Scores, hits
 from atnet.measure.record import CONFIG
+from atnet.model.heads import answer
 from atnet.model.info import WeightsInfo, find_weights
 from atnet.model.load import at_size, load
 from atnet.progress import progress_bar
@@ -33,6 +34,7 @@ def score_together(
     """Scores of several models by their names, each picture opened once for all of them; see `score`."""
     truth: list[Tensor] = []
     answers: dict[str, list[tuple[float, int, Tensor, Tensor]]] = {name: [] for name in models}
+    of_heads: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in models}
     bad: list[Hole] = []
     training = {name: model.training for name, model in models.items()}
     for model in models.values():
@@ -48,9 +50,14 @@ def score_together(
             images = images.to(device, memory_format=torch.channels_last)
             truth.append(labels)
             for name, model in models.items():
-                logits = model(images).float().cpu()
+                logits, each = answer(model, images)
+                logits = logits.cpu()
                 loss = float(cross_entropy(logits, labels, reduction="sum"))
                 answers[name].append((loss, hits(logits, labels, 5), logits.argmax(1), logits.softmax(1).amax(1)))
+                if each is not None:
+                    shares = each.cpu().softmax(2)
+                    right = shares.gather(2, labels[:, None, None].expand(-1, shares.shape[1], 1))
+                    of_heads[name].append((right.log().sum((0, 2)), shares.argmax(2), shares.amax(2)))
     for name, model in models.items():
         model.train(training[name])
     if not truth:
@@ -69,8 +76,20 @@ def score_together(
             predicted=predicted,
             confidence=torch.cat(sure).numpy(),
             bad=tuple(bad),
+            heads=_together(of_heads[name]) if of_heads[name] else None,
         )
     return scores
+
+
+def _together(parts: list[tuple[Tensor, Tensor, Tensor]]) -> HeadScores:
+    """Of each batch: the heads' sums of log probabilities, their answers, and how sure they were."""
+    sums, predicted, confidence = zip(*parts, strict=True)
+    called = torch.cat(predicted).numpy()
+    return HeadScores(
+        loss=-torch.stack(sums).double().sum(0).numpy() / len(called),
+        predicted=called,
+        confidence=torch.cat(confidence).numpy(),
+    )
 
 
 def scored(pictures: Pictures, scores: Scores) -> Pictures:

@@ -1,5 +1,6 @@
 """Exact figures of a classifier from its counts."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,39 @@ def hits(logits: Tensor, labels: Tensor, k: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadScores:
+    """What each of H decision heads says of N labelled pictures, the class token's first.
+
+    loss: mean cross-entropy of each, nats, (H,).
+    predicted: its likeliest class for each picture, (N, H).  confidence: that one's probability, 0 to 1, (N, H).
+    """
+
+    loss: NDArray[np.float64]
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+
+    @property
+    def disagreement(self) -> float:
+        """Share of the pairs of heads, over all pictures, that answer differently, percent."""
+        return float(100 * np.mean([(self.predicted[:, i] != self.predicted[:, j]).mean() for i, j in self._pairs]))
+
+    def error_correlation(self, labels: NDArray[np.int64]) -> float:
+        """Mean correlation between the errors (wrong or right) of two heads: 1 if they err on the same pictures.
+
+        nan if a head is always right or always wrong.
+        """
+        wrong = (self.predicted != labels[:, None]).astype(np.float64)
+        if np.ptp(wrong, axis=0).min() == 0:
+            return float("nan")
+        found = np.corrcoef(wrong, rowvar=False)
+        return float(np.mean([found[i, j] for i, j in self._pairs]))
+
+    @property
+    def _pairs(self) -> list[tuple[int, int]]:
+        return list(itertools.combinations(range(self.predicted.shape[1]), 2))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """A classifier on N labelled pictures.
 
@@ -27,6 +61,7 @@ class Scores:
     labels, predicted: the true and the likeliest class of each picture, (N,).
     confidence: probability of the likeliest class, 0 to 1, (N,).
     bad: further pictures, which could not be read and are in none of the figures: id and reason of each.
+    heads: of several decision heads, what each says by itself; the other figures are those of their mean probability.
     """
 
     loss: float
@@ -37,6 +72,7 @@ class Scores:
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float32]
     bad: tuple[tuple[str, str], ...] = ()
+    heads: HeadScores | None = None
 
     @property
     def count(self) -> int:
@@ -76,6 +112,7 @@ def together(parts: Sequence[Scores]) -> Scores:
     if len(parts) == 1:
         return parts[0]
     count = max(sum(part.count for part in parts), 1)
+    heads = [part.heads for part in parts if part.heads]
     return Scores(
         loss=sum(part.loss * part.count for part in parts) / count,
         top1=sum(part.top1 * part.count for part in parts) / count,
@@ -85,6 +122,13 @@ def together(parts: Sequence[Scores]) -> Scores:
         predicted=np.concatenate([part.predicted for part in parts]),
         confidence=np.concatenate([part.confidence for part in parts]),
         bad=tuple(bad for part in parts for bad in part.bad),
+        heads=HeadScores(
+            loss=np.sum([of.loss * len(of.predicted) for of in heads], axis=0) / count,
+            predicted=np.concatenate([of.predicted for of in heads]),
+            confidence=np.concatenate([of.confidence for of in heads]),
+        )
+        if heads
+        else None,
     )
 
 

@@ -196,16 +196,21 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def publish_record(path: Path, record: dict[str, Any]) -> None:
-    """The record for others to read: absolute paths in its command become relative to the current folder, or their
-    last part.
-    """
+    """The record for others to read, its command without folders."""
+    command = without_folders(record["environment"]["command"])
+    write_record(path, record | {"environment": record["environment"] | {"command": command}})
+
+
+def without_folders(command: str) -> str:
+    """A command line for others to read: absolute paths become relative to the current folder, or their last part."""
     words = []
-    for word in shlex.split(record["environment"]["command"]):
-        place = Path(word)
+    for word in shlex.split(command):
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        place = Path(value)
         if place.is_absolute():
-            word = str(place.relative_to(Path.cwd())) if place.is_relative_to(Path.cwd()) else place.name
-        words.append(word)
-    write_record(path, record | {"environment": record["environment"] | {"command": shlex.join(words)}})
+            value = str(place.relative_to(Path.cwd())) if place.is_relative_to(Path.cwd()) else place.name
+        words.append(f"{option}{equals}{value}")
+    return shlex.join(words)
 
 
 def kept_weights(record: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""AT-Net: stem, ConvMix, prefix tokens, TransMix, one decision head."""
+"""AT-Net: stem, ConvMix, prefix tokens, TransMix, one decision head or several."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from atnet.model.blocks import ConvMix, Squeeze, Stage, TransMix, drop_path_rates, initialise, make_stem
+from atnet.model.heads import Adapters, fuse
 
 POOLS = ("token", "avg", "both", "")
 
@@ -18,6 +19,7 @@ class ATNet(nn.Module):
     global_pool: what the head reads: "token" (the class token), "avg" (mean of the patch tokens),
     "both" (mean of these two), "" (all tokens, unpooled).
     drop_rate: dropout before the head.  drop_path_rate: stochastic depth of the last layer.
+    view_drop_rate: share of the patch tokens that a prefix token does not see in a training step, each its own.
     Raises ValueError on a layout that cannot be built.
     """
 
@@ -27,6 +29,7 @@ class ATNet(nn.Module):
         squeeze: nn.Module
         norm: nn.Module
         head: nn.Module
+        adapters: nn.Module
         feature_info: list[dict[str, Any]]
 
     def __init__(
@@ -44,6 +47,8 @@ class ATNet(nn.Module):
         heads: int,
         class_attention: int = 2,
         registers: int = 4,
+        decision_heads: int = 0,
+        isolated: bool = False,
         norm_first: bool = True,
         squeeze: int = 2,
         dense_squeeze: bool = False,
@@ -57,6 +62,7 @@ class ATNet(nn.Module):
         mlp_ratio: float = 4.0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        view_drop_rate: float = 0.0,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -65,12 +71,16 @@ class ATNet(nn.Module):
             raise ValueError(f"kernel={kernel} is even: use an odd one, {kernel + 1} for example")
         if class_attention > trans_mix:
             raise ValueError(f"class_attention={class_attention} of trans_mix={trans_mix} layers: use fewer")
+        if decision_heads > registers:
+            raise ValueError(f"decision_heads={decision_heads} on registers={registers}: use more of these")
         if early_mix and stem != "overlap":
             raise ValueError(f"early_mix={early_mix} in a stem of one step: use stem='overlap'")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = self.embed_dim = dim
         self.drop_rate = drop_rate
+        self.decision_heads = decision_heads
+        self.separate_heads = False
         self.has_tokens = True  # until pruned before the encoder
         rates = drop_path_rates(drop_path_rate, conv_mix + late_mix + trans_mix)
 
@@ -91,9 +101,8 @@ class ATNet(nn.Module):
         self.num_prefix_tokens = 1 + registers
         prefixes = [0] * (trans_mix - class_attention) + [self.num_prefix_tokens] * class_attention
         layers = zip(rates[conv_mix + late_mix :], prefixes, strict=True)
-        self.trans_mix = Stage(
-            *(TransMix(dim, heads, mlp_ratio, *layer, qk_norm, layer_scale, **factory) for layer in layers)
-        )
+        options = (qk_norm, layer_scale, isolated, view_drop_rate)
+        self.trans_mix = Stage(*(TransMix(dim, heads, mlp_ratio, *layer, *options, **factory) for layer in layers))
         self.norm = nn.LayerNorm(dim, eps=1e-6, **factory)
         self.head = nn.Identity()
 
@@ -141,9 +150,21 @@ class ATNet(nn.Module):
         return torch.cat(parts, dim=1)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens to logits (B, classes), or to what the head reads (B, dim) if pre_logits."""
-        x = self.head_drop(self.pool(x))
-        return x if pre_logits else self.head(x)
+        """Tokens to logits (B, classes), or to what the class token's head reads (B, dim) if pre_logits.
+
+        Of several heads: the logits of their mean probability, or in training, if `set_separate_heads`, each head's
+        (B, 1 + decision_heads, classes).
+        """
+        if pre_logits or not self.several_heads:
+            x = self.head_drop(self.pool(x))
+            return x if pre_logits else self.head(x)
+        logits = self.decide(x)
+        return logits if self.training and self.separate_heads else fuse(logits)
+
+    def decide(self, x: Tensor) -> Tensor:
+        """Tokens to each head's logits (B, 1 + decision_heads, classes): the class token's, then the registers'."""
+        registers = self.adapters(x[:, 1 : 1 + self.decision_heads])
+        return self.head(self.head_drop(torch.cat([self.pool(x)[:, None], registers], dim=1)))
 
     def pool(self, x: Tensor) -> Tensor:
         """What the head reads, by `global_pool`."""
@@ -159,8 +180,14 @@ class ATNet(nn.Module):
     # What timm and the tools built on it ask for.
 
     @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.head
+    def set_separate_heads(self, enable: bool = True) -> None:
+        """Whether the forward pass in training gives each decision head's logits; nothing changes in evaluation."""
+        self.separate_heads = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        """The head; of several, the classifier that they share, and the adapters."""
+        return (self.head, self.adapters) if self.decision_heads else self.head
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -176,7 +203,12 @@ class ATNet(nn.Module):
         self.head_drop = nn.Dropout(self.drop_rate)
         self.head = nn.Linear(self.num_features, num_classes, **factory) if num_classes else nn.Identity()
         self.head_drop.train(self.training)
-        self.head.train(self.training).apply(initialise)
+        self.several_heads = bool(self.decision_heads and num_classes and self.global_pool)
+        self.adapters = (
+            Adapters(self.num_features, self.decision_heads, **factory) if self.several_heads else nn.Identity()
+        )
+        for part in (self.head, self.adapters):
+            part.train(self.training).apply(initialise)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -258,7 +290,7 @@ class ATNet(nn.Module):
             self.squeeze = nn.Identity()
             self.late_mix = Stage()
             self.cls_token = self.reg_token = None
-            self.num_reg_tokens = self.num_prefix_tokens = 0
+            self.num_reg_tokens = self.num_prefix_tokens = self.decision_heads = 0
             self.trans_mix = Stage()
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
         if prune_norm or last < 2:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale, Mlp, SqueezeExcite
-from timm.models import checkpoint_seq, register_notrace_function
+from timm.models import checkpoint_seq, register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
-from atnet.model.ops import DepthwiseConv2d, NormRelu2d, attend
+from atnet.model.ops import DepthwiseConv2d, NormRelu2d, attend, mix
 
 
 @register_notrace_function
@@ -83,6 +83,7 @@ def make_stem(kind: str, in_chans: int, dim: int, patch: int, **factory: Any) ->
     return nn.Sequential(*(OverlapConv(w_in, w_out, **factory) for w_in, w_out in itertools.pairwise(widths)))
 
 
+@register_notrace_module
 class ConvMix(nn.Module):
     """A ConvMixer block: depthwise kernel x kernel with residual, then 1x1.
 
@@ -120,9 +121,14 @@ class ConvMix(nn.Module):
         self.act = nn.Identity() if norm_first else nn.GELU()
         self.gate = SqueezeExcite(dim, rd_ratio=0.25, rd_divisor=8, **factory) if gate else nn.Identity()
         self.drop_path = DropPath(drop_path)
+        self.adds_plainly = residual != "linear" and not gate and not drop_path
 
     def forward(self, grid: Tensor) -> Tensor:
         if self.norm_first:
+            if not is_scripting():  # noqa: SIM102  the rest is not TorchScript
+                if self.training and self.adds_plainly:
+                    grid = mix(grid, self.depthwise, self.norm1)
+                    return mix(grid, self.pointwise, self.norm2) if self.both else self.norm2(self.pointwise(grid))
             grid = grid + self.drop_path(self.gate(self.norm1(self.depthwise(grid))))
             mixed = self.norm2(self.pointwise(grid))
             return grid + self.drop_path(mixed) if self.both else mixed
@@ -203,14 +209,27 @@ class Attention(nn.Module):
 class ClassAttention(nn.Module):
     """Multi-head attention of the first `prefix` tokens to all tokens, fused.
 
+    isolated: whether each of them sees itself and the patch tokens alone, not the others.
+    view_drop: share of the patch tokens that each of them does not see in a training step, each its own.
     Source: Touvron et al. 2021, "Going deeper with Image Transformers".
     """
 
-    def __init__(self, dim: int, heads: int, prefix: int, qk_norm: bool = False, **factory: Any) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        prefix: int,
+        qk_norm: bool = False,
+        isolated: bool = False,
+        view_drop: float = 0.0,
+        **factory: Any,
+    ) -> None:
         super().__init__()
         require_whole_heads(dim, heads)
         self.heads = heads
         self.prefix = prefix
+        self.isolated = isolated
+        self.view_drop = view_drop
         self.q_norm = nn.LayerNorm(dim // heads, eps=1e-6, **factory) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dim // heads, eps=1e-6, **factory) if qk_norm else nn.Identity()
         self.q = nn.Linear(dim, dim, **factory)
@@ -220,7 +239,7 @@ class ClassAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (batch, count, dim) to what the first of them gather (batch, prefix, dim)."""
         query, key, value = self.project(tokens)
-        mixed = attend(query, key, value).transpose(1, 2)
+        mixed = attend(query, key, value, self.seen(tokens)).transpose(1, 2)
         return self.proj(mixed.reshape(tokens.shape[0], self.prefix, tokens.shape[2]))
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -230,6 +249,20 @@ class ClassAttention(nn.Module):
         kv = self.kv(tokens).reshape(batch, count, 2, self.heads, dim // self.heads)
         key, value = kv.permute(2, 0, 3, 1, 4).unbind(0)
         return self.q_norm(query.transpose(1, 2)), self.k_norm(key), value
+
+    def seen(self, tokens: Tensor) -> Tensor | None:
+        """Which tokens each of the first may attend to, bool (batch or 1, 1, prefix, count); None if all."""
+        drops = self.training and self.view_drop > 0
+        if not drops and not self.isolated:
+            return None
+        batch, count, _ = tokens.shape
+        among = torch.ones(self.prefix, self.prefix, dtype=torch.bool, device=tokens.device)
+        if self.isolated:
+            among = torch.eye(self.prefix, dtype=torch.bool, device=tokens.device)
+        patches = torch.ones(1, 1, self.prefix, count - self.prefix, dtype=torch.bool, device=tokens.device)
+        if drops:
+            patches = torch.rand(batch, 1, self.prefix, count - self.prefix, device=tokens.device) >= self.view_drop
+        return torch.cat([among.expand(patches.shape[0], 1, -1, -1), patches], dim=3)
 
 
 class TransMix(nn.Module):
@@ -252,13 +285,15 @@ class TransMix(nn.Module):
         prefix: int = 0,
         qk_norm: bool = False,
         layer_scale: float = 0.0,
+        isolated: bool = False,
+        view_drop: float = 0.0,
         **factory: Any,
     ) -> None:
         super().__init__()
         self.prefix = prefix
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, **factory)
         self.attention = (
-            ClassAttention(dim, heads, prefix, qk_norm, **factory)
+            ClassAttention(dim, heads, prefix, qk_norm, isolated, view_drop, **factory)
             if prefix
             else Attention(dim, heads, qk_norm, **factory)
         )

@@ -1,5 +1,6 @@
 """What a weights file says of itself, and which file of a run is meant. Free of torch."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,14 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 SHIPPED = "xxxs.imagenette"
 
 LAST, EMA, BEST = "last.safetensors", "ema.safetensors", "best.safetensors"
+
+MODEL, HASHES = "model.safetensors", "sha256.json"
+"""A published folder's weights, and the SHA-256 of its files."""
+
+MAX_HASHES_BYTES = 1_000_000
+
+HUB = "hf-hub:"
+"""Before the name of a published folder that is on the Hugging Face hub."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,19 +76,44 @@ class WeightsInfo:
 
 def find_weights(where: str | Path) -> Path:
     """The weights file of a run or folder (the moving average before the last epoch), the file itself, or by its
-    name, "xxxs.imagenette", one that comes with AT-Net."""
+    name, "xxxs.imagenette", one that comes with AT-Net; or "hf-hub:user/name" or "hf-hub:user/name@revision",
+    fetched from the Hugging Face hub.
+
+    Raises WeightsError if there is none, HubError if the hub does not give it.
+    """
+    if str(where).startswith(HUB):
+        from atnet.hub import fetch
+
+        return fetch(Path(where).as_posix())
     path = resolve_run(where)
     if str(where) == path.name and not path.exists():
         shipped = WEIGHTS / f"{path.name.removeprefix('atnet_')}.safetensors"
         if shipped.is_file():
             return shipped
     if path.is_dir():
-        for name in (EMA, LAST, "model.safetensors"):
+        for name in (EMA, LAST, MODEL):
             if (path / name).is_file():
                 return path / name
-        raise WeightsError(
-            f"{path}: no weights in it ({EMA}, {LAST} or model.safetensors): a run has them after its first epoch"
-        )
+        raise WeightsError(f"{path}: no weights in it ({EMA}, {LAST} or {MODEL}): a run has them after its first epoch")
     if not path.is_file():
         raise WeightsError(f"{path}: no such run, folder or weights file{did_you_mean(path, 'runs')}")
     return path
+
+
+def require_unchanged(path: Path) -> None:
+    """Raises WeightsError if the file lies in a published folder and is not the one that was published there."""
+    listed = path.with_name(HASHES)
+    if not listed.is_file():
+        return
+    try:
+        if listed.stat().st_size > MAX_HASHES_BYTES:
+            raise ValueError("too large")
+        expected = dict(json.loads(listed.read_bytes())).get(path.name)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{listed}: damaged ({error}); publish or fetch the folder again") from error
+    if expected is None:  # put there later
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise WeightsError(f"{path}: damaged or changed, for {HASHES} has another SHA-256; publish or fetch it again")

@@ -18,7 +18,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+#include <immintrin.h>
+typedef __m128bh __m128bh_u __attribute__((aligned(2)));
+#endif
+
 enum { LANES = 8, RUN = 7, GROUPS = 16, ROW_GROUPS = 64, ALIGNED = 64 };
+enum { BLOCK = 4, ROWS = 64 }; /* vectors side by side in registers, and rows added up in fp32, then in double */
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4)));
 
@@ -42,8 +48,12 @@ INLINE void store(void *to, size_t at, vec x, int bf16) {
     *(unaligned *)((float *)to + at) = x;
     return;
   }
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+  *(__m128bh_u *)((uint16_t *)to + at) = _mm256_cvtneps_pbh((__m256)x);
+#else
   bits from = (bits)x, near = (from + 0x7fff + (from >> 16 & 1)) >> 16, nan = (bits)(x != x);
   *(halves *)((uint16_t *)to + at) = __builtin_convertvector((near & ~nan) | (0x7fc0 & nan), halves);
+#endif
 }
 
 static void add_picture(const void *in, const void *grad, size_t first_at, int bf16, float *sums, vec *x, vec *g,
@@ -110,22 +120,70 @@ static inline size_t first_row(size_t rows, int group) { return rows * group / R
 /* Where a normalised number is cut to 0. A NaN is not. */
 INLINE vec cut(vec x, vec where) { return (vec)((bits)x & ~(bits)(where <= 0)); }
 
-INLINE void sum_rows(const void *in, size_t row, size_t until, int channels, int bf16, double *sum, double *square) {
+/* Adds the sums of a block of channels, `width` vectors of them, over some rows: of the numbers less the pivot, and of
+   their squares. */
+INLINE void sum_block(const void *in, size_t row, size_t until, int channels, int bf16, int width, const float *pivot,
+                      double *sum, double *square) {
+  vec s[BLOCK] = {0}, q[BLOCK] = {0}, less[BLOCK];
+  for (int v = 0; v < width; v++) less[v] = *(const unaligned *)(pivot + v * LANES);
   for (; row < until; row++)
-    for (int c = 0; c < channels; c += LANES) {
-      wide x = __builtin_convertvector(load(in, row * channels + c, bf16), wide);
-      *(wide *)(sum + c) += x;
-      *(wide *)(square + c) += x * x;
+    for (int v = 0; v < width; v++) {
+      vec x = load(in, row * channels + v * LANES, bf16) - less[v];
+      s[v] += x;
+      q[v] += x * x;
+    }
+  for (int v = 0; v < width; v++) {
+    *(wide *)(sum + v * LANES) += __builtin_convertvector(s[v], wide);
+    *(wide *)(square + v * LANES) += __builtin_convertvector(q[v], wide);
+  }
+}
+
+INLINE const void *moved(const void *in, int channels, int bf16) {
+  return (const char *)in + (size_t)channels * (bf16 ? 2 : 4);
+}
+
+INLINE void sum_rows(const void *in, size_t row, size_t until, int channels, int bf16, const float *pivot, double *sum,
+                     double *square) {
+  for (size_t next; row < until; row = next) {
+    next = row + ROWS < until ? row + ROWS : until;
+    for (int c = 0, width; c < channels; c += width * LANES) {
+      width = least(BLOCK, (channels - c) / LANES);
+      const void *at = moved(in, c, bf16);
+      if (width == BLOCK) sum_block(at, row, next, channels, bf16, BLOCK, pivot + c, sum + c, square + c);
+      else sum_block(at, row, next, channels, bf16, width, pivot + c, sum + c, square + c);
+    }
+  }
+}
+
+INLINE void norm_block(const void *in, const void *more, void *out, size_t row, size_t until, int channels, int bf16,
+                       int width, const float *scale, const float *shift) {
+  vec by[BLOCK], plus[BLOCK];
+  for (int v = 0; v < width; v++) {
+    by[v] = *(const unaligned *)(scale + v * LANES);
+    plus[v] = *(const unaligned *)(shift + v * LANES);
+  }
+  for (; row < until; row++)
+    for (int v = 0; v < width; v++) {
+      vec z = load(in, row * channels + v * LANES, bf16) * by[v] + plus[v];
+      z = cut(z, z);
+      if (more) z += load(more, row * channels + v * LANES, bf16);
+      store(out, row * channels + v * LANES, z, bf16);
     }
 }
 
-INLINE void norm_rows(const void *in, void *out, size_t row, size_t until, int channels, int bf16, const float *scale,
-                      const float *shift) {
-  for (; row < until; row++)
-    for (int c = 0; c < channels; c += LANES) {
-      vec z = load(in, row * channels + c, bf16) * *(unaligned *)(scale + c) + *(unaligned *)(shift + c);
-      store(out, row * channels + c, cut(z, z), bf16);
+INLINE void norm_rows(const void *in, const void *more, void *out, size_t row, size_t until, int channels, int bf16,
+                      const float *scale, const float *shift) {
+  for (size_t next; row < until; row = next) {
+    next = row + ROWS < until ? row + ROWS : until;
+    for (int c = 0, width; c < channels; c += width * LANES) {
+      width = least(BLOCK, (channels - c) / LANES);
+      const void *at = moved(in, c, bf16), *plus = more ? moved(more, c, bf16) : NULL;
+      void *to = (void *)moved(out, c, bf16);
+      if (width == BLOCK && more) norm_block(at, plus, to, row, next, channels, bf16, BLOCK, scale + c, shift + c);
+      else if (width == BLOCK) norm_block(at, NULL, to, row, next, channels, bf16, BLOCK, scale + c, shift + c);
+      else norm_block(at, plus, to, row, next, channels, bf16, width, scale + c, shift + c);
     }
+  }
 }
 
 /* The groups' sums added up, for each channel. */
@@ -143,36 +201,37 @@ static void affine(const float *weight, const float *bias, const float *mean, co
   }
 }
 
-/* in, out: (rows, channels).  weight, bias, mean, variance: (channels), fp32; the last two are written, of all rows,
+/* in, out: (rows, channels); more: as many numbers, added after the ReLU, or none.  weight, bias, mean, variance: (channels), fp32; the last two are written, of all rows,
    the variance over rows, not over rows - 1.
    Returns 0, or 1 where memory is short. */
-int norm_relu(const void *in, void *out, const float *weight, const float *bias, float *mean, float *variance,
+int norm_relu(const void *in, const void *more, void *out, const float *weight, const float *bias, float *mean, float *variance,
               float eps, int bf16, size_t rows, int channels, int threads) {
   size_t per_group = (size_t)ROW_GROUPS * channels;
   double *sums = calloc(2 * per_group + 2 * channels, sizeof(double)), *squares = sums + per_group;
-  float *scale = malloc(2 * channels * sizeof(float)), *shift = scale + channels;
+  float *scale = malloc(3 * channels * sizeof(float)), *shift = scale + channels, *pivot = shift + channels;
   int failed = !sums || !scale;
   if (!failed) {
+    for (int c = 0; c < channels; c += LANES) *(unaligned *)(pivot + c) = load(in, c, bf16);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int group = 0; group < ROW_GROUPS; group++) {
       size_t row = first_row(rows, group), until = first_row(rows, group + 1), at = (size_t)group * channels;
-      if (bf16) sum_rows(in, row, until, channels, 1, sums + at, squares + at);
-      else sum_rows(in, row, until, channels, 0, sums + at, squares + at);
+      if (bf16) sum_rows(in, row, until, channels, 1, pivot, sums + at, squares + at);
+      else sum_rows(in, row, until, channels, 0, pivot, sums + at, squares + at);
     }
     double *sum = squares + per_group, *square = sum + channels;
     add_groups(sums, sum, channels);
     add_groups(squares, square, channels);
     for (int c = 0; c < channels; c++) {
       double middle = sum[c] / rows, around = square[c] / rows - middle * middle;
-      mean[c] = (float)middle;
+      mean[c] = (float)(pivot[c] + middle);
       variance[c] = around < 0 ? 0 : (float)around;
     }
     affine(weight, bias, mean, variance, eps, channels, scale, shift);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int group = 0; group < ROW_GROUPS; group++) {
       size_t row = first_row(rows, group), until = first_row(rows, group + 1);
-      if (bf16) norm_rows(in, out, row, until, channels, 1, scale, shift);
-      else norm_rows(in, out, row, until, channels, 0, scale, shift);
+      if (bf16) norm_rows(in, more, out, row, until, channels, 1, scale, shift);
+      else norm_rows(in, more, out, row, until, channels, 0, scale, shift);
     }
   }
   free(sums);
@@ -180,28 +239,81 @@ int norm_relu(const void *in, void *out, const float *weight, const float *bias,
   return failed;
 }
 
+INLINE void sum_gradient_block(const void *in, const void *grad, size_t row, size_t until, int channels, int bf16,
+                               int width, const float *scale, const float *shift, const float *mean, double *sum,
+                               double *product) {
+  vec s[BLOCK] = {0}, p[BLOCK] = {0}, by[BLOCK], plus[BLOCK], less[BLOCK];
+  for (int v = 0; v < width; v++) {
+    by[v] = *(const unaligned *)(scale + v * LANES);
+    plus[v] = *(const unaligned *)(shift + v * LANES);
+    less[v] = *(const unaligned *)(mean + v * LANES);
+  }
+  for (; row < until; row++)
+    for (int v = 0; v < width; v++) {
+      vec x = load(in, row * channels + v * LANES, bf16);
+      vec g = cut(load(grad, row * channels + v * LANES, bf16), x * by[v] + plus[v]);
+      s[v] += g;
+      p[v] += g * (x - less[v]);
+    }
+  for (int v = 0; v < width; v++) {
+    *(wide *)(sum + v * LANES) += __builtin_convertvector(s[v], wide);
+    *(wide *)(product + v * LANES) += __builtin_convertvector(p[v], wide);
+  }
+}
+
 INLINE void sum_gradient(const void *in, const void *grad, size_t row, size_t until, int channels, int bf16,
                          const float *scale, const float *shift, const float *mean, double *sum, double *product) {
+  for (size_t next; row < until; row = next) {
+    next = row + ROWS < until ? row + ROWS : until;
+    for (int c = 0, width; c < channels; c += width * LANES) {
+      width = least(BLOCK, (channels - c) / LANES);
+      const void *at = moved(in, c, bf16), *by = moved(grad, c, bf16);
+      if (width == BLOCK)
+        sum_gradient_block(at, by, row, next, channels, bf16, BLOCK, scale + c, shift + c, mean + c, sum + c,
+                           product + c);
+      else
+        sum_gradient_block(at, by, row, next, channels, bf16, width, scale + c, shift + c, mean + c, sum + c,
+                           product + c);
+    }
+  }
+}
+
+INLINE void gradient_block(const void *in, const void *grad, void *out, size_t row, size_t until, int channels,
+                           int bf16, int width, const float *scale, const float *shift, const float *mean,
+                           const float *slope, const float *offset) {
+  vec by[BLOCK], plus[BLOCK], less[BLOCK], sloping[BLOCK], off[BLOCK];
+  for (int v = 0; v < width; v++) {
+    by[v] = *(const unaligned *)(scale + v * LANES);
+    plus[v] = *(const unaligned *)(shift + v * LANES);
+    less[v] = *(const unaligned *)(mean + v * LANES);
+    sloping[v] = *(const unaligned *)(slope + v * LANES);
+    off[v] = *(const unaligned *)(offset + v * LANES);
+  }
   for (; row < until; row++)
-    for (int c = 0; c < channels; c += LANES) {
-      vec x = load(in, row * channels + c, bf16);
-      vec z = x * *(unaligned *)(scale + c) + *(unaligned *)(shift + c);
-      vec g = cut(load(grad, row * channels + c, bf16), z);
-      *(wide *)(sum + c) += __builtin_convertvector(g, wide);
-      *(wide *)(product + c) += __builtin_convertvector(g * (x - *(unaligned *)(mean + c)), wide);
+    for (int v = 0; v < width; v++) {
+      vec x = load(in, row * channels + v * LANES, bf16);
+      vec g = cut(load(grad, row * channels + v * LANES, bf16), x * by[v] + plus[v]);
+      store(out, row * channels + v * LANES, g * by[v] + (x - less[v]) * sloping[v] + off[v], bf16);
     }
 }
 
 INLINE void gradient_rows(const void *in, const void *grad, void *out, size_t row, size_t until, int channels,
                           int bf16, const float *scale, const float *shift, const float *mean, const float *slope,
                           const float *offset) {
-  for (; row < until; row++)
-    for (int c = 0; c < channels; c += LANES) {
-      vec x = load(in, row * channels + c, bf16), by = *(unaligned *)(scale + c);
-      vec g = cut(load(grad, row * channels + c, bf16), x * by + *(unaligned *)(shift + c));
-      vec away = x - *(unaligned *)(mean + c);
-      store(out, row * channels + c, g * by + away * *(unaligned *)(slope + c) + *(unaligned *)(offset + c), bf16);
+  for (size_t next; row < until; row = next) {
+    next = row + ROWS < until ? row + ROWS : until;
+    for (int c = 0, width; c < channels; c += width * LANES) {
+      width = least(BLOCK, (channels - c) / LANES);
+      const void *at = moved(in, c, bf16), *by = moved(grad, c, bf16);
+      void *to = (void *)moved(out, c, bf16);
+      if (width == BLOCK)
+        gradient_block(at, by, to, row, next, channels, bf16, BLOCK, scale + c, shift + c, mean + c, slope + c,
+                       offset + c);
+      else
+        gradient_block(at, by, to, row, next, channels, bf16, width, scale + c, shift + c, mean + c, slope + c,
+                       offset + c);
     }
+  }
 }
 
 /* in, weight, bias, mean, variance: as above.  grad: of the output; out: of the input, both (rows, channels).

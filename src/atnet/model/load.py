@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import atnet.timm  # noqa: F401  registers the names
 from atnet.errors import ConfigError, WeightsError
-from atnet.model.info import WeightsInfo, find_weights
+from atnet.model.info import WeightsInfo, find_weights, require_unchanged
 from atnet.model.sizes import SIZES, split_name
 
 MAX_HEADER_BYTES = 25_000_000
@@ -62,13 +62,16 @@ def at_size(info: WeightsInfo, size: int) -> WeightsInfo:
     return dataclasses.replace(info, preprocess=dataclasses.replace(info.preprocess, size=size))
 
 
-def create_classifier(name: str, *, classes: int, size: int, drop_path: float = 0.0) -> nn.Module:
+def create_classifier(
+    name: str, *, classes: int, size: int, drop_path: float = 0.0, view_drop: float = 0.0
+) -> nn.Module:
     """The network of a run: as `create_model`, and one of timm's with a fixed input is built for size.
 
-    Raises ConfigError if the architecture does not take the input size or stochastic depth.
+    Raises ConfigError if the architecture does not take the input size, stochastic depth or views.
     """
     name = architecture(name)
-    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    asked = {"drop_path_rate": drop_path, "view_drop_rate": view_drop}
+    options: dict[str, Any] = {option: rate for option, rate in asked.items() if rate}
     if has_fixed_input(name):
         options["img_size"] = size
     try:
@@ -117,12 +120,13 @@ def read_info(path: Path) -> WeightsInfo:
 def load(where: str | Path, device: str = "cpu") -> tuple[nn.Module, WeightsInfo]:
     """The model with its weights, in evaluation mode, and what the file says of itself.
 
-    where: a run, a folder or a safetensors file; of a run the last moving average is taken, else the
-    last epoch: name the file for another (runs/last/best.safetensors).
-    Shapes are compared before memory is taken; no code from the file is run.
+    where: a run, a folder or a safetensors file, or "hf-hub:user/name@revision"; of a run the last moving average is
+    taken, else the last epoch: name the file for another (runs/last/best.safetensors).
+    Shapes are compared before memory is taken, and in a published folder hashes; no code from the file is run.
     Raises WeightsError naming the file and what does not fit.
     """
     path = find_weights(where)
+    require_unchanged(path)
     info = read_info(path)
     try:
         with torch.device("meta"):

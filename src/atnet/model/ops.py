@@ -1,14 +1,16 @@
 """Operations that want more care on a CPU than torch gives them: depthwise convolution, BatchNorm, attention.
 
 The weight gradient of a depthwise convolution, and BatchNorm with the ReLU after it, are `kernels.c` in training, where
-a compiler can build that. Under bf16 autocast convolutions that it does not serve stay in fp32, as does fused
-attention: the backward passes of torch's bf16 ones are 3 to 100 times slower. In training, attention to few tokens is
-plain products, which are faster there than the fused backward.
+a compiler can build that; half a ConvMix block is then one operation, its residual included. Under bf16 autocast
+convolutions that it does not serve stay in fp32, as does fused attention: the backward passes of torch's bf16 ones are
+3 to 100 times slower. In training, attention to few tokens is plain products, which are faster there than the fused
+backward.
 """
 
 import ctypes
 import functools
 import logging
+import math
 import os
 import shlex
 import subprocess
@@ -79,7 +81,7 @@ def call(name: str, *given: Any) -> None:
     """One of the kernels; tensors are given by their place. Raises MemoryError where memory is short."""
     library = kernels()
     assert library
-    kinds = {float: ctypes.c_float, bool: ctypes.c_int, int: ctypes.c_size_t}
+    kinds = {float: ctypes.c_float, bool: ctypes.c_int, int: ctypes.c_size_t, type(None): ctypes.c_void_p}
     if getattr(library, name)(
         *(ctypes.c_void_p(one.data_ptr()) if isinstance(one, Tensor) else kinds[type(one)](one) for one in given),
         ctypes.c_int(torch.get_num_threads()),
@@ -100,8 +102,7 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grid, weight = ctx.saved_tensors
         of_grid, of_weight, of_bias = ctx.needs_input_grad
-        count, channels, height, width = grid.shape
-        kernel = weight.shape[-1]
+        channels, kernel = grid.shape[1], weight.shape[-1]
         ours = of_weight and not torch.is_grad_enabled()  # else a second derivative is wanted, which torch's has
         grad = grad.contiguous(memory_format=torch.channels_last)
         grads: list[Tensor | None] = [None, None, None]
@@ -117,11 +118,18 @@ class _Depthwise(torch.autograd.Function):
         if of_bias:
             grads[2] = grad.sum((0, 2, 3), dtype=torch.float32)
         if ours:
-            taps = torch.empty(kernel, kernel, channels)
-            bf16 = grid.dtype == torch.bfloat16
-            call("depthwise_weight_gradient", grid, grad, taps, bf16, count, height, width, channels, kernel)
-            grads[1] = taps.permute(2, 0, 1).unsqueeze(1)
+            grads[1] = _weight_gradient(grid, grad, weight)
         return tuple(grads)
+
+
+def _weight_gradient(grid: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
+    """Of a depthwise convolution, fp32, from its grid and the gradient of what it made of it."""
+    count, channels, height, width = grid.shape
+    kernel = weight.shape[-1]
+    taps = torch.empty(kernel, kernel, channels)
+    bf16 = grid.dtype == torch.bfloat16
+    call("depthwise_weight_gradient", grid, grad, taps, bf16, count, height, width, channels, kernel)
+    return taps.permute(2, 0, 1).unsqueeze(1)
 
 
 @register_notrace_module
@@ -157,14 +165,34 @@ def normalised(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (pixels * scale).add_(shift)
 
 
+def _norm_relu(
+    grid: Tensor, weight: Tensor, bias: Tensor, eps: float, more: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """BatchNorm by the grid's own statistics and ReLU, plus more; and the mean and the variance."""
+    out, mean, variance = torch.empty_like(grid), torch.empty_like(weight), torch.empty_like(weight)
+    bf16 = grid.dtype == torch.bfloat16
+    call("norm_relu", grid, more, out, weight, bias, mean, variance, eps, bf16, grid[:, 0].numel(), len(weight))
+    return out, mean, variance
+
+
+def _norm_relu_gradient(
+    grid: Tensor, grad: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the grid, the weight and the bias; grad is channels-last."""
+    grads = torch.empty_like(grid), torch.empty_like(weight), torch.empty_like(bias)
+    call(
+        "norm_relu_gradient", grid, grad, grads[0], weight, bias, mean, variance, grads[1], grads[2],
+        eps, grid.dtype == torch.bfloat16, grid[:, 0].numel(), len(weight),
+    )  # fmt: skip
+    return grads
+
+
 class _NormRelu(torch.autograd.Function):
     """BatchNorm by the grid's own statistics, which are returned too, and ReLU."""
 
     @staticmethod
     def forward(ctx: Any, grid: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        out, mean, variance = torch.empty_like(grid), torch.empty_like(weight), torch.empty_like(weight)
-        bf16 = grid.dtype == torch.bfloat16
-        call("norm_relu", grid, out, weight, bias, mean, variance, eps, bf16, grid[:, 0].numel(), len(weight))
+        out, mean, variance = _norm_relu(grid, weight, bias, eps)
         ctx.save_for_backward(grid, weight, bias, mean, variance)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance)
@@ -177,12 +205,7 @@ class _NormRelu(torch.autograd.Function):
             out = F.relu(F.batch_norm(grid, None, None, weight, bias, True, 0.0, ctx.eps))
             return *torch.autograd.grad(out, (grid, weight, bias), grad, create_graph=True), None
         grad = grad.contiguous(memory_format=torch.channels_last)
-        grads = torch.empty_like(grid), torch.empty_like(weight), torch.empty_like(bias)
-        call(
-            "norm_relu_gradient", grid, grad, grads[0], weight, bias, mean, variance, grads[1], grads[2],
-            ctx.eps, grid.dtype == torch.bfloat16, grid[:, 0].numel(), len(weight),
-        )  # fmt: skip
-        return *grads, None
+        return *_norm_relu_gradient(grid, grad, weight, bias, mean, variance, ctx.eps), None
 
 
 @register_notrace_module
@@ -226,16 +249,98 @@ class NormRelu2d(BatchNormAct2d):  # type: ignore[misc]  # timm has no types
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
 
 
+class _Mix(torch.autograd.Function):
+    """grid + ReLU(BatchNorm(convolution of the grid)), the convolution depthwise or 1x1; and the batch's statistics.
+
+    In one operation, the residual is added where the numbers are at hand, in both directions.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, grid: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mixed = _convolved(grid, kernel)
+        out, mean, variance = _norm_relu(mixed, weight, bias, eps, grid)
+        ctx.save_for_backward(grid, kernel, mixed, weight, bias, mean, variance)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance)
+        return out, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        grid, kernel, mixed, weight, bias, mean, variance = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted, which torch's has
+            mixed = _convolved(grid, kernel)
+            out = grid + F.relu(F.batch_norm(mixed, None, None, weight, bias, True, 0.0, ctx.eps))
+            return *torch.autograd.grad(out, (grid, kernel, weight, bias), grad, create_graph=True), None
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        of_mixed, of_weight, of_bias = _norm_relu_gradient(mixed, grad, weight, bias, mean, variance, ctx.eps)
+        if kernel.shape[-1] > 1:
+            of_grid = _convolved(of_mixed, kernel.flip(2, 3)).add_(grad)
+            of_kernel = _weight_gradient(grid, of_mixed, kernel)
+        else:
+            # A product of pixels and channels, to which the residual's gradient is added while it is at hand.
+            by = kernel[:, :, 0, 0].to(grid.dtype)
+            pixels = torch.addmm(_pixels(grad).flatten(0, 2), _pixels(of_mixed).flatten(0, 2), by)
+            of_grid = pixels.view_as(_pixels(grid)).permute(0, 3, 1, 2)
+            of_kernel = torch.ops.aten.convolution_backward(
+                of_mixed, grid, kernel.to(grid.dtype), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
+                [False, True, False],
+            )[1].float()  # fmt: skip
+        return of_grid, of_kernel, of_weight, of_bias, None
+
+
+def _convolved(grid: Tensor, kernel: Tensor) -> Tensor:
+    """Depthwise with zeros around, or 1x1, in the precision of the grid."""
+    pad, groups = kernel.shape[-1] // 2, grid.shape[1] // kernel.shape[1]
+    return F.conv2d(grid, kernel.to(grid.dtype), padding=pad, groups=groups)
+
+
+def _pixels(grid: Tensor) -> Tensor:
+    """A channels-last grid as (count, height, width, channels)."""
+    return grid.permute(0, 2, 3, 1)
+
+
+def mix(grid: Tensor, convolution: nn.Conv2d, norm: nn.Module) -> Tensor:
+    """grid + norm(convolution(grid)), half a ConvMix block: where it trains on a CPU, as one operation."""
+    if not isinstance(norm, NormRelu2d) or not _mixes(grid, convolution, norm):
+        mixed: Tensor = norm(convolution(grid))
+        return grid + mixed
+    lowered = grid.to(torch.get_autocast_dtype("cpu")) if autocasts(grid) else grid
+    out, mean, variance = _Mix.apply(lowered, convolution.weight, norm.weight, norm.bias, norm.eps)
+    norm.follow(mean, variance, grid[:, 0].numel())
+    return out
+
+
+def _mixes(grid: Tensor, convolution: nn.Conv2d, norm: NormRelu2d) -> bool:
+    """Whether the kernels serve, and nobody looks at what is between convolution and norm."""
+    kernel = convolution.weight
+    watched = convolution._forward_hooks or convolution._forward_pre_hooks or norm._forward_hooks
+    return (
+        not watched
+        and kernel.requires_grad
+        and convolution.bias is None
+        and (kernel.shape[-1] == 1 or has_kernel(grid, kernel))
+        and norm.trains_by_kernel(grid)
+    )
+
+
 @register_notrace_function
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention (batch, heads, queries, width) of queries to keys and values (batch, heads, count, width)."""
+def attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Attention (batch, heads, queries, width) of queries to keys and values (batch, heads, count, width).
+
+    seen: bool (batch, 1, queries, count), which keys each query may attend to; all of them if None.
+    """
     if not is_scripting():
         if trains_faster_plain(query, key):
-            return ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(-1).to(value.dtype) @ value
+            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+            if seen is not None:
+                scores = scores.masked_fill(~seen, -math.inf)
+            return scores.softmax(-1).to(value.dtype) @ value
         if autocasts(query):
             with torch.autocast("cpu", enabled=False):
-                return F.scaled_dot_product_attention(query.float(), key.float(), value.float())
-    return F.scaled_dot_product_attention(query, key, value)
+                return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), seen)
+    return F.scaled_dot_product_attention(query, key, value, seen)
 
 
 def trains_faster_plain(query: Tensor, key: Tensor) -> bool:

@@ -1,6 +1,7 @@
 """The size table of the family. Free of torch, so that a command can print it at once."""
 
 import difflib
+import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -20,6 +21,8 @@ class Size:
     kernel: side of the depthwise convolution of a ConvMix block.
     conv_dim: ConvMix width.  dim: TransMix width, a multiple of heads.
     registers: register tokens beside the class token.
+    decision_heads: how many of them have a decision head, beside the class token's.
+    isolated: whether class and register tokens do not see each other in class attention.
     norm_first: whether BatchNorm and ReLU follow ConvMix's convolutions, or GELU and BatchNorm.
     squeeze: stride between the two stages, 1 (tokens straight into the encoder) or 2.
     dense_squeeze: whether its 3x3 convolution mixes channels, or is depthwise.
@@ -46,6 +49,8 @@ class Size:
     heads: int
     class_attention: int = 2
     registers: int = 4
+    decision_heads: int = 0
+    isolated: bool = False
     norm_first: bool = True
     squeeze: Literal[1, 2] = 2
     dense_squeeze: bool = False
@@ -85,12 +90,23 @@ def _ours(*, dim: int, conv_mix: int, late_mix: int, trans_mix: int, class_atten
     )  # fmt: skip
 
 
-SIZES: dict[str, Size] = {
+_OURS = {
     "xxxs": _ours(dim=192, conv_mix=6, late_mix=11, trans_mix=2, class_attention=2),
     "xxs": _ours(dim=256, conv_mix=6, late_mix=13, trans_mix=2, class_attention=2),
     "xs": _ours(dim=288, conv_mix=8, late_mix=15, trans_mix=2, class_attention=2),
     "s": _ours(dim=512, conv_mix=8, late_mix=16, trans_mix=6, class_attention=3),
     "l": _ours(dim=640, conv_mix=10, late_mix=20, trans_mix=9, class_attention=4),
+}
+
+STAR = "_star"
+"""Behind a size's name: with a decision head on each register token, beside the class token's."""
+
+SIZES: dict[str, Size] = {
+    **{
+        name + star: replace(size, decision_heads=size.registers if star else 0)
+        for name, size in _OURS.items()
+        for star in ("", STAR)
+    },
     # The author's, as published: ConvMix blocks, TransMix layers, patch. Widths meet the parameters.
     "seed_xxxs": _seed(conv_mix=5, trans_mix=7, patch=8, dim=130, heads=5),
     "seed_xxs": _seed(conv_mix=6, trans_mix=4, patch=9, dim=220, heads=5),
@@ -102,9 +118,11 @@ SIZES: dict[str, Size] = {
 def split_name(name: str) -> tuple[str, dict[str, Any]]:
     """A size with changes, "xxxs+kernel=5+registers=8", as the size and the changes of its layout.
 
+    A star behind a size, "s*", is short for "s_star".
     Raises ConfigError naming what cannot be changed so.
     """
     base, *changes = name.split("+")
+    base = re.sub(r"\*$", STAR, base)
     if not changes:
         return base, {}
     size = SIZES.get(base.removeprefix("atnet_"))

@@ -42,6 +42,7 @@ from atnet.measure.record import (
     write_predictions,
     write_record,
 )
+from atnet.measure.trust import TRUST, fit_trust
 from atnet.model.info import BEST, EMA, LAST
 from atnet.model.load import classifier_parameters, to_safetensors
 from atnet.progress import duration, progress_bar
@@ -355,7 +356,12 @@ def _save(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[st
             state.info,
             epoch=state.epoch,
             moving_average=name == EMA,
-            facts={"data": state.config.data.source_name, "val_top1": found.top1, "val_top5": found.top5},
+            facts={
+                "data": state.config.data.source_name,
+                "val_top1": found.top1,
+                "val_top5": found.top5,
+                TRUST: fit_trust(found.confidence, found.predicted == found.labels),
+            },
         )
         written[name] = to_safetensors(network.state_dict(), info)
         write_whole(run / name, written[name])
@@ -421,6 +427,7 @@ def _record(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[
         "top1": {name: round(found.top1, 4) for name, found in final.items()},
         "top5": {name: round(found.top5, 4) for name, found in final.items()},
         "loss": {name: round(found.loss, 5) for name, found in final.items()},
+        **({"heads": _of_heads(final)} if next(iter(final.values())).heads else {}),
         "best_top1": round(state.best, 4),
         "seconds": round(state.seconds),
         "images_per_s": speeds[len(speeds) // 2],
@@ -429,6 +436,20 @@ def _record(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[
         "environment": read_yaml(run / ENVIRONMENT),
         "config": dataclasses.asdict(named),
     }  # fmt: skip
+
+
+def _of_heads(scores: dict[str, Scores]) -> dict[str, Any]:
+    """Of several decision heads, by network: each one's figures, the class token's first, and how much they differ."""
+    return {
+        name: {
+            "top1": (100 * (heads.predicted == found.labels[:, None]).mean(0)).round(4).tolist(),
+            "loss": heads.loss.round(5).tolist(),
+            "disagreement": round(heads.disagreement, 4),
+            "error_correlation": round(heads.error_correlation(found.labels), 4),
+        }
+        for name, found in scores.items()
+        if (heads := found.heads)
+    }
 
 
 def _without_folders(weights: str) -> str:

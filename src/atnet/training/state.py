@@ -21,6 +21,7 @@ from atnet.data.sources import open_configured
 from atnet.device import keep_freed_memory, multiplies_in_bf16, naming_shortage, pick_device, seed_generators
 from atnet.errors import ConfigError, DataError
 from atnet.measure.metrics import hits
+from atnet.model.heads import error_cosine, fuse
 from atnet.model.info import EMA, LAST, WeightsInfo
 from atnet.model.load import create_classifier
 from atnet.model.ops import normalised
@@ -65,8 +66,14 @@ class State:
         classes = self.train_pictures.classes
         seed_generators(derive_seed(config.seed, "weights"), self.device)
         self.model = create_classifier(
-            config.model, classes=len(classes), size=config.data.size, drop_path=config.drop_path
+            config.model,
+            classes=len(classes),
+            size=config.data.size,
+            drop_path=config.drop_path,
+            view_drop=config.heads.view_drop,
         )
+        if getattr(self.model, "several_heads", False):
+            self.model.set_separate_heads()  # type: ignore[operator]
         if config.checkpointing:
             if not hasattr(self.model, "set_grad_checkpointing"):
                 raise ConfigError(f"{config.model} has no activation checkpointing: use --no-checkpointing")
@@ -276,7 +283,7 @@ def _gradient(state: State, pixels: Tensor, labels: Tensor, signal: int) -> Tens
             logits = logits.float()
             loss = _loss(state, images, logits, targets)
             (loss * (weight / share)).backward()  # type: ignore[no-untyped-call]
-        answers = logits.detach().cpu()
+        answers = (fuse(logits) if logits.ndim == 3 else logits).detach().cpu()
         figures = torch.tensor([loss.item(), hits(answers, their, 1), hits(answers, their, 5), signal, seen])
         rows.append(torch.cat([figures.to(state.device), state.statistics.read().to(state.device)]))
     return torch.stack(rows)
@@ -290,10 +297,16 @@ def _forget(state: State) -> None:
 
 
 def _loss(state: State, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy with the labels, and where there is a teacher, with its answers."""
+    """Cross-entropy with the labels, and where there is a teacher, with its answers; of several heads the mean."""
     config = state.config
+    heads, penalty = 1, None
+    if logits.ndim == 3:
+        heads = logits.shape[1]
+        penalty = config.heads.penalty * error_cosine(logits, targets) if config.heads.penalty else None
+        logits, targets = logits.flatten(0, 1), targets.repeat_interleave(heads, 0)
     loss = cross_entropy(logits, targets, weight=state.class_weight, label_smoothing=config.label_smoothing)
     if state.teacher:
         share = config.distill.share
-        loss = (1 - share) * loss + share * distillation_loss(logits, state.teacher.answer(images), config.distill)
-    return loss
+        taught = state.teacher.answer(images).repeat_interleave(heads, 0)
+        loss = (1 - share) * loss + share * distillation_loss(logits, taught, config.distill)
+    return loss if penalty is None else loss + penalty

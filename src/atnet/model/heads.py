@@ -1,0 +1,55 @@
+"""Several decisions of one network: heads on register tokens beside the class token's, and what they say together."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
+from timm.models import register_notrace_function
+from torch import Tensor, nn
+
+
+class Adapters(nn.Module):
+    """What makes each register token ready for the classifier that all heads share: an MLP of its own, with residual.
+
+    hidden: width of an adapter's hidden layer, an eighth of the token's.
+    """
+
+    def __init__(self, dim: int, count: int, **factory: Any) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(Mlp(dim, max(dim // 8, 1), **factory) for _ in range(count))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Register tokens (batch, count, dim) to features of the same shape."""
+        return torch.stack([tokens[:, i] + adapter(tokens[:, i]) for i, adapter in enumerate(self.each)], dim=1)
+
+
+@register_notrace_function
+def fuse(logits: Tensor) -> Tensor:
+    """Logits of several heads (..., heads, classes) to those of their mean probability (..., classes)."""
+    return logits.log_softmax(-1).logsumexp(-2) - math.log(logits.shape[-2])
+
+
+def answer(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Logits (batch, classes) of a network in evaluation, and of one with several heads each head's too.
+
+    The latter are (batch, heads, classes), the class token's head first.
+    """
+    if not getattr(model, "several_heads", False):
+        return model(images).float(), None
+    each: Tensor = model.decide(model.forward_features(images)).float()  # type: ignore[operator]
+    return fuse(each), each
+
+
+def error_cosine(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cosine between the errors of two heads, over pictures and pairs: 1 if all heads err alike.
+
+    logits: (batch, heads, classes).  labels: classes (batch,), or their shares (batch, classes).
+    An error is a head's probabilities less the label's.
+    """
+    if labels.ndim == 1:
+        labels = F.one_hot(labels, logits.shape[-1])
+    errors = F.normalize(logits.softmax(-1) - labels[:, None].to(logits.dtype), dim=-1)
+    heads = logits.shape[1]
+    return (errors.sum(1).square().sum(-1).mean() - heads) / (heads * (heads - 1))
