@@ -81,7 +81,7 @@ web-picture: dev
 explain-picture: dev
 	rm -rf build/explain
 	$(BIN)/atnet explain $(PHOTO) --weights xxxs.imagenette --whole --size 224 --out build/explain
-	$(BIN)/python -c "from PIL import Image; Image.open('build/explain/china.png').convert('RGB').quantize(256).save('docs/explain.png', optimize=True)"
+	$(BIN)/python -c "from PIL import Image; Image.open('build/explain/china.png').convert('RGB').save('docs/explain.jpg', quality=88, optimize=True)"
 
 BENCH := $(BIN)/atnet bench --document docs/performance.md
 

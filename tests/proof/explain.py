@@ -202,7 +202,7 @@ def draw(
         axes.set_ylabel("probability of the answer")
         axes.set_ylim(0, 1)
         axes.set_title(title)
-        axes.legend(frameon=False, fontsize="small", loc="upper right" if curves is deleted else "lower right")
+        axes.legend(frameon=False, fontsize="small", loc="lower left" if curves is deleted else "lower right")
     for name in alike["head"]:
         right.plot(
             list(PARTS), [np.mean(alike[part][name]) for part in PARTS], color=COLOURS[name], marker="o", label=name

@@ -204,14 +204,14 @@ def draw_explanation(found: Explanation, path: Path) -> None:
     figure = Figure(figsize=(TILE * columns, (TILE * tall + 0.4) * (1 + len(rows))), layout="constrained")
     grid = figure.add_gridspec(1 + len(rows), columns)
     _tile(figure.add_subplot(grid[0, 0]), pixels, "what the network saw")
-    speaks = _lit(pixels, maps.gradient, maps.stride)
+    speaks = lit(pixels, maps.gradient, maps.stride)
     _tile(figure.add_subplot(grid[0, 1]), speaks, f"speaks for {drawable(found.target, 18)}")
     _bars(figure.add_subplot(grid[0, 2:]), found)
     for row, (what, shown) in enumerate(rows, 1):
         for k in range(tokens):
             axes = figure.add_subplot(grid[row, k])
             name = f"register {k}" if k else "class token"
-            _tile(axes, _lit(pixels, shown[k], maps.stride), name if row == 1 else "")
+            _tile(axes, lit(pixels, shown[k], maps.stride), name if row == 1 else "")
             axes.set_xlabel(f"{shown[k].sum():.0%} from the picture", fontsize="small")
             if k == 0:
                 axes.set_ylabel(what)
@@ -314,8 +314,11 @@ def _new_files(folder: Path, pictures: list[Path]) -> list[Path]:
     return list(files)
 
 
-def _lit(pixels: NDArray[np.uint8], values: NDArray[np.float32], stride: float) -> NDArray[np.float32]:
-    """The picture in grey, and over it the map in colours where it is above 0, (H, W, 3), 0 to 1."""
+def lit(pixels: NDArray[np.uint8], values: NDArray[np.float32], stride: float) -> NDArray[np.float32]:
+    """The picture (H, W, 3) in grey, and over it the map (h, w) in colours where it is above 0: (H, W, 3), 0 to 1.
+
+    stride: pixels along a place's side. The map's brightest place has the brightest colour.
+    """
     height, width, _ = pixels.shape
     h, w = values.shape
     sides = (max(round(h * stride), height), max(round(w * stride), width))
@@ -323,8 +326,8 @@ def _lit(pixels: NDArray[np.uint8], values: NDArray[np.float32], stride: float) 
     strength = np.clip(smooth / max(float(values.max()), 1e-12), 0, 1)[..., None]
     grey = 0.8 * pixels.mean(-1, keepdims=True) / 255
     heat = colormaps["inferno"](0.4 + 0.6 * strength[..., 0])[..., :3]
-    lit: NDArray[np.float32] = grey + 0.85 * strength**1.5 * (heat - grey)
-    return lit
+    mixed: NDArray[np.float32] = grey + 0.85 * strength**1.5 * (heat - grey)
+    return mixed
 
 
 def _tile(axes: Axes, image: NDArray[np.uint8] | NDArray[np.float32], title: str) -> None:
