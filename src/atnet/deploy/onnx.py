@@ -11,6 +11,8 @@ from atnet.errors import ConfigError, WeightsError
 from atnet.model.info import WeightsInfo, require_unchanged
 
 MAX_BYTES = 2_000_000_000
+ANSWERS = ("logits", "heads")
+"""Outputs of an exported network: (N, classes); of several decision heads each one's (N, heads, classes)."""
 
 
 class OnnxNetwork:
@@ -34,6 +36,7 @@ class OnnxNetwork:
             raise WeightsError(f"{path}: not an ONNX file, or a damaged one ({said})") from error
         self.info = WeightsInfo.from_metadata(self.session.get_modelmeta().custom_metadata_map, path)
         [self._image] = self.session.get_inputs()
+        self._answers = [one.name for one in self.session.get_outputs() if one.name in ANSWERS]
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, classes) of normalised images (N, 3, size, size)."""
@@ -45,7 +48,7 @@ class OnnxNetwork:
         return each[0][0] if each else together
 
     def _run(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        found: list[NDArray[np.float32]] = self.session.run(None, {self._image.name: images})
+        found: list[NDArray[np.float32]] = self.session.run(self._answers, {self._image.name: images})
         return found
 
 
