@@ -5,6 +5,7 @@ import { PictureError, nameOf, openPicture } from "./picture.js";
 import { preprocess } from "./preprocess.js";
 
 const TOP = 5;
+const DARK = 166; // of 255, as style.css has it for what the network is not shown
 const find = (id) => document.getElementById(id);
 
 env.wasm.numThreads = 1; // more need headers that not every host sends
@@ -69,13 +70,13 @@ function looked({ data, dims: [, heads, asking, tokens] }, [prefix, rows, column
   });
 }
 
-/** Draws a map over the part of the picture that the network is shown: the square in its middle. */
+/** Darkens the picture where the map is low; the network is shown the square in its middle. */
 function drawMap(values, [, rows, columns], image, { size, crop_pct: crop }) {
   const canvas = find("map");
   Object.assign(canvas, { width: columns, height: rows });
   const most = values.reduce((a, b) => Math.max(a, b), 1e-12);
   const pixels = new ImageData(columns, rows);
-  values.forEach((value, place) => pixels.data.set([255, 150, 0, 220 * (value / most)], 4 * place));
+  values.forEach((value, place) => { pixels.data[4 * place + 3] = DARK * (1 - Math.sqrt(value / most)); });
   canvas.getContext("2d").putImageData(pixels, 0, 0);
   const { naturalWidth: width, naturalHeight: height } = image;
   const side = (Math.min(width, height) * size) / Math.floor(size / crop);
