@@ -237,6 +237,13 @@ def test_where_it_looked_is_what_explain_says(site, visit, tmp_path):
             assert over[begin] + over[side] / 2 == pytest.approx(middle, abs=1.5)
 
 
+def test_a_network_without_attention_shows_no_map(quick, site, visit, tmp_path):
+    weights = atnet.train(**quick | {"model": "xxxs+trans_mix=0+class_attention=0"}, out=tmp_path / "without").folder
+    page = visit(write_web(tmp_path / "no-map", weights).path)
+    assert "Answered in " in give(page, "photo.jpg", PICTURES["photo.jpg"]())
+    expect(page.locator("#look")).to_be_hidden()
+
+
 def test_several_heads_say_how_many_agree(quick, site, visit, tmp_path):
     weights = atnet.train(**quick | {"model": "xxxs_star"}, out=tmp_path / "several").folder
     page = visit(write_web(tmp_path / "of-several", weights).path)

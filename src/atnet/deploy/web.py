@@ -81,15 +81,15 @@ def write_web(out: str | Path, weights: str | Path | None = None, *, data: str |
 def _give_attention(path: Path, info: WeightsInfo) -> list[int] | None:
     """Makes the last layer's attention an output of the ONNX file, (1, heads, class and registers, tokens).
 
-    Returns the tokens' layout, [before the places, rows, columns]; None of a network of timm's, which is left as it is.
+    Returns the tokens' layout, [before the places, rows, columns]; None of a network of timm's, or one without
+    attention, which is left as it is.
     """
-    size = layout_of(info.model)
-    if size is None:
+    size, model = layout_of(info.model), onnx.load(path)
+    found = [node.output[0] for node in model.graph.node if node.op_type == "Softmax"]
+    if size is None or not found:
         return None
-    model = onnx.load(path)
-    [*_, last] = [node for node in model.graph.node if node.op_type == "Softmax"]
-    if last.output[0] not in {one.name for one in model.graph.output}:  # a page's file may be given again
-        model.graph.output.append(onnx.helper.make_tensor_value_info(last.output[0], onnx.TensorProto.FLOAT, None))
+    if found[-1] not in {one.name for one in model.graph.output}:  # a page's file may be given again
+        model.graph.output.append(onnx.helper.make_tensor_value_info(found[-1], onnx.TensorProto.FLOAT, None))
         onnx.save(model, path)
     side = math.ceil(math.ceil(info.preprocess.size / size.patch) / size.squeeze)
     return [1 + size.registers, side, side]
