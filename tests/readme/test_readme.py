@@ -31,13 +31,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lay_photos(photos: Path, where: Path) -> None:
-    """What the tutorial's reader has: five classes of 30 photos, and some new ones."""
+    """What the tutorial's reader has: five classes of 70 photos, and some new ones."""
     for code, name in {
         "n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03445777": "golf ball",
         "n03888257": "parachute",
     }.items():  # fmt: skip
         (where / "my_photos" / name).mkdir(parents=True)
-        for picture in sorted((photos / "train" / code).iterdir())[:30]:
+        for picture in sorted((photos / "train" / code).iterdir())[:70]:
             shutil.copy(picture, where / "my_photos" / name)
         (where / "new_photos").mkdir(exist_ok=True)
         shutil.copy(sorted((photos / "val" / code).iterdir())[0], where / "new_photos")
