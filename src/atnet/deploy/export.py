@@ -161,6 +161,8 @@ def write_onnx(model: nn.Module, shape: tuple[int, ...], path: Path, info: Weigh
     assert program is not None
     if info:
         program.model.metadata_props.update(info.to_metadata())
+    for node in program.model.graph:
+        node.metadata_props.clear()  # the exporter's stack traces, which name folders of this machine
     program.save(path, external_data=False)
 
 
