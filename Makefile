@@ -6,6 +6,7 @@
 #   make weights               the network that comes with the package, trained on Imagenette's photos
 #   make proof-transfer        going on from weights beside random ones, on five other classes (40 minutes)
 #   make web-picture           docs/web.png: the page of `atnet web` with the network WEIGHTS, in Chromium
+#   make explain-picture       docs/explain.png: what the network that comes with the package looks at in a photo
 #   make proof-faults          trainings killed, stopped, starved and spoilt, and that each goes on to the same bits
 #   make proof-data            damaged, odd and malicious pictures, copies, readers fed with anything (50 minutes)
 #   make proof-data-speed      our loader beside timm's and torchvision's, on the same pictures (5 minutes)
@@ -14,7 +15,9 @@
 #   make proof-products        the matrix products of S's training step beside the same ones alone (2 minutes)
 #   make proof-heads           what several decision heads gain: PLAIN="RUN..." STARRED="RUN..." (a minute a run)
 #   make proof-serve           the server under load, overload, attack and signals (10 minutes)
+#   make proof-explain         that the maps of `atnet explain` mark what an answer hangs on (10 minutes)
 #   make proof-publish         the built wheel in a new environment: published weights by timm, transformers and atnet (10 minutes)
+#   make reference            docs/commands.md, and build/reference/ from the docstrings
 #   make ci                    lint, types, tests, timm's own tests, the README's commands
 # PYTHON=python3.12 takes another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # takes torch's CPU build instead of the 5 GB of CUDA that a plain installation brings on Linux.
@@ -26,8 +29,9 @@ TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
 PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo bench table weights test ci lint types peer-tests proof-augment proof-data proof-data-speed proof-faults \
-	proof-heads proof-products proof-publish proof-serve proof-training-speed proof-transfer readme setup dev web-picture clean
+.PHONY: demo bench table weights test ci lint types peer-tests proof-augment proof-data proof-data-speed proof-explain \
+	proof-faults proof-heads proof-products proof-publish proof-serve proof-training-speed proof-transfer readme reference \
+	setup dev web-picture explain-picture clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py src/atnet/deploy/runtime.py
@@ -67,12 +71,17 @@ table: setup
 	$(BIN)/atnet table
 
 WEIGHTS ?= runs/last
+PHOTO = $$($(BIN)/python -c 'import sklearn.datasets as d; print(d.__path__[0])')/images/china.jpg
 
 web-picture: dev
 	rm -rf build/web
 	$(BIN)/atnet web --weights $(WEIGHTS) build/web
-	$(BIN)/python tests/deploy/web_pictures.py build/web \
-		$$($(BIN)/python -c 'import sklearn.datasets as d; print(d.__path__[0])')/images/china.jpg docs/web.png
+	$(BIN)/python tests/deploy/web_pictures.py build/web $(PHOTO) docs/web.png
+
+explain-picture: dev
+	rm -rf build/explain
+	$(BIN)/atnet explain $(PHOTO) --weights xxxs.imagenette --whole --size 224 --out build/explain
+	$(BIN)/python -c "from PIL import Image; Image.open('build/explain/china.png').convert('RGB').save('docs/explain.jpg', quality=88, optimize=True)"
 
 BENCH := $(BIN)/atnet bench --document docs/performance.md
 
@@ -112,6 +121,9 @@ $(PEER)/tests: $(PEER).tar.gz
 peer-tests: dev $(PEER)/tests
 	cd $(PEER) && PYTHONPATH=$(CURDIR)/tests/peer $(BIN)/python -m pytest -q -p atnet_peer tests/test_models.py
 
+proof-explain: dev
+	$(BIN)/python tests/proof/explain.py $(ATNET_IMAGENETTE) docs/explain-curves.png
+
 proof-faults: dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/proof/faults.py $(ATNET_IMAGENETTE)
 
@@ -141,6 +153,12 @@ proof-training-speed: dev
 
 proof-transfer: dev
 	$(BIN)/python tests/proof/transfer.py $(ATNET_IMAGENETTE) runs/transfer
+
+reference: dev
+	$(BIN)/cyclopts generate-docs src/atnet/cli/__init__.py:app --output docs/commands.md
+	$(BIN)/pdoc --output-directory build/reference atnet atnet.config atnet.prediction atnet.timm \
+		$(addprefix atnet.,model data training measure show deploy)
+	@echo "Written: docs/commands.md (the commands), build/reference/index.html (the Python functions)"
 
 readme: dev
 	$(BIN)/python -m pytest tests/readme

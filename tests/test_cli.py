@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import atnet
 from atnet.cli import main
@@ -57,6 +58,18 @@ def test_sizes_prints_the_table():
     shown = command("sizes").stdout
     assert shown.splitlines()[1].split()[:4] == ["xxxs", "1.70M", "2", "+"]
     assert "Patch_size" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_sizes_draws_where_parameters_lie(tmp_path):
+    words = ("sizes", "xxxs", "xxxs+kernel=7", "--picture", tmp_path / "parts.png")
+    shown = command(*words).stdout
+    assert [line.split()[0] for line in shown.splitlines()[1:3]] == ["xxxs", "xxxs+kernel=7"]
+    with Image.open(tmp_path / "parts.png") as picture:
+        assert picture.width == 1100
+    again = command(*words)
+    assert (again.returncode, "exists" in again.stderr) == (2, True)
+    assert "no size of AT-Net" in command("sizes", "resnet18").stderr
 
 
 def test_digits_writes_a_folder_that_can_be_trained_on(tmp_path):

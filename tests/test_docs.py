@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from atnet.cli import app
 from atnet.config import make_config
 from atnet.measure.cost import cost_of
 from atnet.model.load import create_classifier
@@ -60,3 +61,20 @@ def test_the_efficiencies_of_the_table_are_those_of_the_model():
             for n in (2, 8, 32)
         ]
         assert f"| {name.upper()} | {speed:,} | {' | '.join(f'{share:.2f}' for share in found)} |" in SCALING
+
+
+def test_the_commands_page_is_that_of_the_commands():
+    """Made anew by `make reference`."""
+    assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == app.generate_docs(output_format="markdown")
+
+
+def test_each_command_has_a_how_to():
+    text = (ROOT / "docs" / "howto.md").read_text(encoding="utf-8")
+    named = {name for line in re.findall(r"^## .*: (.*)$", text, re.M) for name in line.split(", ")}
+    assert named == {name for name in app if not name.startswith("-")} - {"digits"}
+
+
+def test_pages_lead_to_files_that_there_are():
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"

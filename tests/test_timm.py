@@ -80,3 +80,9 @@ def test_a_script_that_is_not_there_is_named():
     assert done.stderr.startswith(
         "atnet.timm: train.py: no such script; timm's train.py and validate.py are not in its"
     )
+
+
+def test_names_can_be_imported_as_timms_can():
+    from atnet.timm import atnet_xxs_star
+
+    assert atnet_xxs_star(num_classes=3).num_classes == 3

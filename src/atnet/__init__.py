@@ -13,11 +13,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from atnet.measure.embed import embed as embed
     from atnet.measure.evaluate import evaluate as evaluate
     from atnet.model.load import create_model as create_model
     from atnet.model.load import load as load
     from atnet.model.sizes import SIZES as SIZES
     from atnet.prediction import predict as predict
+    from atnet.show.explain import explain as explain
     from atnet.training.loop import train as train
     from atnet.training.plan import forecast as forecast
 
@@ -26,13 +28,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "SIZES": "atnet.model.sizes",
     "create_model": "atnet.model.load",
+    "embed": "atnet.measure.embed",
     "evaluate": "atnet.measure.evaluate",
+    "explain": "atnet.show.explain",
     "forecast": "atnet.training.plan",
     "load": "atnet.model.load",
     "predict": "atnet.prediction",
     "train": "atnet.training.loop",
 }
-__all__ = ["SIZES", "create_model", "evaluate", "forecast", "load", "predict", "train"]
+__all__ = ["SIZES", "create_model", "embed", "evaluate", "explain", "forecast", "load", "predict", "train"]
 
 
 def __getattr__(name: str) -> Any:

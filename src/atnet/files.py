@@ -71,6 +71,14 @@ def resolve_run(where: str | Path) -> Path:
     return path
 
 
+def require_new(path: Path, option: str = "--out") -> None:
+    """Raises ConfigError, naming the option that gave it, if the file is there already or its folder is not."""
+    if path.exists():
+        raise ConfigError(f"{path}: exists; choose another {option}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent}: no such folder; make it, or choose another {option}")
+
+
 def did_you_mean(path: Path, *folders: str, among: Callable[[Path], bool] = Path.exists) -> str:
     """The end of a message, "; did you mean X?", X being called most alike beside the path or in the folders.
 

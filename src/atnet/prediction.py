@@ -69,7 +69,7 @@ def predict(
     """
     ask, info = _open(weights_to_ask(weights, device), device)
     needs = least_confidence(info.facts, abstain)[0] if abstain is not None else 0.0
-    paths = _files([pictures] if isinstance(pictures, str | Path) else pictures)
+    paths = picture_files(pictures)
     answers = []
     ask(Image.new("RGB", (info.preprocess.size, info.preprocess.size)))  # the first run is slow
     with progress_bar("Predicting", len(paths)) as advance:
@@ -111,21 +111,24 @@ def as_json(top: tuple[tuple[str, str, float], ...]) -> list[dict[str, Any]]:
     return [{"class": c, "name": name, "probability": round(p, 6)} for c, name, p in top]
 
 
-def weights_to_ask(weights: str | Path | None, device: str = "auto") -> Path:
-    """The file meant; without one the newest run's, or before there is a run, the network that comes with AT-Net.
-
-    Of what comes with AT-Net it is the ONNX file, unless another device than the CPU is asked for.
-    """
+def weights_meant(weights: str | Path | None) -> Path:
+    """The file; without one the newest run's, or before there is a run, that of the network that comes with AT-Net."""
     if weights is None:
         newest = resolve_run("runs/last")
         weights = newest if newest.exists() else SHIPPED
-    path = find_weights(weights)
+    return find_weights(weights)
+
+
+def weights_to_ask(weights: str | Path | None, device: str = "auto") -> Path:
+    """As `weights_meant`; of what comes with AT-Net the ONNX file, unless another device than the CPU is asked for."""
+    path = weights_meant(weights)
     return path.with_suffix(".onnx") if path.parent == WEIGHTS and device in ("auto", "cpu") else path
 
 
-def _files(pictures: Sequence[str | Path]) -> list[Path]:
+def picture_files(pictures: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The files; of a folder the pictures directly in it. Raises DataError naming a folder without any."""
     found: list[Path] = []
-    for path in map(Path, pictures):
+    for path in map(Path, [pictures] if isinstance(pictures, str | Path) else pictures):
         inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         if not inside:
             raise DataError(f"{path}: no pictures in this folder")

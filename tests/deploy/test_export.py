@@ -15,6 +15,7 @@ from atnet.deploy import export as exporting
 from atnet.deploy.export import export
 from atnet.deploy.onnx import OnnxNetwork
 from atnet.errors import ConfigError, WeightsError
+from atnet.model.info import SHIPPED, WEIGHTS
 
 
 @pytest.fixture
@@ -126,3 +127,9 @@ def test_the_commands_work_together(run, digits, capsys):
     picture = str(next(Path(digits / "val" / "six").iterdir()))
     main(["predict", picture, "--weights", str(run / "model.onnx"), "--json"])
     assert json.loads(capsys.readouterr().out)[0]["picture"] == picture
+
+
+def test_the_file_names_no_folder_of_the_machine_that_wrote_it(quick, tmp_path):
+    content = export(atnet.train(**quick, out=tmp_path / "run").folder).path.read_bytes()
+    assert b"site-packages" not in content
+    assert b"site-packages" not in (WEIGHTS / f"{SHIPPED}.onnx").read_bytes()

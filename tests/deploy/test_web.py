@@ -25,7 +25,7 @@ from atnet.data.preprocess import Preprocess
 from atnet.deploy import runtime
 from atnet.deploy.web import write_web
 from atnet.errors import AtnetError, ConfigError, WeightsError
-from atnet.model.info import METADATA
+from atnet.model.info import METADATA, SHIPPED
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 LONG = "a-name-without-a-place-to-break-it-which-is-longer-than-the-screen-of-a-phone"
@@ -183,6 +183,50 @@ def test_the_page_agrees_with_the_weights_before_their_export(run, site, visit, 
         assert answers(page) == pytest.approx({name: share for _, name, share in there.top}, abs=1e-2), "16 bits"
 
 
+MAP = "map => [...map.getContext('2d').getImageData(0, 0, map.width, map.height).data]"
+
+
+def test_where_it_looked_is_what_explain_says(site, visit, tmp_path):
+    shipped = write_web(tmp_path / "shipped", SHIPPED).path
+    about = json.loads((shipped / "network.json").read_text())["preprocess"]
+    page = visit(shipped, viewport={"width": 900, "height": 900})
+    expect(page.locator("#look")).to_be_hidden()
+    for name in ("photo.jpg", "upright.jpg"):
+        content = PICTURES[name]()
+        Path(name).write_bytes(content)
+        [there] = atnet.explain(name, SHIPPED)
+        expected = there.maps.attention[-1, 0].mean(0)
+        give(page, name, content)
+        page.get_by_label("Show where it looked").set_checked(True)
+        shown = 1 - np.reshape(page.locator("#map").evaluate(MAP), (*expected.shape, 4))[..., 3] / 166
+        assert shown.min() < 0.1, "attention that is even would prove nothing"
+        np.testing.assert_allclose(shown, np.sqrt(expected / expected.max()), atol=0.02, err_msg=name)
+        over, picture = page.locator("#map").bounding_box(), page.locator("#picture").bounding_box()
+        square = about["size"] / int(about["size"] / about["crop_pct"]) * min(picture["width"], picture["height"])
+        assert (over["width"], over["height"]) == pytest.approx((square, square), abs=1.5)
+        for side, begin in (("width", "x"), ("height", "y")):
+            middle = picture[begin] + picture[side] / 2
+            assert over[begin] + over[side] / 2 == pytest.approx(middle, abs=1.5)
+
+
+def test_a_network_without_attention_shows_no_map(quick, site, visit, tmp_path):
+    weights = atnet.train(**quick | {"model": "xxxs+trans_mix=0+class_attention=0"}, out=tmp_path / "without").folder
+    page = visit(write_web(tmp_path / "no-map", weights).path)
+    assert "Answered in " in give(page, "photo.jpg", PICTURES["photo.jpg"]())
+    expect(page.locator("#look")).to_be_hidden()
+
+
+def test_several_heads_say_how_many_agree(quick, site, visit, tmp_path):
+    weights = atnet.train(**quick | {"model": "xxxs_star"}, out=tmp_path / "several").folder
+    page = visit(write_web(tmp_path / "of-several", weights).path)
+    for picture in sorted((tmp_path / "digits" / "val").rglob("*.png"))[::10]:
+        [there] = atnet.predict(picture, tmp_path / "of-several" / "model.onnx")
+        agree = sum(head[1] == there.name for head in there.heads)
+        assert f"%. {agree} of 5 heads say so by themselves. Answered in " in give(
+            page, picture.name, picture.read_bytes()
+        )
+
+
 INPUT = """async ([content, preprocess, limits]) => {
     const [picture, transform] = [await import("./picture.js"), await import("./preprocess.js")];
     const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
@@ -263,6 +307,9 @@ def test_the_keyboard_is_enough(site, visit, tmp_path):
         page.keyboard.press("Enter")
     chooser.value.set_files(tmp_path / "photo.jpg")
     expect(page.locator("#status")).to_have_text(re.compile("^photo.jpg: .* Answered in"))
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    expect(page.locator("#map")).to_be_visible()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     expect(page.locator("#classes")).to_be_visible()

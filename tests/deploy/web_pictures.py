@@ -29,6 +29,7 @@ def main(folder: Path, photo: Path, out: Path) -> None:
             expect(page.locator("#status")).to_have_text("Ready.")
             page.set_input_files("#choose", photo)
             expect(page.locator("#status")).to_have_text(re.compile("Answered in"))
+            page.get_by_label("Show where it looked").set_checked(screen is SCREENS[0])
             shots.append(Image.open(io.BytesIO(page.screenshot())))
     sheet = Image.new("RGB", (sum(shot.width + BETWEEN for shot in shots) - BETWEEN, HEIGHT), "#888888")
     left = 0

@@ -1,6 +1,6 @@
 import pytest
 
-from atnet.measure.cost import cost_of
+from atnet.measure.cost import cost_of, parts_of
 
 
 def test_multiply_adds_count_attention_and_agree_with_published_ones():
@@ -11,3 +11,11 @@ def test_multiply_adds_count_attention_and_agree_with_published_ones():
     assert resnet.parameters - resnet.parameters_without_classifier == 512 * 1000 + 1000
     at224, at448 = (cost_of("atnet_s", side).macs for side in (224, 448))
     assert at448 > 4.1 * at224  # attention grows with the square of the tokens
+
+
+def test_the_parts_make_the_whole():
+    parts, whole = parts_of("xs", 160), cost_of("xs", 160)
+    assert list(parts)[:7] == ["stem", "conv_mix", "squeeze", "late_mix", "trans_mix", "norm", "head"]
+    tokens = 5 * 288
+    assert sum(parameters for parameters, _ in parts.values()) + tokens == whole.parameters
+    assert sum(macs for _, macs in parts.values()) == whole.macs

@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 
 import numpy as np
@@ -15,14 +16,15 @@ def answers():
     return confidence, drawn.uniform(size=20_000) < confidence
 
 
-@pytest.mark.parametrize("accuracy", [0.8, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("accuracy", [0.8, 0.9, 0.95, 0.98])
 def test_what_is_promised_holds_on_other_pictures(answers, accuracy):
     confidence, correct = answers
     facts = {TRUST: fit_trust(confidence[::2], correct[::2])}
     least, share = least_confidence(facts, accuracy)
     others = confidence[1::2] >= least
     found = correct[1::2][others].mean()
-    assert abs(found - accuracy) < 2 * (accuracy * (1 - accuracy) / others.sum()) ** 0.5 + 0.005
+    error = (accuracy * (1 - accuracy) / others.sum()) ** 0.5
+    assert accuracy - error < found < accuracy + 5 * error
     assert others.mean() == pytest.approx(share, abs=0.02)
 
 
@@ -33,9 +35,27 @@ def test_more_accuracy_asks_for_more_confidence(answers):
 
 
 def test_answers_that_are_equally_sure_go_together():
-    confidence = np.array([0.9] * 10 + [0.5] * 10)
-    correct = np.array([True] * 10 + [True] * 5 + [False] * 5)
+    confidence = np.array([0.9] * 100 + [0.5] * 100)
+    correct = np.array([True] * 100 + [True] * 50 + [False] * 50)
     assert least_confidence({TRUST: fit_trust(confidence, correct)}, 0.9) == (0.9, 0.5)
+
+
+def test_a_promise_takes_as_many_pictures_as_bear_it_out():
+    """59 right answers of 59: of an accuracy of 95% they had a probability of 0.95 to the 59, 4.85%; 58 had 5.1%."""
+    for count, most in ((59, 0.95), (58, 0.94)):
+        sure = np.linspace(0.9, 0.8, count)
+        assert fit_trust(sure, np.ones(count, bool))["levels"][-1][0] == most
+
+
+def test_a_promise_is_kept_in_nineteen_of_twenty_draws():
+    drawn, kept = np.random.default_rng(1), []
+    for _ in range(200):
+        confidence = drawn.uniform(0.3, 1, 1000)
+        facts = {TRUST: fit_trust(confidence, drawn.uniform(size=1000) < confidence)}
+        with contextlib.suppress(ConfigError):  # a promise that is not made is not broken
+            kept.append((least_confidence(facts, 0.9)[0] + 1) / 2 >= 0.9)  # the accuracy of all answers that are surer
+    assert len(kept) > 150
+    assert np.mean(kept) > 0.9
 
 
 def test_an_accuracy_between_two_levels_is_taken_as_the_higher(answers):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = [
-    (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "docs/data.md", "docs/serve.md", "docs/web.md", "docs/publish.md")
+TUTORIAL = "docs/tutorial.md"
+PAGES = (
+    *("README.md", "docs/data.md", "docs/serve.md", "docs/web.md", "docs/publish.md"),
+    *("docs/explain.md", "docs/architecture.md", "docs/howto.md", TUTORIAL),
+)
+BLOCKS = [
+    (page, *block)
+    for page in PAGES
+    for block in re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
 ]
-BLOCKS = [block for page in PAGES for block in re.findall(r"^```(\w+)\n(.*?)^```", page, re.M | re.S)]
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +30,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
+def lay_photos(photos: Path, where: Path) -> None:
+    """What the tutorial's reader has: five classes of 70 photos, and some new ones."""
+    for code, name in {
+        "n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03445777": "golf ball",
+        "n03888257": "parachute",
+    }.items():  # fmt: skip
+        (where / "my_photos" / name).mkdir(parents=True)
+        for picture in sorted((photos / "train" / code).iterdir())[:70]:
+            shutil.copy(picture, where / "my_photos" / name)
+        (where / "new_photos").mkdir(exist_ok=True)
+        shutil.copy(sorted((photos / "val" / code).iterdir())[0], where / "new_photos")
+
+
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_a_block_does_what_it_says(number, folder):
-    language, code = BLOCKS[number]
+def test_a_block_does_what_it_says(number, folder, request):
+    page, language, code = BLOCKS[number]
+    if page == TUTORIAL and not (folder / "my_photos").exists():
+        lay_photos(request.getfixturevalue("photos"), folder)
     if language == "bash" and code.startswith("make"):
         targets = re.findall(r"^make (\w+)", code, re.M)
         ci = re.search(r"^ci: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
@@ -45,6 +66,8 @@ def test_a_block_does_what_it_says(number, folder):
             "--to user/name",
             "hf-hub:user/name",
             "python -m atnet.timm train.py",
+            "atnet replay runs/last 1234",
+            "some thousand photos",
         )
         assert any(words in code for words in known)
         return

@@ -71,7 +71,7 @@ def test_a_report_holds_everything_and_fetches_nothing(quick, tmp_path):
     assert {tag for tag, _ in seen.tags} <= TAGS
     assert re.search(r"<code>--[a-z.-]+( [\d.]*\d)?</code>", page), "advised options are not broken by a narrow page"
     pictures = [attributes["src"] for tag, attributes in seen.tags if tag == "img"]
-    assert len(pictures) == 5
+    assert len(pictures) == 6
     assert all(source.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")) for source in pictures)
     assert not re.search(r"https?://|url\(|@import|<link|<script", page)
     kept = run.record["top1"]["ema"]
@@ -101,6 +101,15 @@ def test_a_report_says_which_picture_is_not_there(quick, tmp_path):
     run = atnet.train(**quick, out=tmp_path / "run")
     (run.folder / "samples.png").unlink()
     assert "samples.png is not in the run folder" in write_report(run.folder).read_text()
+
+
+def test_a_report_of_a_run_without_its_pictures_is_made_without_what_was_looked_at(quick, digits, tmp_path):
+    run = atnet.train(**quick, out=tmp_path / "run")
+    assert "what spoke for the class called" in write_report(run.folder).read_text()
+    shutil.rmtree(digits)
+    page = write_report(run.folder).read_text()
+    assert f"Not drawn: {digits}: no such folder" in page
+    assert page.count("<img") == 5
 
 
 def test_edited_predictions_are_refused(quick, tmp_path):

@@ -28,6 +28,8 @@ app.command(
 )
 app.command("atnet.cli.eval:evaluate", name="eval", help="Evaluate weights on labelled pictures.")
 app.command("atnet.cli.predict:predict", help="Say what pictures show.")
+app.command("atnet.cli.explain:explain", help="Show what the network looks at in pictures.")
+app.command("atnet.cli.embed:embed", help="Pictures as vectors: a table, what is alike, a map.")
 app.command("atnet.cli.export:export", help="Write weights as a file that runs without torch.")
 app.command("atnet.cli.publish:publish", help="Write weights for timm, transformers and the Hugging Face hub.")
 app.command("atnet.cli.serve:serve", help="Answer what pictures show over HTTP.")

@@ -1,30 +1,55 @@
 """`atnet sizes`"""
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
 
-def sizes() -> None:
-    """Print the size table, with parameters counted at 1000 classes."""
+def sizes(*names: str, picture: Path | None = None, size: int = 224) -> None:
+    """Print the size table, with parameters counted at 1000 classes.
+
+    Parameters
+    ----------
+    names
+        Which sizes, with changes too (xxxs+kernel=7); all if none is given.
+    picture
+        A PNG to draw: where the parameters and multiply-adds of each lie. Nothing is overwritten.
+    size
+        Side of the picture's input, in pixels.
+    """
     import torch
 
+    from atnet.errors import ConfigError
     from atnet.model.load import create_model
-    from atnet.model.sizes import SIZES
+    from atnet.model.sizes import SIZES, layout_of
 
+    console = Console(highlight=False)
     table = Table(
         *("Size", "Params", "ConvMix", "TransMix", "Patch_size", "Conv_Size", "Embed_Dim", "Heads"),
         box=None,
         pad_edge=False,
+        collapse_padding=True,
         header_style="bold",
     )
-    for name, size in SIZES.items():
+    for name in names or SIZES:
+        layout = layout_of(name)
+        if layout is None:
+            raise ConfigError(f"{name}: no size of AT-Net; `atnet sizes` lists them")
         with torch.device("meta"):
             count = sum(p.numel() for p in create_model(name).parameters())
-        table.add_row(name, f"{count / 1e6:.2f}M", *size.columns, str(size.heads))
-    console = Console(highlight=False)
+        table.add_row(name, f"{count / 1e6:.2f}M", *layout.columns, str(layout.heads))
+    if picture is not None:
+        from atnet.show.layout import draw_parts
+
+        if picture.exists():
+            raise ConfigError(f"{picture}: exists; choose another name")
+        draw_parts(names or [name for name in SIZES if "_" not in name], size, picture)
     console.print(table)
     console.print(
-        "\nTransMix: layers of all tokens + layers of class attention. Patch_size: stride of the stem x\n"
-        "squeeze before the encoder. Embed_Dim: ConvMix/TransMix.\n"
-        "Next: atnet train --model xxs --data FOLDER"
+        "\nTransMix: layers of all tokens + layers of class attention. Patch_size: stride of the stem x squeeze before "
+        "the encoder. Embed_Dim: ConvMix/TransMix."
     )
+    if picture is not None:
+        console.print(f"Written: {picture}", markup=False, soft_wrap=True)
+    console.print("Next: atnet train --model xxs --data FOLDER")

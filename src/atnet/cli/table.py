@@ -1,13 +1,15 @@
 """`atnet table`"""
 
 from pathlib import Path
+from typing import Annotated
 
+from cyclopts import Parameter
 from rich.console import Console
 
 
 def table(
     *,
-    add: tuple[Path, ...] = (),
+    add: Annotated[tuple[Path, ...], Parameter(consume_multiple=True, negative=())] = (),
     results: Path = Path("results"),
     readme: Path = Path("README.md"),
     picture: Path = Path("docs/accuracy.png"),

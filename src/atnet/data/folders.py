@@ -50,7 +50,7 @@ def open_folder(root: Path) -> Pictures:
         ids += found
         classes += [label] * len(found)
     if not ids:
-        if any(os.path.splitext(name)[1].lower() in SUFFIXES for name in os.listdir(root)):
+        if has_pictures(root):
             raise DataError(
                 f"{root}: its pictures lie in no class folder; give the folder above it if it is one class, "
                 "else sort them into a folder for each class"
@@ -60,6 +60,21 @@ def open_folder(root: Path) -> Pictures:
             f"a picture ending in {', '.join(sorted(SUFFIXES))}"
         )
     return collect(Folder(root), ids, classes)
+
+
+def open_album(root: Path) -> Pictures:
+    """All pictures in a folder and below it; the class of those directly in it is called ""."""
+    ids = list_pictures(root)
+    folders = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in ids]
+    return collect(Folder(root), ids, [folder and class_name(root, folder) for folder in folders])
+
+
+def has_pictures(root: Path) -> bool:
+    """Whether pictures lie directly in the folder, by their names. Raises DataError if it cannot be read."""
+    try:
+        return any(os.path.splitext(name)[1].lower() in SUFFIXES for name in os.listdir(root))
+    except OSError as error:
+        raise DataError(f"{root}: this folder cannot be read ({error.strerror})") from error
 
 
 def list_pictures(root: Path, folder: str = "") -> list[str]:

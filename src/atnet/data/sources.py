@@ -13,7 +13,7 @@ import numpy as np
 
 from atnet.config import DataConfig
 from atnet.data.digits import DIGITS, open_digits
-from atnet.data.folders import open_folder, subfolders
+from atnet.data.folders import has_pictures, open_album, open_folder, subfolders
 from atnet.data.ilsvrc import data_root, open_flat_validation
 from atnet.data.lists import SUFFIXES as LISTS
 from atnet.data.lists import open_list
@@ -99,6 +99,15 @@ def open_labelled(source: str, part: Literal["train", "val"] = "val") -> Picture
     if part not in parts and "" not in parts:
         raise DataError(f"{source}: no {part} part in it; name the folder to use, {source}/train for example")
     return parts[part] if part in parts else parts[""]
+
+
+def open_any(source: str) -> dict[str, Pictures]:
+    """The pictures of a source by part, to look at: one class is enough, and pictures directly in a folder have none.
+
+    The class of these is called "".  Raises DataError if there are no pictures.
+    """
+    root = Path(source).expanduser()
+    return {"": open_album(root)} if root.is_dir() and has_pictures(root) else _open(source)
 
 
 def write_digits(out: Path) -> tuple[int, int]:

@@ -13,6 +13,8 @@ from atnet.errors import ConfigError, WeightsError
 from atnet.model.info import WeightsInfo, require_unchanged
 
 MAX_BYTES = 500_000_000
+ANSWERS = ("logits", "heads")
+"""Outputs of an exported network: (N, classes); of several decision heads each one's (N, heads, classes)."""
 
 
 class OnnxNetwork:
@@ -43,6 +45,7 @@ class OnnxNetwork:
             said = str(error).strip().splitlines()[0]
             raise WeightsError(f"{path}: not an ONNX file, or a damaged one ({said})") from error
         [self._entry] = self.session.get_inputs()
+        self._answers = [one.name for one in self.session.get_outputs() if one.name in ANSWERS]
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, classes) of normalised images (N, 3, size, size)."""
@@ -68,7 +71,7 @@ class OnnxNetwork:
             )
 
     def _run(self, given: NDArray[np.float32] | NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        found: list[NDArray[np.float32]] = self.session.run(None, {self._entry.name: given})
+        found: list[NDArray[np.float32]] = self.session.run(self._answers, {self._entry.name: given})
         return found
 
 

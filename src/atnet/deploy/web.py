@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -9,12 +10,15 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 
+import onnx
+
 from atnet.data.classes import printable
 from atnet.data.decode import MAX_ASPECT, MAX_BYTES, MAX_PIXELS
 from atnet.deploy.onnx import OnnxNetwork
 from atnet.deploy.runtime import find_runtime
 from atnet.errors import ConfigError
 from atnet.model.info import WeightsInfo
+from atnet.model.sizes import layout_of
 from atnet.prediction import weights_to_ask
 
 PAGE = Path(__file__).parent / "page"
@@ -60,7 +64,8 @@ def write_web(out: str | Path, weights: str | Path | None = None, *, data: str |
             export(source, model, half=True, data=data)
             network = OnnxNetwork(model)
         info = network.info
-        (page / "network.json").write_text(json.dumps(_about(info)), encoding="utf-8")
+        grid = _give_attention(model, info)
+        (page / "network.json").write_text(json.dumps(_about(info) | {"grid": grid}), encoding="utf-8")
         loaded = list(page.iterdir())
         shutil.copytree(runtime, page / RUNTIME)
         loaded += (page / RUNTIME).glob("ort.*")
@@ -73,6 +78,23 @@ def write_web(out: str | Path, weights: str | Path | None = None, *, data: str |
     return Web(
         path=path, classes=len(info.classes), size=info.preprocess.size, bytes=sum(sizes.values()), loaded=compressed
     )
+
+
+def _give_attention(path: Path, info: WeightsInfo) -> list[int] | None:
+    """Makes the last layer's attention an output of the ONNX file, (1, heads, class and registers, tokens).
+
+    Returns the tokens' layout, [before the places, rows, columns]; None of a network of timm's, or one without
+    attention, which is left as it is.
+    """
+    size, model = layout_of(info.model), onnx.load(path)
+    found = [node.output[0] for node in model.graph.node if node.op_type == "Softmax"]
+    if size is None or not found:
+        return None
+    if found[-1] not in {one.name for one in model.graph.output}:  # a page's file may be given again
+        model.graph.output.append(onnx.helper.make_tensor_value_info(found[-1], onnx.TensorProto.FLOAT, None))
+        onnx.save(model, path)
+    side = math.ceil(math.ceil(info.preprocess.size / size.patch) / size.squeeze)
+    return [1 + size.registers, side, side]
 
 
 def _about(info: WeightsInfo) -> dict[str, object]:

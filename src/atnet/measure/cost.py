@@ -32,6 +32,26 @@ def cost_of(model: str, size: int) -> Cost:
     )
 
 
+def parts_of(model: str, size: int) -> dict[str, tuple[int, int]]:
+    """Parameters and multiply-adds of each part of a network at 1000 classes and size x size, in a picture's order.
+
+    A part is a module of the network's own (stem, conv_mix, ...); parameters and operations of none of them, AT-Net's
+    prefix tokens for one, are left out.  Raises ConfigError if it cannot be built.
+    """
+    with torch.device("meta"):
+        network = create_classifier(model, classes=1000, size=size).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.empty(1, 3, size, size, device="meta"))
+    counts = counter.get_flop_counts()
+    return {
+        name: (
+            sum(p.numel() for p in part.parameters()),
+            sum(counts.get(f"{type(network).__name__}.{name}", {}).values()) // 2,
+        )
+        for name, part in network.named_children()
+    }
+
+
 def macs_of(module: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-adds of one input of the shape; the module is left on the meta device."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -1,6 +1,5 @@
 """A model on labelled pictures: each picture once, the last batch too."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from atnet.measure.metrics import HeadScores, Scores, hits
 from atnet.measure.record import CONFIG
 from atnet.model.heads import answer
 from atnet.model.info import WeightsInfo, find_weights
-from atnet.model.load import has_fixed_input, load
+from atnet.model.load import at_size, load
 from atnet.progress import progress_bar
 
 
@@ -133,11 +132,7 @@ def evaluate(
     chosen = pick_device(device)
     model, info = load(path, str(chosen))
     if size is not None:
-        if not 8 <= size <= 4096:
-            raise ConfigError(f"size={size} is out of range: use 8 to 4096")
-        if has_fixed_input(info.model):
-            raise ConfigError(f"{info.model} works at {info.preprocess.size} px only: leave --size out")
-        info = dataclasses.replace(info, preprocess=dataclasses.replace(info.preprocess, size=size))
+        info = at_size(info, size)
     pictures = open_validation(path, data).relabel(info.classes, ignore=mismatch == "ignore")
     loader = eval_loader(pictures, info.preprocess, batch, workers)
     model = model.to(memory_format=torch.channels_last)

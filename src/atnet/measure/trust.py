@@ -1,13 +1,14 @@
 """When to ask a person: how sure an answer has to be for an accuracy that is asked for. Free of torch.
 
 Fitted on held-out pictures when weights are saved, and stored with them. Source: Geifman & El-Yaniv 2017, "Selective
-Classification for Deep Neural Networks".
+Classification for Deep Neural Networks", whose bound on the risk this is, at the risk of one in twenty.
 """
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincinv
 
 from atnet.errors import ConfigError
 
@@ -18,15 +19,21 @@ LEVELS = (*(level / 100 for level in range(50, 100)), 0.995, 0.999)
 """Accuracies that may be asked for; one between two of them is taken as the higher."""
 
 
+DOUBT = 0.05
+"""Probability that as many pictures show an accuracy by chance that does not hold."""
+
+
 def fit_trust(confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_]) -> dict[str, Any]:
     """The least confidence at which the surer of N held-out answers hold each accuracy, and the share of them.
 
     confidence: probability of each answer, 0 to 1; of several heads the mean, (N,).  correct: whether each is right.
-    An accuracy counts as held by n answers if it is with one wrong answer more; levels that none hold are left out.
+    An accuracy counts as held by n answers if one that is lower would show so many right ones with a probability of
+    DOUBT at most (Clopper & Pearson 1934); levels that none hold are left out.
     """
     order = np.argsort(-confidence, kind="stable")
     sure, right = confidence[order], np.cumsum(correct[order])
-    held = right / (np.arange(len(order)) + 2)
+    wrong = np.arange(1, len(order) + 1) - right
+    held = np.where(right > 0, betaincinv(np.maximum(right, 1), wrong + 1, DOUBT), 0)
     ends = np.append(sure[1:] < sure[:-1], True)  # answers that are as sure as the next one go with it
     levels = []
     for level in LEVELS:

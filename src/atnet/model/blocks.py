@@ -195,11 +195,15 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim, **factory)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        query, key, value = self.project(tokens)
+        return self.proj(attend(query, key, value).transpose(1, 2).reshape(tokens.shape))
+
+    def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (batch, heads, count, dim / heads)."""
         batch, count, dim = tokens.shape
         qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, dim // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = attend(self.q_norm(query), self.k_norm(key), value)
-        return self.proj(mixed.transpose(1, 2).reshape(batch, count, dim))
+        return self.q_norm(query), self.k_norm(key), value
 
 
 class ClassAttention(nn.Module):
@@ -234,12 +238,17 @@ class ClassAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (batch, count, dim) to what the first of them gather (batch, prefix, dim)."""
+        query, key, value = self.project(tokens)
+        mixed = attend(query, key, value, self.seen(tokens)).transpose(1, 2)
+        return self.proj(mixed.reshape(tokens.shape[0], self.prefix, tokens.shape[2]))
+
+    def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (batch, heads, prefix, dim / heads), keys and values (batch, heads, count, dim / heads)."""
         batch, count, dim = tokens.shape
         query = self.q(tokens[:, : self.prefix]).reshape(batch, self.prefix, self.heads, dim // self.heads)
         kv = self.kv(tokens).reshape(batch, count, 2, self.heads, dim // self.heads)
         key, value = kv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = attend(self.q_norm(query.transpose(1, 2)), self.k_norm(key), value, self.seen(tokens))
-        return self.proj(mixed.transpose(1, 2).reshape(batch, self.prefix, dim))
+        return self.q_norm(query.transpose(1, 2)), self.k_norm(key), value
 
     def seen(self, tokens: Tensor) -> Tensor | None:
         """Which tokens each of the first may attend to, bool (batch or 1, 1, prefix, count); None if all."""

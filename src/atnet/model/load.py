@@ -1,5 +1,6 @@
 """Models by name, and weights in safetensors files that say what they are."""
 
+import dataclasses
 import difflib
 import re
 import struct
@@ -50,6 +51,15 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
 def has_fixed_input(name: str) -> bool:
     """Whether the architecture is built for one input size and works at no other."""
     return bool(timm.get_pretrained_cfg_value(split_name(architecture(name))[0], "fixed_input_size"))
+
+
+def at_size(info: WeightsInfo, size: int) -> WeightsInfo:
+    """The same for inputs of another side in pixels. Raises ConfigError if the network does not take it."""
+    if not 8 <= size <= 4096:
+        raise ConfigError(f"size={size} is out of range: use 8 to 4096")
+    if has_fixed_input(info.model) and size != info.preprocess.size:
+        raise ConfigError(f"{info.model} works at {info.preprocess.size} px only: leave --size out")
+    return dataclasses.replace(info, preprocess=dataclasses.replace(info.preprocess, size=size))
 
 
 def create_classifier(

@@ -91,13 +91,19 @@ def draw_confusion(confusion: NDArray[np.int64], names: Sequence[str], path: Pat
 
 def draw_mistakes(pictures: Pictures, scores: Scores, names: Sequence[str], path: Path) -> None:
     """The sixteen most confident mistakes among the pictures scored, as a PNG."""
-    wrong = np.flatnonzero(scores.predicted != scores.labels)
-    worst = wrong[np.argsort(-scores.confidence[wrong], kind="stable")][:MOSAIC].tolist()
+    worst = surest_mistakes(scores, MOSAIC)
     titles = [
         f"network: {names[scores.predicted[i]]}, {100 * scores.confidence[i]:.0f}%\ntruth: {names[scores.labels[i]]}"
         for i in worst
     ]
     mosaic([pictures.read(i) for i in worst], titles, empty="no mistakes").save(path)
+
+
+def surest_mistakes(scores: Scores, most: int) -> list[int]:
+    """Positions of the most confident mistakes, the surest first."""
+    wrong = np.flatnonzero(scores.predicted != scores.labels)
+    worst: list[int] = wrong[np.argsort(-scores.confidence[wrong], kind="stable")][:most].tolist()
+    return worst
 
 
 def draw_samples(pixels: Tensor, targets: Tensor, names: Sequence[str], path: Path) -> None:

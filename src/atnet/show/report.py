@@ -7,23 +7,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 from PIL import Image
 
 from atnet.config import make_config, read_yaml, to_yaml
-from atnet.data.classes import display_names, printable, spreadsheet_names
-from atnet.errors import ConfigError
+from atnet.data.classes import display_names, printable, spreadsheet_names, spreadsheet_safe
+from atnet.errors import AtnetError, ConfigError, DataError
+from atnet.measure.evaluate import open_validation
 from atnet.measure.fitting import describe_fit
 from atnet.measure.metrics import Calibration, Scores, calibration
 from atnet.measure.record import CONFIG, ENVIRONMENT, kept_weights, read_metrics, read_predictions, read_record
+from atnet.model.info import find_weights
+from atnet.model.load import load
 from atnet.progress import duration
+from atnet.show.explain import lit, maps_of
 from atnet.show.html import jpeg_address, png_address, write_page
-from atnet.show.pictures import CONFUSION, CURVES, MISTAKES, SAMPLES, draw_calibration
+from atnet.show.pictures import (
+    CONFUSION,
+    CURVES,
+    MISTAKES,
+    SAMPLES,
+    draw_calibration,
+    mosaic,
+    surest_mistakes,
+)
 
 REPORT = "report.html"
 MOST_CLASSES = 200
 PHOTOS = (MISTAKES, SAMPLES)
+LOOKED_AT = 8
+"""Mistakes of which the page shows what the network looked at."""
 
 
 def write_report(where: str | Path, out: str | Path | None = None) -> Path:
@@ -50,6 +65,11 @@ def _contents(run: Path, record: dict[str, Any]) -> dict[str, Any]:
     hardest, left_out = _class_rows(scores, display_names(classes))
     images = {name.partition(".")[0]: _embedded(run / name) for name in (CURVES, CONFUSION, *PHOTOS)}
     images["calibration"] = png_address(draw_calibration(found))
+    try:
+        images["looked"] = _looked_at(run, scores, display_names(classes))
+        not_looked = ""
+    except AtnetError as error:
+        not_looked = str(error)
 
     def picture(name: str, says: str) -> Markup:
         if images[name] is None:
@@ -81,7 +101,29 @@ def _contents(run: Path, record: dict[str, Any]) -> dict[str, Any]:
         "environment": [(name, value) for name, value in environment.items() if name != "resumed"],
         "config": to_yaml(make_config(run / CONFIG)),
         "picture": picture,
+        "not_looked": not_looked,
     }
+
+
+def _looked_at(run: Path, scores: Scores, names: Sequence[str]) -> str:
+    """The surest mistakes and, brighter, what spoke for the class called, as the address of itself.
+
+    Raises an AtnetError if the run's weights or pictures are not there any more, or the network has no map.
+    """
+    rows, weights = read_predictions(run), find_weights(run)
+    model, info = load(weights)
+    pictures = open_validation(weights, None)
+    place = {spreadsheet_safe(name): i for i, name in enumerate(pictures.ids)}
+    images, titles = [], []
+    for i in surest_mistakes(scores, LOOKED_AT):
+        called, picture = int(scores.predicted[i]), rows[i]["picture"]
+        if picture not in place:
+            raise DataError(f"{printable(picture)}: not among the run's pictures any more")
+        pixels = info.preprocess.resize_and_crop(pictures.read(place[picture]))
+        maps = maps_of(model, torch.from_numpy(info.preprocess.normalise(pixels))[None], called)
+        images.append(Image.fromarray((255 * lit(pixels, maps.gradient, maps.stride)).round().astype(np.uint8)))
+        titles.append(f"what spoke for\n{names[called]}")
+    return jpeg_address(mosaic(images, titles, empty="no mistakes"))
 
 
 def _scores(run: Path, record: dict[str, Any]) -> tuple[Scores, tuple[str, ...]]:

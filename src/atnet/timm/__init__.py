@@ -92,4 +92,4 @@ def _entrypoint(name: str, size: Size) -> Callable[..., ATNet]:
 
 _add_shipped()
 for _name, _size in SIZES.items():
-    register_model(_entrypoint(f"atnet_{_name}", _size))
+    globals()[f"atnet_{_name}"] = register_model(_entrypoint(f"atnet_{_name}", _size))

@@ -5,6 +5,7 @@ import { PictureError, nameOf, openPicture } from "./picture.js";
 import { preprocess } from "./preprocess.js";
 
 const TOP = 5;
+const DARK = 166; // of 255, as style.css has it for what the network is not shown
 const find = (id) => document.getElementById(id);
 
 env.wasm.numThreads = 1; // more need headers that not every host sends
@@ -21,7 +22,7 @@ async function get(name) {
   return answer;
 }
 
-/** What network.json says, and the network as a function from its input to its logits. */
+/** What network.json says, and the network as a function from its input to its outputs. */
 async function load() {
   const [about, model] = await Promise.all([
     get("network.json").then((answer) => answer.json()),
@@ -31,7 +32,7 @@ async function load() {
   const { size } = about.preprocess;
   const run = async (input) => {
     const said = await session.run({ [session.inputNames[0]]: new Tensor("float32", input, [1, 3, size, size]) });
-    return said[session.outputNames[0]].data;
+    return { logits: said.logits.data, heads: said.heads, attention: said[session.outputNames.at(-1)] };
   };
   await run(new Float32Array(3 * size * size)); // the first run is slow
   find("about").textContent = `${about.model}, ${size} x ${size} pixels, ${about.classes.length} classes. `
@@ -47,6 +48,43 @@ function likeliest(logits, names) {
   const shares = Array.from(logits, (logit) => Math.exp(logit - largest));
   const sum = shares.reduce((a, b) => a + b, 0);
   return names.map((name, i) => [name, shares[i] / sum]).sort((a, b) => b[1] - a[1]).slice(0, TOP);
+}
+
+/** How many of several heads say the same as all together, as a sentence. */
+function agreement(heads, logits) {
+  if (!heads) return "";
+  const [, count, classes] = heads.dims;
+  const likely = (from) => Array.from(from).reduce((best, one, i, all) => (one > all[best] ? i : best), 0);
+  const said = likely(logits);
+  const agree = Array.from({ length: count }, (_, k) => likely(heads.data.subarray(k * classes, (k + 1) * classes)))
+    .filter((one) => one === said).length;
+  return ` ${agree} of ${count} heads say so by themselves.`;
+}
+
+/** What the class token gathers from each place, the mean over the attention's heads: [rows x columns]. */
+function looked({ data, dims: [, heads, asking, tokens] }, [prefix, rows, columns]) {
+  return Float32Array.from({ length: rows * columns }, (_, place) => {
+    let sum = 0;
+    for (let head = 0; head < heads; head += 1) sum += data[head * asking * tokens + prefix + place];
+    return sum / heads;
+  });
+}
+
+/** Darkens the picture where the map is low; the network is shown the square in its middle. */
+function drawMap(values, [, rows, columns], image, { size, crop_pct: crop }) {
+  const canvas = find("map");
+  Object.assign(canvas, { width: columns, height: rows });
+  const most = values.reduce((a, b) => Math.max(a, b), 1e-12);
+  const pixels = new ImageData(columns, rows);
+  values.forEach((value, place) => { pixels.data[4 * place + 3] = DARK * (1 - Math.sqrt(value / most)); });
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+  const { naturalWidth: width, naturalHeight: height } = image;
+  const side = (Math.min(width, height) * size) / Math.floor(size / crop);
+  const share = (length) => `${(100 * length).toFixed(2)}%`;
+  Object.assign(canvas.style, {
+    width: share(side / width), height: share(side / height),
+    left: share((width - side) / 2 / width), top: share((height - side) / 2 / height),
+  });
 }
 
 const percent = (probability) => `${(100 * probability).toFixed(1)}%`;
@@ -81,11 +119,16 @@ async function answer(file, others, { about, run }) {
     const { image, bitmap } = await openPicture(file, about.limits);
     const input = preprocess(bitmap, about.preprocess);
     bitmap.close();
-    const logits = await run(input);
+    const { logits, heads, attention } = await run(input);
     const took = performance.now() - began;
     const answers = likeliest(logits, about.classes);
     show(answers, image);
-    tell(`${nameOf(file)}: ${answers[0][0]}, ${percent(answers[0][1])}. Answered in ${took.toFixed(0)} ms.`
+    if (about.grid) {
+      drawMap(looked(attention, about.grid), about.grid, image, about.preprocess);
+      find("looked").hidden = false;
+    }
+    tell(`${nameOf(file)}: ${answers[0][0]}, ${percent(answers[0][1])}.${agreement(heads, logits)} `
+      + `Answered in ${took.toFixed(0)} ms.`
       + (others ? ` It is the first of ${others + 1} files; give one at a time.` : ""));
   } catch (error) {
     tell(error instanceof PictureError ? error.message : `${nameOf(file)}: ${error.message || error}`, true);
@@ -103,6 +146,8 @@ function ask(files) {
   turn = Promise.all([network, turn]).then(([loaded]) => answer(file, files.length - 1, loaded));
   turn.catch(() => {}); // said already
 }
+
+find("look").addEventListener("change", ({ target }) => { find("map").hidden = !target.checked; });
 
 for (const id of ["choose", "take"]) {
   find(id).addEventListener("change", ({ target }) => {

@@ -1,0 +1,58 @@
+"""`atnet explain`"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from atnet.data.classes import printable
+
+
+def explain(
+    *pictures: Path,
+    weights: Path | None = None,
+    out: Path = Path("explained"),
+    size: int | None = None,
+    whole: Annotated[bool, Parameter(negative=())] = False,
+    target: str | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+) -> None:
+    """Show what the network looks at: a PNG for each picture, with its answers, attention and a gradient map.
+
+    Parameters
+    ----------
+    pictures
+        Picture files, or folders with pictures in them.
+    weights
+        A run, a folder or a safetensors file; the newest run if not given, and before there is one, xxxs.imagenette,
+        which comes with AT-Net.
+    out
+        The folder for the PNGs.
+    size
+        Side of the input in pixels; that of the training if not given. A larger one gives finer maps.
+    whole
+        Show the network the whole picture in its own shape, not the square in its middle.
+    target
+        The class that the gradient map is of; each picture's likeliest if not given.
+    device
+        auto takes cuda, then mps, then cpu.
+    """
+    from atnet.errors import ConfigError, DataError
+    from atnet.show.explain import explain as run
+
+    if not pictures:
+        raise ConfigError("no picture given: atnet explain PICTURE... --weights RUN")
+    failures: list[DataError] = []
+    done = run(
+        list(pictures), weights, out=out, size=size, whole=whole, target=target, device=device, failed=failures.append
+    )
+    console = Console(highlight=False)
+    for one in done:
+        _, name, share = one.top[0]
+        said = f"{printable(one.picture)}: {printable(name)}, {100 * share:.1f}%   Written: {one.drawn}"
+        console.print(said, markup=False, soft_wrap=True)
+    if done:
+        console.print("Next: atnet explain PICTURE --target CLASS   (what speaks for another class)", soft_wrap=True)
+    if failures:
+        raise DataError("\natnet: ".join(map(str, failures)))
