@@ -212,7 +212,7 @@ def _written(model: nn.Module, info: WeightsInfo, path: Path, half: bool, prepro
 
 
 def finish_onnx(path: Path, info: WeightsInfo, half: bool, preprocessing: bool) -> OnnxNetwork:
-    """The ONNX file with what it says of itself, in 16 bits if half, the picture's steps before; opened as by a user."""
+    """The ONNX file with what it says of itself, in 16 bits if half, the picture's steps before; opened as by users."""
     model = onnx.load(path)
     onnx.helper.set_model_props(model, info.to_metadata())
     if half:

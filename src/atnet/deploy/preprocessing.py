@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx.compose
 import onnx.parser
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
 from atnet.data.preprocess import Preprocess
 
@@ -52,11 +52,6 @@ def with_preprocessing(model: ModelProto, preprocess: Preprocess) -> ModelProto:
     [entry] = model.graph.input
     steps = _steps(preprocess, model.ir_version, model.opset_import[0].version)
     return onnx.compose.merge_models(steps, model, [(steps.graph.output[0].name, entry.name)])
-
-
-def takes_pictures(model: ModelProto) -> bool:
-    """Whether the network's input is a picture, as `with_preprocessing` makes it."""
-    return bool(model.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8)
 
 
 def remove_preprocessing(model: ModelProto, preprocess: Preprocess) -> bool:

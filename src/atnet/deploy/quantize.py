@@ -140,8 +140,9 @@ def quantize(
             kept.append(list(costs)[len(kept)])
             if len(kept) == len(costs):
                 raise WeightsError(
-                    f"{source}: with all parts but one in float 8 bits still cost {trials[0].top1 - trials[-1].top1:.2f} "
-                    f"points of top-1, more than --max-drop {max_drop:g}: nothing was exported"
+                    f"{source}: with all parts but one in float 8 bits still cost "
+                    f"{trials[0].top1 - trials[-1].top1:.2f} points of top-1, more than --max-drop {max_drop:g}: "
+                    "nothing was exported"
                 )
         facts = {
             "top1": trials[-1].top1, "top1_fp32": trials[0].top1, "agreement": trials[-1].agreement,
@@ -206,6 +207,7 @@ class _Maker:
                 extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
             )
             quantizer.quantize_model()
+            quantizer.model.topological_sort()
             model = quantizer.model.model
         onnx.save(model, path)
         return finish_onnx(path, self.network.info, True, False)

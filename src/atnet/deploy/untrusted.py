@@ -12,12 +12,16 @@ import onnx.shape_inference
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto
 
+from atnet.deploy.onnx import ANSWERS
 from atnet.deploy.preprocessing import remove_preprocessing
 from atnet.errors import WeightsError
 from atnet.model.info import WeightsInfo
 
 OPSET = 20
 MAX_NODES = 20_000
+MAX_OUTPUTS = 3
+"""The answers, and what a page shows of the network."""
+
 MAX_MEGABYTES = 400
 """Of what a run holds beside the weights, a picture of the batch."""
 
@@ -46,8 +50,11 @@ _KNOWN = """
 _OPERATIONS = frozenset(_KNOWN.split())
 
 
-def read_graph(content: bytes, path: Path) -> onnx.ModelProto:
-    """An ONNX file's content, parsed. Raises WeightsError if it is none, or holds what may not be in it."""
+def require_harmless(content: bytes, path: Path, batch: int = 1) -> None:
+    """Raises WeightsError unless an ONNX file's content is a network of images that runs within the limits.
+
+    batch: images at a time, at most.  path: the file, for the error.
+    """
     try:
         model = onnx.load_model_from_string(content)
     except DecodeError as error:
@@ -55,10 +62,11 @@ def read_graph(content: bytes, path: Path) -> onnx.ModelProto:
     strange = _strange(model)
     if strange:
         raise WeightsError(f"{path}: {strange}, which a file of `atnet export` has not: it is not run")
-    return model
+    info = WeightsInfo.from_metadata({one.key: one.value for one in model.metadata_props}, path)
+    _require_modest(model, info, path, batch)
 
 
-def require_modest(model: onnx.ModelProto, info: WeightsInfo, path: Path, batch: int = 1) -> None:
+def _require_modest(model: onnx.ModelProto, info: WeightsInfo, path: Path, batch: int) -> None:
     """Raises WeightsError unless the network has the input and the classes that info tells, and is within the limits.
 
     The model's larger tensors are taken from it: their numbers do not matter here.
@@ -87,11 +95,14 @@ def require_modest(model: onnx.ModelProto, info: WeightsInfo, path: Path, batch:
     unknown = next((name for node in graph.node for name in node.output if name and name not in shapes), None)
     if unknown is not None:
         raise WeightsError(f"{path}: how large {unknown!r} gets is not known before it runs: it is not run")
-    for output, middle in zip(graph.output, (1, 2), strict=False):
-        shape = shapes[output.name]
-        if len(shape) != 1 + middle or (shape[0], shape[-1]) != (batch, classes):
+    outputs = {output.name for output in graph.output}
+    for name, axes in ANSWERS.items():
+        shape = shapes[name] if name in outputs else [batch, *[1] * (axes - 2), classes]
+        if len(shape) != axes or (shape[0], shape[-1]) != (batch, classes):
             raise WeightsError(f"{path}: its output, {shape}, is not a number for each of {classes:,} classes")
-    held = _most_held(graph, constants, {name: math.prod(shape) * widths[name] for name, shape in shapes.items()})
+    held = _most_held(
+        graph, constants | outputs, {name: math.prod(shape) * widths[name] for name, shape in shapes.items()}
+    )
     if held > MAX_MEGABYTES * 1e6 * batch:
         raise WeightsError(f"{path}: needs {held / 1e6:,.0f} MB beside its weights, more than {MAX_MEGABYTES} MB")
     operations = sum(_operations(node, shapes) for node in graph.node)
@@ -111,7 +122,8 @@ def _strange(model: onnx.ModelProto) -> str:
         return "functions or training steps of its own"
     if len(graph.node) > MAX_NODES:
         return f"{len(graph.node):,} operations"
-    if graph.sparse_initializer or len(graph.input) != 1 or not 1 <= len(graph.output) <= 2:
+    outputs = [one.name for one in graph.output]
+    if graph.sparse_initializer or len(graph.input) != 1 or len(outputs) > MAX_OUTPUTS or "logits" not in outputs:
         return "sparse tensors, or other inputs or outputs"
     tensors = list(graph.initializer)
     for node in graph.node:
