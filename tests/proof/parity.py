@@ -1,9 +1,9 @@
 """`make proof-parity`: an exported network says what its weights say, from a picture's bytes to its label.
 
-python parity.py PHOTOS [WEIGHTS]: WEIGHTS is a run or a safetensors file, the network that comes with AT-Net if none is
+python parity.py PHOTOS [WEIGHTS ...]: each a run or a safetensors file, the network that comes with AT-Net if none is
 given. 1,000 of the photos' validation part, by ONNX Runtime in several batches and threads, by the file that prepares
-the pictures itself, and 100 of them in Chromium; then all sizes with random weights. A line a point; exit code 1 if one
-fails.
+the pictures itself, and 100 of them in Chromium; then all sizes with random weights. Of several decision heads each is
+compared too. A line a point; exit code 1 if one fails.
 """
 
 import re
@@ -15,12 +15,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from atnet.data.decode import decode
 from atnet.data.preprocess import Preprocess
-from atnet.deploy.export import PREPROCESSED_TOLERANCE, export, write_onnx
+from atnet.deploy.export import (
+    TOLERANCE_PREPROCESSED,
+    export,
+    logits_apart,
+    probabilities_apart,
+    write_onnx,
+)
 from atnet.deploy.onnx import OnnxNetwork
 from atnet.deploy.web import write_web
+from atnet.model.heads import answer
 from atnet.model.info import SHIPPED, WeightsInfo
 from atnet.model.load import create_classifier, load
 from atnet.model.sizes import SIZES
@@ -38,29 +46,28 @@ Logits = NDArray[np.float32]
 Point = Iterator[tuple[bool, str]]
 
 
-def apart(ours: Logits, theirs: Logits) -> float:
-    """The largest difference of a logit, over the largest logit of its picture."""
-    return float((np.abs(ours - theirs).max(1) / np.abs(theirs).max(1)).max())
+def top1(logits: Logits) -> NDArray[np.intp]:
+    """The class of each picture, of logits (N, answers, classes) whose first answer is the network's."""
+    found: NDArray[np.intp] = logits[:, 0].argmax(-1)
+    return found
 
 
-def probabilities(logits: Logits) -> Logits:
-    shares: Logits = np.exp(logits - logits.max(1, keepdims=True))
-    shares /= shares.sum(1, keepdims=True)
-    return shares
+def in_torch(model: nn.Module, image: NDArray[np.float32]) -> Logits:
+    """What the network says of an image, (answers, classes)."""
+    with torch.inference_mode():
+        together, each = answer(model, torch.from_numpy(image)[None])
+    return (together if each is None else torch.cat([together, each[0]])).numpy()
 
 
 class Proof:
-    """Photos, what the weights say of each in torch, and a folder to export to."""
+    """Photos, what the weights say of each in torch (N, answers, classes), and a folder to export to."""
 
     def __init__(self, photos: Path, weights: str, folder: Path) -> None:
         every = sorted(path for path in (photos / "val").rglob("*.*") if path.suffix.lower() in (".jpg", ".jpeg"))
         self.paths = [every[i] for i in np.linspace(0, len(every) - 1, min(PHOTOS, len(every))).round().astype(int)]
         self.data, self.weights, self.folder = str(photos), weights, folder
         model, self.info = load(weights)
-        with torch.inference_mode():
-            self.torch = np.concatenate(
-                [model(torch.from_numpy(self.image(path))[None]).numpy() for path in self.paths]
-            )
+        self.torch = np.stack([in_torch(model, self.image(path)) for path in self.paths])
 
     def image(self, path: Path) -> NDArray[np.float32]:
         return self.info.preprocess(decode(path))
@@ -73,12 +80,12 @@ class Proof:
             for batch in BATCHES:
                 logits = np.concatenate(
                     [
-                        network(np.stack([self.image(path) for path in self.paths[i : i + batch]]))
+                        network.answers(np.stack([self.image(path) for path in self.paths[i : i + batch]]))
                         for i in range(0, len(self.paths), batch)
                     ]
                 )
-                same = int((logits.argmax(1) == self.torch.argmax(1)).sum())
-                worst = apart(logits, self.torch)
+                same = int((top1(logits) == top1(self.torch)).sum())
+                worst = logits_apart(logits, self.torch)
                 yield (
                     same == len(self.paths) and worst < RELATIVE,
                     f"batch {batch}, {threads} thread{'s' * (threads > 1)}: top-1 of {same:,} of {len(self.paths):,} "
@@ -87,13 +94,13 @@ class Proof:
 
     def preprocessed(self) -> Point:
         """By the file that takes pictures as they are."""
-        file = export(self.weights, self.folder / "picture.onnx", with_preprocessing=True, data=self.data).path
+        file = export(self.weights, self.folder / "picture.onnx", preprocessing=True, data=self.data).path
         network = OnnxNetwork(file)
-        logits = np.stack([network.ask(decode(path)) for path in self.paths])
-        same = int((logits.argmax(1) == self.torch.argmax(1)).sum())
-        worst = float(np.abs(probabilities(logits) - probabilities(self.torch)).max())
+        logits = np.stack([network.answer(decode(path)) for path in self.paths])
+        same = int((top1(logits) == top1(self.torch)).sum())
+        worst = probabilities_apart(logits, self.torch)
         yield (
-            same == len(self.paths) and worst < PREPROCESSED_TOLERANCE,
+            same == len(self.paths) and worst < TOLERANCE_PREPROCESSED,
             f"with preprocessing: top-1 of {same:,} of {len(self.paths):,} photos as in torch, probabilities within "
             f"{worst:.1e}",
         )
@@ -113,10 +120,11 @@ class Proof:
             )
             file = self.folder / f"{name}.onnx"
             write_onnx(model, (3, 224, 224), file, info)
-            with torch.inference_mode():
-                theirs = model(torch.from_numpy(images)).numpy()
+            theirs = np.stack([in_torch(model, image) for image in images])
             network = OnnxNetwork(file, batch=len(images))
-            worst = max(apart(network(images), theirs), apart(network(images[:1]), theirs[:1]))
+            worst = max(
+                logits_apart(network.answers(images), theirs), logits_apart(network.answers(images[:1]), theirs[:1])
+            )
             file.unlink()
             yield worst < RELATIVE, f"{name}, random weights, 224 px: logits within {worst:.1e} of the largest"
 
@@ -147,15 +155,19 @@ class Proof:
         )
 
 
-def main(photos: Path, weights: str = SHIPPED) -> None:
+def main(photos: Path, *weights: str) -> None:
     failed = 0
-    with tempfile.TemporaryDirectory() as place:
-        proof = Proof(photos, weights, Path(place))
-        points: tuple[Callable[[], Point], ...] = (proof.exported, proof.preprocessed, proof.browser, proof.sizes)
-        for point in points:
-            for holds, said in point():
-                failed += not holds
-                print(f"{'ok' if holds else 'FAILED'}  {said}", flush=True)
+    for one in weights or (SHIPPED,):
+        print(one, flush=True)
+        with tempfile.TemporaryDirectory() as place:
+            proof = Proof(photos, one, Path(place))
+            points: list[Callable[[], Point]] = [proof.exported, proof.preprocessed, proof.browser]
+            if one == (weights or (SHIPPED,))[-1]:
+                points.append(proof.sizes)
+            for point in points:
+                for holds, said in point():
+                    failed += not holds
+                    print(f"{'ok' if holds else 'FAILED'}  {said}", flush=True)
     sys.exit(1 if failed else 0)
 
 

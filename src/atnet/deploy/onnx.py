@@ -58,9 +58,15 @@ class OnnxNetwork:
 
     def answer(self, picture: Image.Image) -> NDArray[np.float32]:
         """What the network says of an RGB picture: logits (1, classes); of several heads each one's too, below."""
-        given = np.asarray(picture) if self.takes_pictures else self.info.preprocess(picture)[None]
+        found: NDArray[np.float32] = self.answers(
+            np.asarray(picture) if self.takes_pictures else self.info.preprocess(picture)[None]
+        )[0]
+        return found
+
+    def answers(self, given: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The network's logits of images, and of several heads each one's after them: (N, 1 or 1 + heads, classes)."""
         together, *each = self._run(given)
-        return np.concatenate([together, *(one[0] for one in each)])
+        return np.concatenate([together[:, None], *each], axis=1)
 
     def require_images(self, what: str) -> None:
         """Raises WeightsError if it takes pictures, one by one.  what: what needs batches of images of one size."""
