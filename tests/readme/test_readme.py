@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 TUTORIAL = "docs/tutorial.md"
 PAGES = (
-    *("README.md", "docs/data.md", "docs/serve.md", "docs/web.md", "docs/publish.md"),
+    *("README.md", "docs/data.md", "docs/export.md", "docs/serve.md", "docs/web.md", "docs/publish.md"),
     *("docs/explain.md", "docs/architecture.md", "docs/howto.md", TUTORIAL),
 )
 BLOCKS = [
