@@ -9,6 +9,7 @@
 The names below are imported when they are first used: `import atnet` alone imports no torch.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from atnet.show.explain import explain as explain
     from atnet.training.loop import train as train
     from atnet.training.plan import forecast as forecast
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # or ONNX Runtime reports the files it opens to its makers
 
 __version__ = "0.1.0"
 

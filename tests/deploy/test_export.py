@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,16 @@ def test_the_file_says_what_it_is_and_takes_any_batch(run):
     model = onnx.load(run / "model.onnx", load_external_data=False)
     assert not any(tensor.external_data for tensor in model.graph.initializer), "all in one file"
     assert {entry.domain: entry.version for entry in model.opset_import}[""] == 20
+
+
+def test_nothing_is_sent_or_noted_by_onnx_runtime(run, digits, tmp_path):
+    """It reports the files it opens, unless told not to before it starts, and leaves files where it did."""
+    place = tmp_path / "tmp"
+    place.mkdir()
+    picture = str(next((digits / "val").rglob("*.png")))
+    words = [sys.executable, "-m", "atnet", "predict", picture, "--weights", str(export(run).path)]
+    subprocess.run(words, check=True, env=os.environ | {"TMPDIR": str(place), "HOME": str(place), "CI": ""})
+    assert list(place.iterdir()) == []
 
 
 def test_a_peer_of_timms_is_exported_too(quick, tmp_path):

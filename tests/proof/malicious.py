@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -147,7 +148,17 @@ weights(
 weights("a number of 100,000 digits", lambda: described('{"epoch": ' + "9" * 100_000 + "}"), UNKNOWN)
 weights(
     "a network of 4,096 layers",
-    lambda: described(told(model="atnet_xxxs+conv_mix=4096+late_mix=4096+early_mix=4096+trans_mix=4096+dim=4096")),
+    lambda: described(told(model="atnet_xxxs+conv_mix=4096+late_mix=4096")),
+    "no whole number from 0 to 256",
+)
+weights(
+    "the largest network that a name may ask for",
+    lambda: described(
+        told(
+            model="atnet_xxxs+conv_mix=256+late_mix=256+early_mix=256+trans_mix=256+decision_heads=256+registers=256"
+            "+conv_dim=4096+dim=4092"
+        )
+    ),
     "not weights of",
 )
 weights("a network with a path for a name", lambda: described(told(model="../../evil")), "no model is called")
@@ -446,15 +457,28 @@ def run(words: list[str], folder: Path, home: Path) -> Ended:
             [sys.executable, "-m", "atnet", *words], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
             stdout=out, stderr=err, start_new_session=True,
         )  # fmt: skip
-        while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
-            time.sleep(0.05)
+        most = 0.0
+        while process.poll() is None:
+            most = max(most, held(process.pid))
+            time.sleep(0.01)
             if time.monotonic() - began > 3 * SECONDS:
                 process.kill()
-        _, status, used = ended
-        process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)
-        return Ended(process.returncode, out.read(), err.read(), time.monotonic() - began, used.ru_maxrss / 1000)
+        return Ended(process.returncode, out.read(), err.read(), time.monotonic() - began, most)
+
+
+def held(process: int) -> float:
+    """The most memory that a process of Linux has had since it became what it runs, megabytes; 0 if it has ended.
+
+    Not `ru_maxrss`, in which there is the memory of the process that started it.
+    """
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0.0
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.M)
+    return int(found[1]) / 1000 if found else 0.0
 
 
 def snapshot(folder: Path) -> dict[str, str]:
@@ -468,7 +492,7 @@ def snapshot(folder: Path) -> dict[str, str]:
     } | {str(path.relative_to(folder)): "" for path in sorted(folder.rglob("*")) if not path.is_file()}
 
 
-def wrong(ended: Ended, message: str, changed: bool) -> str:
+def wrong(ended: Ended, message: str, changed: set[str]) -> str:
     """What is wrong with how a command ended; "" if nothing."""
     expected, words = (0, message.removeprefix("answer: ")) if message.startswith("answer: ") else (2, message)
     said = ended.out if expected == 0 else (ended.err.strip().splitlines() or [""])[-1]
@@ -481,7 +505,7 @@ def wrong(ended: Ended, message: str, changed: bool) -> str:
     if "Traceback" in ended.err or any(not one.isprintable() and one != "\n" for one in ended.out + ended.err):
         return "a traceback, or what a terminal obeys"
     if changed:
-        return "files were changed"
+        return f"files were changed: {changed}"
     if ended.megabytes > MEGABYTES or ended.seconds > SECONDS:
         return "too much memory or time"
     return ""
@@ -513,7 +537,9 @@ def main(words: list[str]) -> None:
             command = make(folder)
             before = snapshot(arena)
             ended = run(command, folder, home)
-            changed = snapshot(arena) != before or any((home / "tmp").iterdir())
+            after = snapshot(arena)
+            changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+            changed |= {str(path) for path in (home / "tmp").iterdir()}
             fault = wrong(ended, message, changed)
             failed += bool(fault)
             most = [max(most[0], ended.megabytes), max(most[1], ended.seconds)]

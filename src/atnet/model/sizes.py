@@ -7,8 +7,11 @@ from typing import Any, Literal
 
 from atnet.errors import ConfigError
 
-LARGEST = 4096
-"""Of a whole number in a layout: a name out of an untrusted file can't ask for a network without end."""
+LARGEST, DEEPEST = 4096, 256
+"""Of a whole number in a layout, and of blocks or layers of a kind: a name out of an untrusted file can't ask for a
+network without end."""
+
+_REPEATED = ("conv_mix", "trans_mix", "early_mix", "late_mix", "decision_heads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +139,7 @@ def split_name(name: str) -> tuple[str, dict[str, Any]]:
             near = difflib.get_close_matches(field, fields, 1) or [", ".join(fields)]
             raise ConfigError(f"{name}: {change!r} changes nothing of a layout; as {base}+kernel=5: {near[0]}")
         try:
-            found[field] = _converted(value, fields[field])
+            found[field] = _converted(value, fields[field], DEEPEST if field in _REPEATED else LARGEST)
         except ValueError as error:
             raise ConfigError(f"{name}: {change!r}: {error}; {base} has {field}={fields[field]}") from error
     return base, found
@@ -149,19 +152,19 @@ def layout_of(name: str) -> Size | None:
     return replace(size, **changes) if size else None
 
 
-def _converted(value: str, like: Any) -> Any:
+def _converted(value: str, like: Any, most: int) -> Any:
     """The value in the type of the one it replaces. Raises ValueError if it is none."""
     if isinstance(like, bool):
         if value not in ("true", "false"):
             raise ValueError("neither true nor false")
         return value == "true"
     if isinstance(like, int):
-        if not value.isdecimal() or int(value) > LARGEST:
-            raise ValueError(f"no whole number from 0 to {LARGEST:,}")
+        if not value.isdecimal() or int(value) > most:
+            raise ValueError(f"no whole number from 0 to {most:,}")
         return int(value)
     if isinstance(like, float):
         number = float(value)
-        if not 0 < number <= LARGEST:
-            raise ValueError(f"no number above 0, up to {LARGEST:,}")
+        if not 0 < number <= most:
+            raise ValueError(f"no number above 0, up to {most:,}")
         return number
     return value
