@@ -64,6 +64,29 @@ def no_such_key_in_a_recipe(data, run):
     return ["train", "mine.yaml", "--data", str(data)]
 
 
+@case("mine.yaml: 7 is no name of an option")
+def a_setting_without_a_name(data, run):
+    (data / "mine.yaml").write_text("data:\n  7: 8\n")
+    return ["train", str(data / "mine.yaml"), "--data", str(data)]
+
+
+@case("mine.yaml: not a YAML file: day is out of range for month")
+def a_day_that_is_none(data, run):
+    (data / "mine.yaml").write_text("epochs: 2001-02-30\n")
+    return ["train", str(data / "mine.yaml"), "--data", str(data)]
+
+
+@case("mine.yaml: out is not for a recipe to say: give --out to the command")
+def a_recipe_that_says_where_to_write(data, run):
+    (data / "mine.yaml").write_text("out: ../elsewhere\n")
+    return ["train", str(data / "mine.yaml"), "--data", str(data)]
+
+
+@case("/dev/zero: no file: a list of classes is a text file with a class on each line")
+def a_list_without_end(data, run):
+    return ["train", "--data", str(data), "--data.classes", "/dev/zero", *QUICK]
+
+
 @case("mine.yaml: not a YAML file")
 def a_recipe_that_is_none(data, run):
     Path("mine.yaml").write_text("a: [1\n")
@@ -224,7 +247,7 @@ def a_class_that_training_lacks(data, run):
     return ["train", "--data", str(data), *QUICK]
 
 
-@case("size=4 is out of range: use 8 to 4,096")
+@case("size=4 is out of range: use 8 to 2,048")
 def an_input_below_the_stride(data, run):
     return ["train", "--data", str(data), "--data.size", "4"]
 

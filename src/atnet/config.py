@@ -7,7 +7,7 @@ import datetime
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -18,6 +18,7 @@ from cyclopts.config import Dict
 
 from atnet.errors import ConfigError
 from atnet.files import did_you_mean
+from atnet.model.sizes import LARGEST_IMAGE
 
 MAX_YAML_BYTES = 1_000_000
 SECTIONS = ("data", "augment", "optim", "schedule", "distill", "heads")
@@ -98,14 +99,14 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check_range(
             val_share=(self.val_share, 0.01, 0.9),
-            size=(self.size, 8, 4096),
-            crop_pct=(self.crop_pct, 0.1, 1),
+            size=(self.size, 8, LARGEST_IMAGE),
+            crop_pct=(self.crop_pct, max(0.1, self.size / (2 * LARGEST_IMAGE)), 1),
             workers=(self.workers, 0, 256),
             max_bad=(self.max_bad, 0, 1),
         )
         _check(
-            self.train_size == 0 or 8 <= self.train_size <= 4096,
-            f"data.train_size={self.train_size} is out of range: use 8 to 4,096, or 0 for data.size",
+            self.train_size == 0 or 8 <= self.train_size <= LARGEST_IMAGE,
+            f"data.train_size={self.train_size} is out of range: use 8 to {LARGEST_IMAGE:,}, or 0 for data.size",
         )
         _check(
             self.cache == "none" or self.cache_size >= self.train_side,
@@ -443,11 +444,21 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {path.stat().st_size:,} bytes are too many for a recipe")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a number or a day that is none
         raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of names to values, this is not")
+    nameless = next((name for name in _names(values) if not isinstance(name, str)), None)
+    if nameless is not None:
+        raise ConfigError(f"{path}: {nameless!r} is no name of an option")
     return _by_section(values, str(path))
+
+
+def _names(values: dict[Any, Any]) -> Iterator[Any]:
+    for name, value in values.items():
+        yield name
+        if isinstance(value, dict):
+            yield from _names(value)
 
 
 def merged(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:

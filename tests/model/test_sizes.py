@@ -83,7 +83,7 @@ def test_a_name_can_change_a_sizes_layout():
         ("xxxs+kernal=5", "'kernal=5' changes nothing of a layout; as xxxs.kernel=5: kernel"),
         ("xxxs+kernel", "'kernel' changes nothing of a layout"),
         ("xxxs+kernel=5.5", "'kernel=5.5': no whole number from 0 to 4,096; xxxs has kernel=5"),
-        ("xxxs+conv_mix=999999999", "no whole number from 0 to 4,096"),
+        ("xxxs+conv_mix=999999999", "no whole number from 0 to 256"),
         ("xxxs+norm_first=1", "neither true nor false"),
         ("xxxs+mlp_ratio=nan", "no number above 0"),
         ("xxxs+pretrained=true", "'pretrained=true' changes nothing of a layout"),

@@ -73,7 +73,11 @@ def _layer(words: list[str]) -> None:
     _, bound, _ = app.parse_args(words)
     recipe = bound.arguments.get("recipe")
     if recipe is not None:
-        app.config = (Dict({words[0]: read_yaml(recipe)}, source=str(recipe)),)
+        values = read_yaml(recipe)
+        foreign = next((name for name in values if name in bound.signature.parameters), None)
+        if foreign is not None:
+            raise ConfigError(f"{recipe}: {foreign} is not for a recipe to say: give --{foreign} to the command")
+        app.config = (Dict({words[0]: values}, source=str(recipe)),)
         _, bound, _ = app.parse_args(words)
     config = bound.arguments.get("config")
     if config is not None and config.weights:

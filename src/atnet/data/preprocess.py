@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from atnet.model.sizes import LARGEST_IMAGE
+
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -25,13 +27,18 @@ class Preprocess:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def side(self) -> int:
+        """What the shorter side is resized to."""
+        return math.floor(self.size / self.crop_pct)
+
     def __call__(self, picture: Image.Image) -> NDArray[np.float32]:
         """RGB picture to float32 (3, size, size)."""
         return self.normalise(self.resize_and_crop(picture))
 
     def resize_and_crop(self, picture: Image.Image) -> NDArray[np.uint8]:
         """RGB picture to uint8 (size, size, 3)."""
-        picture = resize_shorter(picture, math.floor(self.size / self.crop_pct), self.interpolation)
+        picture = resize_shorter(picture, self.side, self.interpolation)
         left = round((picture.width - self.size) / 2)
         top = round((picture.height - self.size) / 2)
         return np.asarray(picture.crop((left, top, left + self.size, top + self.size)))
@@ -52,7 +59,7 @@ class Preprocess:
             mean=tuple(float(value) for value in values["mean"]),
             std=tuple(float(value) for value in values["std"]),
         )
-        if not 1 <= made.size <= 4096 or not 0.1 <= made.crop_pct <= 1:
+        if not 1 <= made.size <= LARGEST_IMAGE or not 0.1 <= made.crop_pct <= 1 or made.side > 2 * LARGEST_IMAGE:
             raise ValueError(f"size={made.size} or crop_pct={made.crop_pct} is out of range")
         if made.interpolation not in RESAMPLING or len(made.mean) != 3 or len(made.std) != 3:
             raise ValueError("interpolation, mean or std is not one that this version knows")

@@ -7,6 +7,7 @@ import logging
 import os
 import posixpath
 import re
+import stat
 import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from atnet.data.decode import MAX_BYTES, SUFFIXES
+from atnet.data.decode import SUFFIXES
 from atnet.data.pictures import Pictures, collect, in_order
 from atnet.errors import DataError
 from atnet.files import write_whole, writing_whole
@@ -28,7 +29,7 @@ log = logging.getLogger("atnet")
 LABELS = (".cls", ".json", ".txt")
 CLASSES = "classes.txt"
 INDEX = "index"
-MAX_LABEL_BYTES = 1_000_000
+MAX_LABEL_BYTES, MAX_CLASSES_BYTES = 1_000_000, 10_000_000
 _SUFFIXES = ((b"\xff\xd8", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"), (b"BM", "bmp"), (b"GIF", "gif"))
 _MARKED = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
@@ -136,7 +137,9 @@ def open_shards(name: str, files: Sequence[str]) -> Pictures:
 def read_class_list(path: Path) -> tuple[str, ...]:
     """A text file with a class on each line. Raises DataError naming the line that cannot be used."""
     try:
-        if path.stat().st_size > MAX_BYTES:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"{path}: no file: a list of classes is a text file with a class on each line")
+        if path.stat().st_size > MAX_CLASSES_BYTES:
             raise DataError(f"{path}: {path.stat().st_size:,} bytes are too many for a list of classes")
         return parse_class_list(path.read_bytes(), str(path))
     except OSError as error:

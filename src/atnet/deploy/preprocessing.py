@@ -3,8 +3,6 @@
 ONNX Runtime resizes bytes as Pillow does: across and then down, antialiased, 8 bits between the two and after.
 """
 
-import math
-
 import numpy as np
 import onnx
 import onnx.compose
@@ -74,7 +72,7 @@ def _steps(preprocess: Preprocess, ir: int, opset: int) -> ModelProto:
     mean, std = (", ".join(str(np.float32(one)) for one in values) for values in (preprocess.mean, preprocess.std))
     steps = onnx.parser.parse_model(
         _STEPS.format(
-            ir=ir, opset=opset, size=preprocess.size, side=math.floor(preprocess.size / preprocess.crop_pct),
+            ir=ir, opset=opset, size=preprocess.size, side=preprocess.side,
             mode=_MODES[preprocess.interpolation], mean=mean, std=std,
         )
     )  # fmt: skip

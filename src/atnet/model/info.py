@@ -25,6 +25,8 @@ MODEL, HASHES = "model.safetensors", "sha256.json"
 """A published folder's weights, and the SHA-256 of its files."""
 
 MAX_HASHES_BYTES = 1_000_000
+MAX_METADATA = 10_000_000
+"""Characters: enough for 100,000 classes with long names."""
 
 HUB = "hf-hub:"
 """Before the name of a published folder that is on the Hugging Face hub."""
@@ -53,7 +55,10 @@ class WeightsInfo:
     def from_metadata(cls, metadata: Mapping[str, str] | None, path: Path) -> "WeightsInfo":
         """Raises WeightsError if the metadata is not such a file's."""
         try:
-            values = json.loads((metadata or {})[METADATA])
+            text = (metadata or {})[METADATA]
+            if len(text) > MAX_METADATA:
+                raise ValueError(f"{len(text):,} characters, more than {MAX_METADATA:,}")
+            values = json.loads(text)
             made = cls(
                 model=str(values["model"]),
                 classes=tuple(map(str, values["classes"])),

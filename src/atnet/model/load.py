@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import atnet.timm  # noqa: F401  registers the names
 from atnet.errors import ConfigError, WeightsError
 from atnet.model.info import WeightsInfo, find_weights, require_unchanged
-from atnet.model.sizes import SIZES, split_name
+from atnet.model.sizes import LARGEST_IMAGE, SIZES, split_name
 
 MAX_HEADER_BYTES = 25_000_000
 
@@ -55,8 +55,8 @@ def has_fixed_input(name: str) -> bool:
 
 def at_size(info: WeightsInfo, size: int) -> WeightsInfo:
     """The same for inputs of another side in pixels. Raises ConfigError if the network does not take it."""
-    if not 8 <= size <= 4096:
-        raise ConfigError(f"size={size} is out of range: use 8 to 4096")
+    if not 8 <= size <= LARGEST_IMAGE:
+        raise ConfigError(f"size={size} is out of range: use 8 to {LARGEST_IMAGE:,}")
     if has_fixed_input(info.model) and size != info.preprocess.size:
         raise ConfigError(f"{info.model} works at {info.preprocess.size} px only: leave --size out")
     return dataclasses.replace(info, preprocess=dataclasses.replace(info.preprocess, size=size))

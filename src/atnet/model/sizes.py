@@ -11,6 +11,9 @@ LARGEST, DEEPEST = 4096, 256
 """Of a whole number in a layout, and of blocks or layers of a kind: a name out of an untrusted file can't ask for a
 network without end."""
 
+LARGEST_IMAGE = 2048
+"""Pixels of a side."""
+
 _REPEATED = ("conv_mix", "trans_mix", "early_mix", "late_mix", "decision_heads")
 
 
