@@ -241,9 +241,13 @@ class HeadsConfig:
     """Share of the patch tokens that each head's token does not see in a step, each its own."""
     penalty: float = 0.0
     """Weight, in the loss, of the mean cosine between the errors of two heads."""
+    together: float = 0.0
+    """Share of the loss that is of what the heads say together; the rest is the mean of each head's own."""
 
     def __post_init__(self) -> None:
-        _check_range(view_drop=(self.view_drop, 0, 0.95), penalty=(self.penalty, 0, 10))
+        _check_range(
+            view_drop=(self.view_drop, 0, 0.95), penalty=(self.penalty, 0, 10), together=(self.together, 0, 1)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

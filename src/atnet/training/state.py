@@ -299,12 +299,18 @@ def _forget(state: State) -> None:
 def _loss(state: State, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy with the labels, and where there is a teacher, with its answers; of several heads the mean."""
     config = state.config
-    heads, penalty = 1, None
+    heads, penalty, joint = 1, None, None
     if logits.ndim == 3:
         heads = logits.shape[1]
         penalty = config.heads.penalty * error_cosine(logits, targets) if config.heads.penalty else None
+        if config.heads.together:
+            joint = cross_entropy(
+                fuse(logits), targets, weight=state.class_weight, label_smoothing=config.label_smoothing
+            )
         logits, targets = logits.flatten(0, 1), targets.repeat_interleave(heads, 0)
     loss = cross_entropy(logits, targets, weight=state.class_weight, label_smoothing=config.label_smoothing)
+    if joint is not None:
+        loss = (1 - config.heads.together) * loss + config.heads.together * joint
     if state.teacher:
         share = config.distill.share
         taught = state.teacher.answer(images).repeat_interleave(heads, 0)
