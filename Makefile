@@ -13,7 +13,7 @@
 #   make proof-augment         our augmentation beside torchvision's: accuracy on three seeds (15 minutes)
 #   make proof-training-speed  our training beside one of timm's parts, on the same network and photos (12 minutes)
 #   make proof-products        the matrix products of S's training step beside the same ones alone (2 minutes)
-#   make proof-heads           what several decision heads gain: PLAIN="RUN..." STARRED="RUN..." (a minute a run)
+#   make proof-heads           what several decision heads gain, and docs/heads.png: PLAIN="RUN..." STARRED="RUN..." (a minute a run)
 #   make proof-serve           the server under load, overload, attack and signals (10 minutes)
 #   make proof-explain         that the maps of `atnet explain` mark what an answer hangs on (10 minutes)
 #   make proof-parity          exported networks beside their weights, 1,000 photos: WEIGHTS="RUN..." (10 minutes a run)
@@ -139,7 +139,7 @@ proof-data-speed: dev
 	$(BIN)/python tests/peer/load_beside_timm.py $(ATNET_IMAGENETTE)
 
 proof-heads: dev
-	$(BIN)/python tests/proof/heads.py $(ATNET_IMAGENETTE)/val --plain $(PLAIN) --starred $(STARRED)
+	$(BIN)/python tests/proof/heads.py $(ATNET_IMAGENETTE)/val --plain $(PLAIN) --starred $(STARRED) --picture docs/heads.png
 
 proof-malicious: dev
 	$(BIN)/python tests/proof/malicious.py

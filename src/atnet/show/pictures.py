@@ -230,6 +230,26 @@ def draw_study(bars: "Sequence[Bar]", path: Path, unit: str) -> None:
     figure.savefig(path, dpi=100)
 
 
+def draw_dots(groups: "dict[str, list[tuple[float, ...]]]", titles: "Sequence[str]", path: Path) -> None:
+    """Groups of like things, a line each, beside each other as a PNG: a dot a thing, a bar at their mean.
+
+    groups: of each thing a figure for each title.
+    """
+    figure = Figure(figsize=(2 + 3.2 * len(titles), 0.8 + 0.4 * len(groups)), layout="constrained")
+    panels = figure.subplots(1, len(titles), sharey=True)
+    for number, (axes, title) in enumerate(zip(panels, titles, strict=True)):
+        for name, things in groups.items():
+            values = [thing[number] for thing in things]
+            axes.plot(values, [name] * len(values), "o", color=BLUE, alpha=0.6)
+            axes.plot([sum(values) / len(values)], [name], "|", color=RED, markersize=18, markeredgewidth=2)
+        axes.set_title(title, fontsize="medium")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", alpha=0.3)
+        axes.margins(y=0.2)
+    panels[0].invert_yaxis()
+    figure.savefig(path, dpi=100)
+
+
 def draw_quantized(trials: "Sequence[Trial]", costs: dict[str, float], max_drop: float, path: Path) -> None:
     """Top-1, size and time of each trial, and what each part costs in 8 bits, as a PNG.
 
