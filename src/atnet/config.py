@@ -245,9 +245,7 @@ class HeadsConfig:
     """Share of the loss that is of what the heads say together; the rest is the mean of each head's own."""
 
     def __post_init__(self) -> None:
-        _check_range(
-            view_drop=(self.view_drop, 0, 0.95), penalty=(self.penalty, 0, 10), together=(self.together, 0, 1)
-        )
+        _check_range(view_drop=(self.view_drop, 0, 0.95), penalty=(self.penalty, 0, 10), together=(self.together, 0, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,8 +258,9 @@ class Config:
     """A run or weights file to go on from, its head drawn anew if the classes differ; it brings its model and size."""
     freeze: tuple[str, ...] = ()
     """Parts of the network that are not trained: stem, conv_mix, ...; all is all but the head."""
-    teacher: str = ""
-    """A run, a weights file, or timm's local-dir:FOLDER, whose answers are learned beside the labels."""
+    teacher: tuple[str, ...] = ()
+    """A run, a weights file, or timm's local-dir:FOLDER, whose answers are learned beside the labels; of several their
+    mean, but each decision head on a register token has one of them as its own."""
     epochs: Whole = 20
     """Passes over the training pictures."""
     batch: Annotated[int, Parameter(converter=_batch)] = 64
@@ -302,6 +301,9 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "teacher", tuple(filter(None, self.teacher))
+        )  # there was one teacher once, "" for none
         _check_range(
             epochs=(self.epochs, 1, 1e6),
             batch=(self.batch, 0, 1e6),

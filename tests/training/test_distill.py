@@ -11,7 +11,7 @@ import atnet
 from atnet.config import DataConfig, DistillConfig
 from atnet.errors import ConfigError
 from atnet.model.load import load
-from atnet.training.distill import Teacher, distillation_loss
+from atnet.training.distill import Teacher, Teachers, distillation_loss
 
 CPU = torch.device("cpu")
 
@@ -42,6 +42,26 @@ def test_a_teacher_says_what_its_network_says_of_pictures_in_its_own_colours(tea
         expected = model(normalised(info.preprocess.mean, info.preprocess.std))
     torch.testing.assert_close(said, expected, atol=1e-4, rtol=1e-4)
     assert not said.requires_grad
+
+
+def test_each_head_has_a_teacher_of_its_own_and_the_first_the_mean(teacher, classes, tmp_path):
+    best = teacher / "best.safetensors"
+    both = Teachers((str(teacher), str(best)), classes, DataConfig(), CPU)
+    images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    one, other = (Teacher(str(path), classes, DataConfig(), CPU).answer(images).softmax(1) for path in (teacher, best))
+    assert (one - other).abs().max() > 1e-3
+    said = both.answer(images, 5).softmax(2)
+    for head, expected in enumerate([(one + other) / 2, one, other, one, other]):
+        torch.testing.assert_close(said[:, head], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(both.answer(images, 1)[:, 0].softmax(1), (one + other) / 2, atol=1e-5, rtol=1e-4)
+
+
+def test_a_network_of_several_heads_learns_from_several_teachers(quick, teacher, tmp_path):
+    teachers = (str(teacher), str(teacher / "best.safetensors"))
+    options = quick | {"model": "xxxs_star", "teacher": teachers, "heads": {"together": 0.5}}
+    run = atnet.train(**options, out=tmp_path / "student")
+    assert run.record["config"]["teacher"] == ("run/ema.safetensors", "run/best.safetensors")
+    assert len(run.record["heads"]["ema"]["top1"]) == 5
 
 
 def test_timms_own_folder_teaches_too(tmp_path, classes):
@@ -80,8 +100,8 @@ def test_a_student_comes_to_agree_with_its_teacher(quick, teacher, tmp_path):
     """Labels weigh nothing here: what is learned is the teacher's."""
     options = quick | {"epochs": 6, "teacher": str(teacher), "optim": {"lr": 2e-3}}
     student = atnet.train(**options, distill={"share": 1.0}, out=tmp_path / "student")
-    loner = atnet.train(**options | {"teacher": "", "epochs": 1}, out=tmp_path / "loner")
-    assert student.record["config"]["teacher"] == "run/ema.safetensors"
+    loner = atnet.train(**options | {"teacher": (), "epochs": 1}, out=tmp_path / "loner")
+    assert student.record["config"]["teacher"] == ("run/ema.safetensors",)
     pixels = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     taught = load(teacher)[0](pixels).softmax(1)
 

@@ -47,10 +47,14 @@ Results = dict[tuple[str, Protocol], Result]
 def row_name(record: dict[str, Any]) -> str:
     """The model, and what it had beside the pictures: "atnet_xxxs, taught by s-long", "atnet_xxxs, from imagenet"."""
     config = record.get("config", {})
+    teachers = config.get("teacher") or ()
     notes = [
-        f", {word} {PurePosixPath(config[key]).parent.name or config[key]}"
-        for key, word in (("weights", "from"), ("teacher", "taught by"))
-        if config.get(key)
+        f", {word} {' and '.join(PurePosixPath(name).parent.name or name for name in names)}"
+        for names, word in (
+            ([config.get("weights")], "from"),
+            ([teachers] if isinstance(teachers, str) else teachers, "taught by"),
+        )
+        if any(names)
     ]
     return "".join([record["model"], *notes])
 

@@ -11,9 +11,29 @@ from torch import Tensor, nn
 from atnet.config import DataConfig, DistillConfig
 from atnet.data.classes import printable
 from atnet.errors import ConfigError
+from atnet.model.heads import fuse
 from atnet.model.load import has_fixed_input, load
 
 LOCAL = "local-dir:"
+
+
+class Teachers:
+    """Trained networks that are asked about each batch."""
+
+    def __init__(
+        self, names: tuple[str, ...], classes: tuple[str, ...], data: DataConfig, device: torch.device
+    ) -> None:
+        """As `Teacher`, each."""
+        self.each = [Teacher(name, classes, data, device) for name in names]
+
+    def answer(self, images: Tensor, heads: int) -> Tensor:
+        """What each head has to learn (B, heads, classes), as logits, of images (B, 3, H, W) normalised as the run's.
+
+        The first learns the teachers' mean probability, the others a teacher each, in turns. Source: Tran et al. 2020,
+        "Hydra: Preserving Ensemble Diversity for Model Distillation".
+        """
+        said = torch.stack([teacher.answer(images) for teacher in self.each], dim=1)
+        return torch.stack([fuse(said), *(said[:, i % len(self.each)] for i in range(heads - 1))], dim=1)
 
 
 class Teacher:

@@ -404,7 +404,7 @@ def _record(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[
     named = dataclasses.replace(
         config,
         weights=_without_folders(config.weights),
-        teacher=_without_folders(config.teacher),
+        teacher=tuple(map(_without_folders, config.teacher)),
         data=dataclasses.replace(config.data, source=config.data.source_name),
     )
     final = {name.removesuffix(".safetensors"): found for name, found in scores.items()}

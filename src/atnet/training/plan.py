@@ -105,16 +105,16 @@ def settle(config: Config) -> Config:
         )
     if source != DIGITS and not is_address(source):
         source = str(Path(source).expanduser().resolve())
-    weights, teacher = (
+    weights, *teachers = (
         str(find_weights(name).resolve()) if name and not name.startswith(LOCAL) else name
-        for name in (config.weights, config.teacher)
+        for name in (config.weights, *config.teacher)
     )
     if config.optim.accumulate % ranks.count():
         parts = math.lcm(config.optim.accumulate, ranks.count())
         config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=parts))
     classes = config.data.classes and str(Path(config.data.classes).expanduser().resolve())
     data = dataclasses.replace(config.data, source=source, classes=classes)
-    config = dataclasses.replace(config, model=model, weights=weights, teacher=teacher, data=data)
+    config = dataclasses.replace(config, model=model, weights=weights, teacher=tuple(teachers), data=data)
     if not config.batch:
         config = dataclasses.replace(config, batch=fitting_batch(config))
     return config

@@ -26,7 +26,7 @@ from atnet.model.info import EMA, LAST, WeightsInfo
 from atnet.model.load import create_classifier
 from atnet.model.ops import normalised
 from atnet.training import ranks
-from atnet.training.distill import Teacher, distillation_loss
+from atnet.training.distill import Teachers, distillation_loss
 from atnet.training.norm import RunningStatistics
 from atnet.training.optim import lr_at, make_optimizers
 from atnet.training.transfer import freeze, load_into
@@ -80,7 +80,7 @@ class State:
             self.model.set_grad_checkpointing(True)  # type: ignore[operator]
         self.model = self.model.to(self.device).to(memory_format=torch.channels_last)
         self.frozen = freeze(self.model, config.freeze)
-        self.teacher = Teacher(config.teacher, classes, config.data, self.device) if config.teacher else None
+        self.teachers = Teachers(config.teacher, classes, config.data, self.device) if config.teacher else None
         self._try_out()
         self.ema = None
         if config.ema:
@@ -297,7 +297,7 @@ def _forget(state: State) -> None:
 
 
 def _loss(state: State, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy with the labels, and where there is a teacher, with its answers; of several heads the mean."""
+    """Cross-entropy with the labels, and where there are teachers, with their answers; of several heads the mean."""
     config = state.config
     heads, penalty, joint = 1, None, None
     if logits.ndim == 3:
@@ -311,8 +311,8 @@ def _loss(state: State, images: Tensor, logits: Tensor, targets: Tensor) -> Tens
     loss = cross_entropy(logits, targets, weight=state.class_weight, label_smoothing=config.label_smoothing)
     if joint is not None:
         loss = (1 - config.heads.together) * loss + config.heads.together * joint
-    if state.teacher:
+    if state.teachers:
         share = config.distill.share
-        taught = state.teacher.answer(images).repeat_interleave(heads, 0)
+        taught = state.teachers.answer(images, heads).flatten(0, 1)
         loss = (1 - share) * loss + share * distillation_loss(logits, taught, config.distill)
     return loss if penalty is None else loss + penalty
