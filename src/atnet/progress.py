@@ -30,6 +30,16 @@ def counted(count: int, what: str) -> str:
 
 
 @contextmanager
+def working(title: str) -> Iterator[None]:
+    """A sign of life on a terminal, for what cannot be counted."""
+    if log.isEnabledFor(logging.INFO):
+        with Console(stderr=True).status(title):
+            yield
+    else:
+        yield
+
+
+@contextmanager
 def progress_bar(title: str, total: int, done: int = 0, eta: bool = True) -> Iterator[Callable[..., None]]:
     """A bar that shows itself after a second; the yielded call advances it: advance(1, note="loss 0.3").
 

@@ -27,7 +27,7 @@ from atnet.measure.evaluate import open_validation
 from atnet.model.heads import answer, fuse
 from atnet.model.info import WeightsInfo, find_weights
 from atnet.model.load import load, to_safetensors
-from atnet.progress import progress_bar
+from atnet.progress import progress_bar, working
 
 PICTURES = 64
 TOLERANCE, TOLERANCE_HALF = 1e-3, 2e-2
@@ -261,16 +261,17 @@ def write_onnx(model: nn.Module, shape: tuple[int, ...], path: Path, info: Weigh
     Its nodes are called by the part of the network they are of: conv_mix.0.depthwise/Conv.12.
     """
     several = getattr(model, "several_heads", False)
-    program = torch.onnx.export(
-        (_WithHeads(model) if several else model).eval(),
-        (torch.zeros(2, *shape),),
-        dynamo=True,
-        input_names=["image"],
-        output_names=["logits", "heads"] if several else ["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        opset_version=OPSET,
-        verbose=False,
-    )
+    with working("Writing the graph"):
+        program = torch.onnx.export(
+            (_WithHeads(model) if several else model).eval(),
+            (torch.zeros(2, *shape),),
+            dynamo=True,
+            input_names=["image"],
+            output_names=["logits", "heads"] if several else ["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=OPSET,
+            verbose=False,
+        )
     assert program is not None
     made = program.model_proto
     _name_nodes(made.graph)
