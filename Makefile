@@ -16,8 +16,8 @@
 #   make proof-heads           what several decision heads gain, and docs/heads.png: PLAIN="RUN..." STARRED="RUN..." (a minute a run)
 #   make proof-serve           the server under load, overload, attack and signals (10 minutes)
 #   make proof-explain         that the maps of `atnet explain` mark what an answer hangs on (10 minutes)
-#   make proof-parity          exported networks beside their weights, 1,000 photos: WEIGHTS="RUN..." (10 minutes a run)
-#   make proof-malicious       files made to do harm: none runs code, writes or eats the machine (10 minutes)
+#   make proof-parity          exported networks beside their weights, 1,000 photos: WEIGHTS="RUN..." (3 minutes a run)
+#   make proof-malicious       files made to do harm: none runs code, writes or eats the machine (3 minutes)
 #   make proof-publish         the built wheel in a new environment: published weights by timm, transformers and atnet (10 minutes)
 #   make reference            docs/commands.md, and build/reference/ from the docstrings
 #   make ci                    lint, types, tests, timm's own tests, the README's commands
@@ -32,8 +32,8 @@ PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo bench table weights test ci lint types peer-tests proof-augment proof-data proof-data-speed proof-explain \
-	proof-faults proof-heads proof-malicious proof-parity proof-products proof-publish proof-serve proof-training-speed proof-transfer readme reference \
-	setup dev web-picture explain-picture clean
+	proof-faults proof-heads proof-malicious proof-parity proof-products proof-publish proof-serve proof-training-speed \
+	proof-transfer readme reference setup dev web-picture explain-picture clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py src/atnet/deploy/runtime.py

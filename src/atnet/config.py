@@ -301,9 +301,8 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "teacher", tuple(filter(None, self.teacher))
-        )  # there was one teacher once, "" for none
+        # There was one teacher once, "" for none.
+        object.__setattr__(self, "teacher", tuple(filter(None, self.teacher)))
         _check_range(
             epochs=(self.epochs, 1, 1e6),
             batch=(self.batch, 0, 1e6),

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from atnet.data.decode import decode
 from atnet.data.preprocess import Preprocess
 from atnet.deploy.export import (
     TOLERANCE_PREPROCESSED,
+    answer_of,
     export,
     logits_apart,
     probabilities_apart,
@@ -28,7 +28,6 @@ from atnet.deploy.export import (
 )
 from atnet.deploy.onnx import OnnxNetwork
 from atnet.deploy.web import write_web
-from atnet.model.heads import answer
 from atnet.model.info import SHIPPED, WeightsInfo
 from atnet.model.load import create_classifier, load
 from atnet.model.sizes import SIZES
@@ -52,13 +51,6 @@ def top1(logits: Logits) -> NDArray[np.intp]:
     return found
 
 
-def in_torch(model: nn.Module, image: NDArray[np.float32]) -> Logits:
-    """What the network says of an image, (answers, classes)."""
-    with torch.inference_mode():
-        together, each = answer(model, torch.from_numpy(image)[None])
-    return (together if each is None else torch.cat([together, each[0]])).numpy()
-
-
 class Proof:
     """Photos, what the weights say of each in torch (N, answers, classes), and a folder to export to."""
 
@@ -67,7 +59,8 @@ class Proof:
         self.paths = [every[i] for i in np.linspace(0, len(every) - 1, min(PHOTOS, len(every))).round().astype(int)]
         self.data, self.weights, self.folder = str(photos), weights, folder
         model, self.info = load(weights)
-        self.torch = np.stack([in_torch(model, self.image(path)) for path in self.paths])
+        ask = answer_of(model, self.info)
+        self.torch = np.stack([ask(decode(path)) for path in self.paths])
 
     def image(self, path: Path) -> NDArray[np.float32]:
         return self.info.preprocess(decode(path))
@@ -111,7 +104,8 @@ class Proof:
             size=224, crop_pct=0.875, interpolation="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
         )
         names = tuple(map(str, range(1000)))
-        images = np.stack([preprocess(decode(path)) for path in self.paths[:: len(self.paths) // 7][:7]])
+        pictures = [decode(path) for path in self.paths[:: len(self.paths) // 7][:7]]
+        images = np.stack([preprocess(picture) for picture in pictures])
         for name in SIZES:
             torch.manual_seed(0)
             model = create_classifier(name, classes=1000, size=224).eval()
@@ -120,7 +114,7 @@ class Proof:
             )
             file = self.folder / f"{name}.onnx"
             write_onnx(model, (3, 224, 224), file, info)
-            theirs = np.stack([in_torch(model, image) for image in images])
+            theirs = np.stack([*map(answer_of(model, info), pictures)])
             network = OnnxNetwork(file, batch=len(images))
             worst = max(
                 logits_apart(network.answers(images), theirs), logits_apart(network.answers(images[:1]), theirs[:1])

@@ -74,7 +74,8 @@ def _layer(words: list[str]) -> None:
     recipe = bound.arguments.get("recipe")
     if recipe is not None:
         values = read_yaml(recipe)
-        foreign = next((name for name in values if name in bound.signature.parameters), None)
+        named = {name.replace("_", "-") for name in bound.signature.parameters}
+        foreign = next((name for name in (one.replace("_", "-") for one in values) if name in named), None)
         if foreign is not None:
             raise ConfigError(f"{recipe}: {foreign} is not for a recipe to say: give --{foreign} to the command")
         app.config = (Dict({words[0]: values}, source=str(recipe)),)

@@ -137,10 +137,11 @@ def open_shards(name: str, files: Sequence[str]) -> Pictures:
 def read_class_list(path: Path) -> tuple[str, ...]:
     """A text file with a class on each line. Raises DataError naming the line that cannot be used."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
             raise DataError(f"{path}: no file: a list of classes is a text file with a class on each line")
-        if path.stat().st_size > MAX_CLASSES_BYTES:
-            raise DataError(f"{path}: {path.stat().st_size:,} bytes are too many for a list of classes")
+        if found.st_size > MAX_CLASSES_BYTES:
+            raise DataError(f"{path}: {found.st_size:,} bytes are too many for a list of classes")
         return parse_class_list(path.read_bytes(), str(path))
     except OSError as error:
         raise DataError(
