@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import nn
 
 from atnet import create_model
@@ -21,6 +22,7 @@ from atnet.model.ops import (
     trains_faster_plain,
 )
 
+NOTHING = DropPath(0.0)
 has_compiler = pytest.mark.skipif(kernels() is None, reason="no C compiler here")
 
 
@@ -244,54 +246,67 @@ def halves(channels, kernel):
     return conv, norm
 
 
-def mixed(conv, norm, grid, out_grad, half=mix):
+class Dropped(nn.Module):
+    """Stochastic depth of a known choice: of three pictures one is dropped, and the others count 1.5 times."""
+
+    drop_prob = 1 / 3
+
+    def forward(self, x):
+        factors = torch.tensor([1.5, 0.0, 1.5]).repeat(6)[: len(x)].to(x.dtype)
+        return x * factors.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def mixed(conv, norm, grid, out_grad, half=mix, drop_path=NOTHING):
     """What half a block makes of a grid, the gradients, and the running statistics after it."""
     grid = grid.clone(memory_format=torch.preserve_format).requires_grad_()
     norm.reset_running_stats()
-    out = half(grid, conv, norm)
+    out = half(grid, conv, norm, drop_path)
     parameters = (grid, conv.weight, norm.weight, norm.bias)
     found = (out, *torch.autograd.grad(out, parameters, out_grad), norm.running_mean, norm.running_var)
     return [one.detach().double() for one in found]
 
 
-def plainly(grid, conv, norm):
-    return grid + F.relu(nn.BatchNorm2d.forward(norm, conv(grid)))
+def plainly(grid, conv, norm, drop_path):
+    return grid + drop_path(F.relu(nn.BatchNorm2d.forward(norm, conv(grid))))
 
 
 @has_compiler
+@pytest.mark.parametrize("drop_path", [NOTHING, Dropped()])
 @pytest.mark.parametrize("kernel", [1, 5])
-@pytest.mark.parametrize("sides", [(3, 24, 9, 8), (17, 8, 5, 3), (2, 136, 4, 4)])
-def test_half_a_block_in_one_operation_agrees_with_torch_in_double(images, sides, kernel):
+@pytest.mark.parametrize("sides", [(3, 24, 9, 8), (17, 8, 5, 3), (2, 136, 4, 4), (3, 8, 17, 9)])
+def test_half_a_block_in_one_operation_agrees_with_torch_in_double(images, sides, kernel, drop_path):
     conv, norm = halves(sides[1], kernel)
     grid, out_grad = images(*sides) + 3, images(*sides)
-    assert _mixes(grid, conv, norm)
-    found = mixed(conv, norm, grid, out_grad)
-    expected = mixed(conv.double(), norm.double(), grid.double(), out_grad.double(), plainly)
+    assert _mixes(grid, conv, norm, drop_path)
+    found = mixed(conv, norm, grid, out_grad, drop_path=drop_path)
+    expected = mixed(conv.double(), norm.double(), grid.double(), out_grad.double(), plainly, drop_path)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
 
 
 @has_compiler
+@pytest.mark.parametrize("drop_path", [NOTHING, Dropped()])
 @pytest.mark.parametrize("kernel", [1, 5])
-def test_half_a_block_in_bf16_is_as_exact_as_torchs(images, kernel):
+def test_half_a_block_in_bf16_is_as_exact_as_torchs(images, kernel, drop_path):
     conv, norm = halves(24, kernel)
     grid, out_grad = images(3, 24, 9, 8).bfloat16(), images(3, 24, 9, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        found = mixed(conv, norm, grid, out_grad)
-        torchs = mixed(conv, norm, grid, out_grad, plainly)
-    expected = mixed(conv.double(), norm.double(), grid.double(), out_grad.double(), plainly)
+        found = mixed(conv, norm, grid, out_grad, drop_path=drop_path)
+        torchs = mixed(conv, norm, grid, out_grad, plainly, drop_path)
+    expected = mixed(conv.double(), norm.double(), grid.double(), out_grad.double(), plainly, drop_path)
     for ours, theirs, exact in zip(found, torchs, expected, strict=True):
         assert (ours - exact).norm() < 1.2 * (theirs - exact).norm() + 1e-6 * exact.norm()
 
 
 @has_compiler
+@pytest.mark.parametrize("drop_path", [NOTHING, Dropped()])
 @pytest.mark.parametrize("kernel", [1, 5])
-def test_half_a_block_has_torchs_second_derivative(images, kernel):
+def test_half_a_block_has_torchs_second_derivative(images, kernel, drop_path):
     conv, norm = halves(8, kernel)
     grid = images(2, 8, 6, 6).requires_grad_()
 
     def second(half):
-        [first] = torch.autograd.grad(half(grid, conv, norm).square().sum(), conv.weight, create_graph=True)
+        [first] = torch.autograd.grad(half(grid, conv, norm, drop_path).square().sum(), conv.weight, create_graph=True)
         return torch.autograd.grad(first.square().sum(), (conv.weight, grid))
 
     for ours, theirs in zip(second(mix), second(plainly), strict=True):
@@ -302,11 +317,27 @@ def test_half_a_block_has_torchs_second_derivative(images, kernel):
 def test_half_a_block_that_is_looked_into_runs_its_parts(images):
     conv, norm = halves(8, 5)
     grid = images(2, 8, 6, 6)
-    before = mix(grid, conv, norm)
+    drop_path = Dropped()
+    before = mix(grid, conv, norm, drop_path)
     seen = []
-    conv.register_forward_hook(lambda _, given, out: seen.append(out.shape))
-    torch.testing.assert_close(mix(grid, conv, norm), before, rtol=1e-5, atol=1e-5)
-    assert seen == [grid.shape]
+    for part in (conv, norm, drop_path):
+        hook = part.register_forward_hook(lambda _, given, out: seen.append(out.shape))
+        torch.testing.assert_close(mix(grid, conv, norm, drop_path), before, rtol=1e-5, atol=1e-5)
+        hook.remove()
+    assert seen == 3 * [grid.shape]
+
+
+@has_compiler
+def test_stochastic_depth_drops_the_same_pictures_in_one_operation_as_in_parts(images):
+    conv, norm = halves(8, 5)
+    grid, drop_path = images(64, 8, 6, 6), DropPath(0.4)
+    outs = []
+    for half in (mix, plainly):
+        torch.manual_seed(2)
+        outs.append(half(grid, conv, norm, drop_path))
+    torch.testing.assert_close(*outs, rtol=1e-5, atol=1e-5)
+    dropped = int((outs[0] == grid).flatten(1).all(1).sum())
+    assert 0 < dropped < 64
 
 
 @has_compiler

@@ -121,14 +121,16 @@ class ConvMix(nn.Module):
         self.act = nn.Identity() if norm_first else nn.GELU()
         self.gate = SqueezeExcite(dim, rd_ratio=0.25, rd_divisor=8, **factory) if gate else nn.Identity()
         self.drop_path = DropPath(drop_path)
-        self.adds_plainly = residual != "linear" and not gate and not drop_path
+        self.adds_plainly = residual != "linear" and not gate
 
     def forward(self, grid: Tensor) -> Tensor:
         if self.norm_first:
             if not is_scripting():  # noqa: SIM102  the rest is not TorchScript
                 if self.training and self.adds_plainly:
-                    grid = mix(grid, self.depthwise, self.norm1)
-                    return mix(grid, self.pointwise, self.norm2) if self.both else self.norm2(self.pointwise(grid))
+                    grid = mix(grid, self.depthwise, self.norm1, self.drop_path)
+                    if self.both:
+                        return mix(grid, self.pointwise, self.norm2, self.drop_path)
+                    return self.norm2(self.pointwise(grid))
             grid = grid + self.drop_path(self.gate(self.norm1(self.depthwise(grid))))
             mixed = self.norm2(self.pointwise(grid))
             return grid + self.drop_path(mixed) if self.both else mixed

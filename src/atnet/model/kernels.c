@@ -8,7 +8,8 @@
    LANES channels at a time, a picture's are first laid side by side with their border of zeros, so that the sums of
    RUN taps stay in registers over the whole picture.
 
-   2. BatchNorm and the ReLU after it: normalised and cut in one pass over the grid, and one gradient of both.
+   2. BatchNorm and the ReLU after it: normalised and cut in one pass over the grid, and one gradient of both. Each
+   picture's numbers may have a factor after that, as stochastic depth gives them.
 
    3. Bytes of colours to normalised numbers, in one pass. */
 
@@ -117,6 +118,21 @@ int depthwise_weight_gradient(const void *in, const void *grad, float *gradient,
 /* Group number `group` of the rows of a grid: the first one and, with group + 1, the one after its last. */
 static inline size_t first_row(size_t rows, int group) { return rows * group / ROW_GROUPS; }
 
+/* How much of a picture's change counts: rows one after the other belong to one picture, and have its factor. */
+typedef struct {
+  const float *factors; /* none: 1 for all */
+  size_t rows;          /* of a picture */
+} shares;
+
+INLINE float share_of(shares of, size_t row) { return of.factors ? of.factors[row / of.rows] : 1; }
+
+/* The row up to which one factor, and one sum in fp32, serve. */
+INLINE size_t next_row(size_t row, size_t until, shares of) {
+  size_t next = row + ROWS < until ? row + ROWS : until;
+  size_t picture = of.factors ? (row / of.rows + 1) * of.rows : until;
+  return next < picture ? next : picture;
+}
+
 /* Where a normalised number is cut to 0. A NaN is not. */
 INLINE vec cut(vec x, vec where) { return (vec)((bits)x & ~(bits)(where <= 0)); }
 
@@ -156,7 +172,7 @@ INLINE void sum_rows(const void *in, size_t row, size_t until, int channels, int
 }
 
 INLINE void norm_block(const void *in, const void *more, void *out, size_t row, size_t until, int channels, int bf16,
-                       int width, const float *scale, const float *shift) {
+                       int width, float share, const float *scale, const float *shift) {
   vec by[BLOCK], plus[BLOCK];
   for (int v = 0; v < width; v++) {
     by[v] = *(const unaligned *)(scale + v * LANES);
@@ -165,23 +181,24 @@ INLINE void norm_block(const void *in, const void *more, void *out, size_t row, 
   for (; row < until; row++)
     for (int v = 0; v < width; v++) {
       vec z = load(in, row * channels + v * LANES, bf16) * by[v] + plus[v];
-      z = cut(z, z);
+      z = cut(z, z) * share;
       if (more) z += load(more, row * channels + v * LANES, bf16);
       store(out, row * channels + v * LANES, z, bf16);
     }
 }
 
 INLINE void norm_rows(const void *in, const void *more, void *out, size_t row, size_t until, int channels, int bf16,
-                      const float *scale, const float *shift) {
+                      shares of, const float *scale, const float *shift) {
   for (size_t next; row < until; row = next) {
-    next = row + ROWS < until ? row + ROWS : until;
+    float share = share_of(of, row);
+    next = next_row(row, until, of);
     for (int c = 0, width; c < channels; c += width * LANES) {
       width = least(BLOCK, (channels - c) / LANES);
       const void *at = moved(in, c, bf16), *plus = more ? moved(more, c, bf16) : NULL;
       void *to = (void *)moved(out, c, bf16);
-      if (width == BLOCK && more) norm_block(at, plus, to, row, next, channels, bf16, BLOCK, scale + c, shift + c);
-      else if (width == BLOCK) norm_block(at, NULL, to, row, next, channels, bf16, BLOCK, scale + c, shift + c);
-      else norm_block(at, plus, to, row, next, channels, bf16, width, scale + c, shift + c);
+      if (width == BLOCK && more) norm_block(at, plus, to, row, next, channels, bf16, BLOCK, share, scale + c, shift + c);
+      else if (width == BLOCK) norm_block(at, NULL, to, row, next, channels, bf16, BLOCK, share, scale + c, shift + c);
+      else norm_block(at, plus, to, row, next, channels, bf16, width, share, scale + c, shift + c);
     }
   }
 }
@@ -201,11 +218,14 @@ static void affine(const float *weight, const float *bias, const float *mean, co
   }
 }
 
-/* in, out: (rows, channels); more: as many numbers, added after the ReLU, or none.  weight, bias, mean, variance: (channels), fp32; the last two are written, of all rows,
-   the variance over rows, not over rows - 1.
+/* in, out: (rows, channels).  factors: one for each picture_rows rows, which what is left after the ReLU is multiplied
+   by, or none.  more: as many numbers as in, added then, or none.  weight, bias, mean, variance: (channels), fp32; the
+   last two are written, of all rows, the variance over rows, not over rows - 1.
    Returns 0, or 1 where memory is short. */
-int norm_relu(const void *in, const void *more, void *out, const float *weight, const float *bias, float *mean, float *variance,
-              float eps, int bf16, size_t rows, int channels, int threads) {
+int norm_relu(const void *in, const void *more, const float *factors, void *out, const float *weight, const float *bias,
+              float *mean, float *variance, float eps, int bf16, size_t rows, size_t picture_rows, int channels,
+              int threads) {
+  shares of = {factors, picture_rows};
   size_t per_group = (size_t)ROW_GROUPS * channels;
   double *sums = calloc(2 * per_group + 2 * channels, sizeof(double)), *squares = sums + per_group;
   float *scale = malloc(3 * channels * sizeof(float)), *shift = scale + channels, *pivot = shift + channels;
@@ -230,8 +250,8 @@ int norm_relu(const void *in, const void *more, void *out, const float *weight, 
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int group = 0; group < ROW_GROUPS; group++) {
       size_t row = first_row(rows, group), until = first_row(rows, group + 1);
-      if (bf16) norm_rows(in, more, out, row, until, channels, 1, scale, shift);
-      else norm_rows(in, more, out, row, until, channels, 0, scale, shift);
+      if (bf16) norm_rows(in, more, out, row, until, channels, 1, of, scale, shift);
+      else norm_rows(in, more, out, row, until, channels, 0, of, scale, shift);
     }
   }
   free(sums);
@@ -240,8 +260,8 @@ int norm_relu(const void *in, const void *more, void *out, const float *weight, 
 }
 
 INLINE void sum_gradient_block(const void *in, const void *grad, size_t row, size_t until, int channels, int bf16,
-                               int width, const float *scale, const float *shift, const float *mean, double *sum,
-                               double *product) {
+                               int width, float share, const float *scale, const float *shift, const float *mean,
+                               double *sum, double *product) {
   vec s[BLOCK] = {0}, p[BLOCK] = {0}, by[BLOCK], plus[BLOCK], less[BLOCK];
   for (int v = 0; v < width; v++) {
     by[v] = *(const unaligned *)(scale + v * LANES);
@@ -251,7 +271,7 @@ INLINE void sum_gradient_block(const void *in, const void *grad, size_t row, siz
   for (; row < until; row++)
     for (int v = 0; v < width; v++) {
       vec x = load(in, row * channels + v * LANES, bf16);
-      vec g = cut(load(grad, row * channels + v * LANES, bf16), x * by[v] + plus[v]);
+      vec g = cut(load(grad, row * channels + v * LANES, bf16) * share, x * by[v] + plus[v]);
       s[v] += g;
       p[v] += g * (x - less[v]);
     }
@@ -261,25 +281,26 @@ INLINE void sum_gradient_block(const void *in, const void *grad, size_t row, siz
   }
 }
 
-INLINE void sum_gradient(const void *in, const void *grad, size_t row, size_t until, int channels, int bf16,
+INLINE void sum_gradient(const void *in, const void *grad, size_t row, size_t until, int channels, int bf16, shares of,
                          const float *scale, const float *shift, const float *mean, double *sum, double *product) {
   for (size_t next; row < until; row = next) {
-    next = row + ROWS < until ? row + ROWS : until;
+    float share = share_of(of, row);
+    next = next_row(row, until, of);
     for (int c = 0, width; c < channels; c += width * LANES) {
       width = least(BLOCK, (channels - c) / LANES);
       const void *at = moved(in, c, bf16), *by = moved(grad, c, bf16);
       if (width == BLOCK)
-        sum_gradient_block(at, by, row, next, channels, bf16, BLOCK, scale + c, shift + c, mean + c, sum + c,
+        sum_gradient_block(at, by, row, next, channels, bf16, BLOCK, share, scale + c, shift + c, mean + c, sum + c,
                            product + c);
       else
-        sum_gradient_block(at, by, row, next, channels, bf16, width, scale + c, shift + c, mean + c, sum + c,
+        sum_gradient_block(at, by, row, next, channels, bf16, width, share, scale + c, shift + c, mean + c, sum + c,
                            product + c);
     }
   }
 }
 
 INLINE void gradient_block(const void *in, const void *grad, void *out, size_t row, size_t until, int channels,
-                           int bf16, int width, const float *scale, const float *shift, const float *mean,
+                           int bf16, int width, float share, const float *scale, const float *shift, const float *mean,
                            const float *slope, const float *offset) {
   vec by[BLOCK], plus[BLOCK], less[BLOCK], sloping[BLOCK], off[BLOCK];
   for (int v = 0; v < width; v++) {
@@ -292,36 +313,38 @@ INLINE void gradient_block(const void *in, const void *grad, void *out, size_t r
   for (; row < until; row++)
     for (int v = 0; v < width; v++) {
       vec x = load(in, row * channels + v * LANES, bf16);
-      vec g = cut(load(grad, row * channels + v * LANES, bf16), x * by[v] + plus[v]);
+      vec g = cut(load(grad, row * channels + v * LANES, bf16) * share, x * by[v] + plus[v]);
       store(out, row * channels + v * LANES, g * by[v] + (x - less[v]) * sloping[v] + off[v], bf16);
     }
 }
 
 INLINE void gradient_rows(const void *in, const void *grad, void *out, size_t row, size_t until, int channels,
-                          int bf16, const float *scale, const float *shift, const float *mean, const float *slope,
-                          const float *offset) {
+                          int bf16, shares of, const float *scale, const float *shift, const float *mean,
+                          const float *slope, const float *offset) {
   for (size_t next; row < until; row = next) {
-    next = row + ROWS < until ? row + ROWS : until;
+    float share = share_of(of, row);
+    next = next_row(row, until, of);
     for (int c = 0, width; c < channels; c += width * LANES) {
       width = least(BLOCK, (channels - c) / LANES);
       const void *at = moved(in, c, bf16), *by = moved(grad, c, bf16);
       void *to = (void *)moved(out, c, bf16);
       if (width == BLOCK)
-        gradient_block(at, by, to, row, next, channels, bf16, BLOCK, scale + c, shift + c, mean + c, slope + c,
+        gradient_block(at, by, to, row, next, channels, bf16, BLOCK, share, scale + c, shift + c, mean + c, slope + c,
                        offset + c);
       else
-        gradient_block(at, by, to, row, next, channels, bf16, width, scale + c, shift + c, mean + c, slope + c,
+        gradient_block(at, by, to, row, next, channels, bf16, width, share, scale + c, shift + c, mean + c, slope + c,
                        offset + c);
     }
   }
 }
 
-/* in, weight, bias, mean, variance: as above.  grad: of the output; out: of the input, both (rows, channels).
+/* in, factors, weight, bias, mean, variance: as above.  grad: of the output; out: of the input, both (rows, channels).
    of_weight, of_bias: (channels), fp32, written.
    Returns 0, or 1 where memory is short. */
-int norm_relu_gradient(const void *in, const void *grad, void *out, const float *weight, const float *bias,
-                       const float *mean, const float *variance, float *of_weight, float *of_bias, float eps,
-                       int bf16, size_t rows, int channels, int threads) {
+int norm_relu_gradient(const void *in, const void *grad, const float *factors, void *out, const float *weight,
+                       const float *bias, const float *mean, const float *variance, float *of_weight, float *of_bias,
+                       float eps, int bf16, size_t rows, size_t picture_rows, int channels, int threads) {
+  shares of = {factors, picture_rows};
   size_t per_group = (size_t)ROW_GROUPS * channels;
   double *sums = calloc(2 * per_group + 2 * channels, sizeof(double)), *products = sums + per_group;
   float *scale = malloc(4 * channels * sizeof(float)), *shift = scale + channels;
@@ -332,8 +355,8 @@ int norm_relu_gradient(const void *in, const void *grad, void *out, const float 
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int group = 0; group < ROW_GROUPS; group++) {
       size_t row = first_row(rows, group), until = first_row(rows, group + 1), at = (size_t)group * channels;
-      if (bf16) sum_gradient(in, grad, row, until, channels, 1, scale, shift, mean, sums + at, products + at);
-      else sum_gradient(in, grad, row, until, channels, 0, scale, shift, mean, sums + at, products + at);
+      if (bf16) sum_gradient(in, grad, row, until, channels, 1, of, scale, shift, mean, sums + at, products + at);
+      else sum_gradient(in, grad, row, until, channels, 0, of, scale, shift, mean, sums + at, products + at);
     }
     double *sum = products + per_group, *product = sum + channels;
     add_groups(sums, sum, channels);
@@ -348,8 +371,8 @@ int norm_relu_gradient(const void *in, const void *grad, void *out, const float 
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int group = 0; group < ROW_GROUPS; group++) {
       size_t row = first_row(rows, group), until = first_row(rows, group + 1);
-      if (bf16) gradient_rows(in, grad, out, row, until, channels, 1, scale, shift, mean, slope, offset);
-      else gradient_rows(in, grad, out, row, until, channels, 0, scale, shift, mean, slope, offset);
+      if (bf16) gradient_rows(in, grad, out, row, until, channels, 1, of, scale, shift, mean, slope, offset);
+      else gradient_rows(in, grad, out, row, until, channels, 0, of, scale, shift, mean, slope, offset);
     }
   }
   free(sums);

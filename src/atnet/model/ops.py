@@ -1,10 +1,10 @@
 """Operations that want more care on a CPU than torch gives them: depthwise convolution, BatchNorm, attention.
 
 The weight gradient of a depthwise convolution, and BatchNorm with the ReLU after it, are `kernels.c` in training, where
-a compiler can build that; half a ConvMix block is then one operation, its residual included. Under bf16 autocast
-convolutions that it does not serve stay in fp32, as does fused attention: the backward passes of torch's bf16 ones are
-3 to 100 times slower. In training, attention to few tokens is plain products, which are faster there than the fused
-backward.
+a compiler can build that; half a ConvMix block is then one operation, its residual and stochastic depth included. Under
+bf16 autocast convolutions that it does not serve stay in fp32, as does fused attention: the backward passes of torch's
+bf16 ones are 3 to 100 times slower. In training, attention to few tokens is plain products, which are faster there than
+the fused backward.
 """
 
 import ctypes
@@ -166,25 +166,30 @@ def normalised(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def _norm_relu(
-    grid: Tensor, weight: Tensor, bias: Tensor, eps: float, more: Tensor | None = None
+    grid: Tensor, weight: Tensor, bias: Tensor, eps: float, more: Tensor | None = None, factors: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """BatchNorm by the grid's own statistics and ReLU, plus more; and the mean and the variance."""
+    """BatchNorm by the grid's own statistics and ReLU, times each picture's factor, plus more; mean and variance."""
     out, mean, variance = torch.empty_like(grid), torch.empty_like(weight), torch.empty_like(weight)
-    bf16 = grid.dtype == torch.bfloat16
-    call("norm_relu", grid, more, out, weight, bias, mean, variance, eps, bf16, grid[:, 0].numel(), len(weight))
+    call("norm_relu", grid, more, factors, out, weight, bias, mean, variance, eps, *_counts(grid))
     return out, mean, variance
 
 
 def _norm_relu_gradient(
-    grid: Tensor, grad: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    grid: Tensor, grad: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float,
+    factors: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Of the grid, the weight and the bias; grad is channels-last."""
     grads = torch.empty_like(grid), torch.empty_like(weight), torch.empty_like(bias)
     call(
-        "norm_relu_gradient", grid, grad, grads[0], weight, bias, mean, variance, grads[1], grads[2],
-        eps, grid.dtype == torch.bfloat16, grid[:, 0].numel(), len(weight),
+        "norm_relu_gradient", grid, grad, factors, grads[0], weight, bias, mean, variance, grads[1], grads[2],
+        eps, *_counts(grid),
     )  # fmt: skip
     return grads
+
+
+def _counts(grid: Tensor) -> tuple[bool, int, int, int]:
+    """Whether it is bf16; pixels of all pictures and of one, and channels."""
+    return grid.dtype == torch.bfloat16, grid[:, 0].numel(), grid[0, 0].numel(), grid.shape[1]
 
 
 class _NormRelu(torch.autograd.Function):
@@ -250,19 +255,20 @@ class NormRelu2d(BatchNormAct2d):  # type: ignore[misc]  # timm has no types
 
 
 class _Mix(torch.autograd.Function):
-    """grid + ReLU(BatchNorm(convolution of the grid)), the convolution depthwise or 1x1; and the batch's statistics.
+    """grid + factors x ReLU(BatchNorm(convolution of the grid)), depthwise or 1x1; and the batch's statistics.
 
-    In one operation, the residual is added where the numbers are at hand, in both directions.
+    In one operation: the residual is added where the numbers are at hand, in both directions. factors: one for each
+    picture, or None.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, grid: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor, eps: float
+        ctx: Any, grid: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor, eps: float, factors: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         mixed = _convolved(grid, kernel)
-        out, mean, variance = _norm_relu(mixed, weight, bias, eps, grid)
+        out, mean, variance = _norm_relu(mixed, weight, bias, eps, grid, factors)
         ctx.save_for_backward(grid, kernel, mixed, weight, bias, mean, variance)
-        ctx.eps = eps
+        ctx.eps, ctx.factors = eps, factors
         ctx.mark_non_differentiable(mean, variance)
         return out, mean, variance
 
@@ -270,11 +276,13 @@ class _Mix(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grid, kernel, mixed, weight, bias, mean, variance = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted, which torch's has
-            mixed = _convolved(grid, kernel)
-            out = grid + F.relu(F.batch_norm(mixed, None, None, weight, bias, True, 0.0, ctx.eps))
-            return *torch.autograd.grad(out, (grid, kernel, weight, bias), grad, create_graph=True), None
+            change = F.relu(F.batch_norm(_convolved(grid, kernel), None, None, weight, bias, True, 0.0, ctx.eps))
+            out = grid + (change if ctx.factors is None else change * ctx.factors.reshape(-1, 1, 1, 1))
+            return *torch.autograd.grad(out, (grid, kernel, weight, bias), grad, create_graph=True), None, None
         grad = grad.contiguous(memory_format=torch.channels_last)
-        of_mixed, of_weight, of_bias = _norm_relu_gradient(mixed, grad, weight, bias, mean, variance, ctx.eps)
+        of_mixed, of_weight, of_bias = _norm_relu_gradient(
+            mixed, grad, weight, bias, mean, variance, ctx.eps, ctx.factors
+        )
         if kernel.shape[-1] > 1:
             of_grid = _convolved(of_mixed, kernel.flip(2, 3)).add_(grad)
             of_kernel = _weight_gradient(grid, of_mixed, kernel)
@@ -287,7 +295,7 @@ class _Mix(torch.autograd.Function):
                 of_mixed, grid, kernel.to(grid.dtype), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
                 [False, True, False],
             )[1].float()  # fmt: skip
-        return of_grid, of_kernel, of_weight, of_bias, None
+        return of_grid, of_kernel, of_weight, of_bias, None, None
 
 
 def _convolved(grid: Tensor, kernel: Tensor) -> Tensor:
@@ -301,23 +309,28 @@ def _pixels(grid: Tensor) -> Tensor:
     return grid.permute(0, 2, 3, 1)
 
 
-def mix(grid: Tensor, convolution: nn.Conv2d, norm: nn.Module) -> Tensor:
-    """grid + norm(convolution(grid)), half a ConvMix block: where it trains on a CPU, as one operation."""
-    if not isinstance(norm, NormRelu2d) or not _mixes(grid, convolution, norm):
-        mixed: Tensor = norm(convolution(grid))
+def mix(grid: Tensor, convolution: nn.Conv2d, norm: nn.Module, drop_path: nn.Module) -> Tensor:
+    """grid + drop_path(norm(convolution(grid))), half a ConvMix block: where it trains on a CPU, as one operation.
+
+    drop_path: timm's DropPath, which multiplies what is given by a factor for each picture.
+    """
+    if not isinstance(norm, NormRelu2d) or not _mixes(grid, convolution, norm, drop_path):
+        mixed: Tensor = drop_path(norm(convolution(grid)))
         return grid + mixed
     lowered = grid.to(torch.get_autocast_dtype("cpu")) if autocasts(grid) else grid
-    out, mean, variance = _Mix.apply(lowered, convolution.weight, norm.weight, norm.bias, norm.eps)
+    factors = drop_path(torch.ones(len(grid))) if drop_path.drop_prob else None
+    out, mean, variance = _Mix.apply(lowered, convolution.weight, norm.weight, norm.bias, norm.eps, factors)
     norm.follow(mean, variance, grid[:, 0].numel())
     return out
 
 
-def _mixes(grid: Tensor, convolution: nn.Conv2d, norm: NormRelu2d) -> bool:
-    """Whether the kernels serve, and nobody looks at what is between convolution and norm."""
+def _mixes(grid: Tensor, convolution: nn.Conv2d, norm: NormRelu2d, drop_path: nn.Module) -> bool:
+    """Whether the kernels serve, and nobody looks at what is between the parts."""
     kernel = convolution.weight
     watched = convolution._forward_hooks or convolution._forward_pre_hooks or norm._forward_hooks
     return (
         not watched
+        and not drop_path._forward_hooks
         and kernel.requires_grad
         and convolution.bias is None
         and (kernel.shape[-1] == 1 or has_kernel(grid, kernel))
