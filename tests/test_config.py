@@ -50,6 +50,7 @@ def test_every_shipped_recipe_is_sound_and_says_its_command(recipe):
         ("epochs: 10\nschedule: {cycle: 20}", "epochs=10 ends inside a learning-rate cycle .* end at 20;"),
         ("epochs: 50\nschedule: {cycle: 20, multiplier: 2}", "cycles end at 20, 60;"),
         ("data: {size: 128, cache: ram, cache_size: 100}", "data.cache_size=100 is below the training crops' 128"),
+        ("data: {size: 128, first_size: 160}", "data.first_size=160 is out of range: use 8 to the training crops' 128"),
         ("optim: 0.1", "optim is a section of options"),
         ("- a\n- b", "a recipe is a mapping"),
         ("a: [1", "not a YAML file"),
@@ -78,6 +79,23 @@ def test_an_absent_recipe_is_said():
 def test_a_huge_recipe_is_not_read(tmp_path):
     with pytest.raises(ConfigError, match="too many"):
         read_yaml(write(tmp_path, "a: " + "x" * 1_100_000))
+
+
+@pytest.mark.parametrize(
+    ("data", "epochs", "sides"),
+    [
+        ({"size": 128}, 3, [128] * 3),
+        ({"size": 128, "train_size": 112}, 3, [112] * 3),
+        ({"size": 128, "first_size": 80}, 20, [80] * 3 + [96] * 5 + [112] * 5 + [128] * 7),
+        ({"size": 128, "train_size": 100, "first_size": 72}, 6, [72, 80, 80, 96, 96, 100]),
+        ({"size": 128, "first_size": 64}, 2, [64, 128]),
+        ({"size": 128, "first_size": 64}, 1, [128]),
+    ],
+)
+def test_training_crops_grow_to_their_full_size(data, epochs, sides):
+    made = make_config(epochs=epochs, data=data)
+    assert [made.train_side(epoch) for epoch in range(epochs)] == sides
+    assert made.area(1, epochs) == pytest.approx(sum((side / sides[-1]) ** 2 for side in sides[1:]))
 
 
 def test_a_configuration_is_frozen():

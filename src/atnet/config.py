@@ -56,6 +56,9 @@ def _batch(kind: type, tokens: Sequence[Token]) -> int:
     return int(word)
 
 
+FULL_FROM, GROWTH = 0.75, 16
+"""Share of the epochs after which growing training crops have their full size; by how many pixels they grow."""
+
 Whole = Annotated[int, Parameter(converter=_whole)]
 
 
@@ -72,6 +75,9 @@ class DataConfig:
     """Side of the network's input, in pixels."""
     train_size: Whole = 0
     """Side of the training crops, if not size: crops enlarge what they show, so smaller ones match evaluation."""
+    first_size: Whole = 0
+    """Side of the training crops in the first epoch, if smaller: they grow by 16 px at a time, to their full size
+    in the last quarter of the epochs. Small ones cost less."""
     crop_pct: float = 0.875
     """Evaluation: size over the shorter side of the resized picture, before the centre crop."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
@@ -109,6 +115,11 @@ class DataConfig:
             f"data.train_size={self.train_size} is out of range: use 8 to {LARGEST_IMAGE:,}, or 0 for data.size",
         )
         _check(
+            self.first_size == 0 or 8 <= self.first_size <= self.train_side,
+            f"data.first_size={self.first_size} is out of range: use 8 to the training crops' {self.train_side}, "
+            "or 0 for that",
+        )
+        _check(
             self.cache == "none" or self.cache_size >= self.train_side,
             f"data.cache_size={self.cache_size} is below the training crops' {self.train_side}: use that or more",
         )
@@ -116,7 +127,7 @@ class DataConfig:
 
     @property
     def train_side(self) -> int:
-        """Side of the training crops, in pixels."""
+        """Side of the training crops, in pixels, when they have their full size."""
         return self.train_size or self.size
 
     @property
@@ -329,6 +340,23 @@ class Config:
     def first_cycle(self) -> float:
         """Epochs of the first learning-rate cycle."""
         return self.schedule.cycle or float(self.epochs)
+
+    def train_side(self, epoch: int) -> int:
+        """Side of the training crops of an epoch, the first being 0, in pixels.
+
+        Source, but for the steps of 16 px: Tan & Le 2021, "EfficientNetV2".
+        """
+        first, full = self.data.first_size or self.data.train_side, self.data.train_side
+        growing = min(FULL_FROM * self.epochs, self.epochs - 1)
+        if epoch >= growing:
+            return full
+        return min(full, max(first, round((first + (full - first) * epoch / growing) / GROWTH) * GROWTH))
+
+    def area(self, begin: int, end: int) -> float:
+        """Pixels of the training crops of the epochs from begin to before end, in crops of full size."""
+        if not self.data.first_size:
+            return end - begin
+        return sum((self.train_side(epoch) / self.data.train_side) ** 2 for epoch in range(begin, end))
 
     def cycle_ends(self) -> list[float]:
         """Epochs at which a cycle ends, up to the first one that is not before the run's end."""

@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 from atnet.config import make_config
 from atnet.data.augment import OPERATIONS, Augment, crop_box, erased_box, operate, rand_augment, resize
 from atnet.data.decode import decode, decode_for_crop
+from atnet.data.loader import make_preprocess
 from atnet.data.order import Draw
 
 FILL = (124, 116, 104)
@@ -148,7 +149,6 @@ def test_a_large_jpeg_is_reduced_for_a_crop_and_shows_the_same(photo, orientatio
 
 def test_a_crop_scale_of_1_is_what_evaluation_sees(photo):
     config = make_config(data={"size": 96}, augment={"crop_scale": 1.0, "flip": 0.0})
-    augment = Augment(config.augment, config.data, 0)
     content = jpeg(photo)
-    found = augment(lambda crop: decode_for_crop(content, "", crop), Draw(0, 0))
-    assert np.array_equal(found, augment.whole.resize_and_crop(decode(content)))
+    found = Augment(config)(lambda crop: decode_for_crop(content, "", crop), Draw(0, 0))
+    assert np.array_equal(found, make_preprocess(config.data).resize_and_crop(decode(content)))

@@ -71,6 +71,23 @@ def test_augmentation_leaves_torchs_generator_alone(digits):
     assert torch.equal(after, torch.rand(3))
 
 
+@pytest.mark.parametrize("crop_scale", [0.3, 1.0])
+def test_training_crops_grow_from_epoch_to_epoch(digits, crop_scale):
+    made = make_config(
+        batch=100,
+        epochs=4,
+        augment=ALL_ON | {"crop_scale": crop_scale},
+        data={"source": str(digits), "size": 48, "first_size": 20, "workers": 0},
+    )
+    train, _ = open_parts(str(digits), 0.2)
+    Path(train.locate(0)).write_bytes(b"no picture")
+    found = list(train_loader(train, made, 0, 8))
+    assert [pixels.shape for pixels, _, _ in found] == [
+        (100, 3, side, side) for side in (20, 20, 32, 32, 48, 48, 48, 48)
+    ]
+    assert sum(len(holes) for _, _, holes in found) == 4
+
+
 def test_epochs_and_seeds_differ():
     assert epoch_order(0, 0, 50) != epoch_order(0, 1, 50)
     assert epoch_order(0, 0, 50) != epoch_order(1, 0, 50)

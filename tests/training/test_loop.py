@@ -75,6 +75,7 @@ def test_same_seed_same_weights_another_seed_others(quick, tmp_path):
 def test_killed_run_ends_with_the_weights_of_an_unbroken_run(quick, tmp_path):
     """A real process, killed in its second epoch; resumed with another number of loader workers."""
     options = quick | {"epochs": 3, "drop_path": 0.2, "augment": {"randaugment": 1, "mixup": 0.2}}
+    options["data"] = options["data"] | {"first_size": 16}
     options["optim"] = {"name": "muon"}  # and AdamW, for what Muon leaves
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(to_yaml(make_config(**options)))
@@ -298,7 +299,7 @@ def test_the_imagenet_recipe_takes_two_steps_on_made_up_pictures(digits, tmp_pat
         assert next(csv.DictReader(file))["step"] == "2"
 
 
-@pytest.mark.parametrize("name", ["xxxs", "xxs", "xs", "s", "l"])
+@pytest.mark.parametrize("name", ["xxxs", "xxs", "xs", "s", "s_star", "l"])
 def test_each_sizes_imagenet_recipe_takes_two_steps_at_a_small_size(digits, tmp_path, name):
     recipe = Path(__file__).parent.parent.parent / "recipes" / f"imagenet_{name}.yaml"
     run = atnet.train(

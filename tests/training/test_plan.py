@@ -126,6 +126,11 @@ def test_a_plan_for_several_devices_adds_up():
     assert one.step == pytest.approx(1.024)
     assert one.evaluation == pytest.approx(2 * 5_000 / 3000)
     assert one.seconds == pytest.approx(1024 + 10 * one.evaluation)
+    growing = make_config(model="s", epochs=10, batch=1024, data={"size": 224, "first_size": 112})
+    areas = [config.area(0, 10), growing.area(0, 10)]
+    assert areas == [10, pytest.approx(sum((growing.train_side(epoch) / 224) ** 2 for epoch in range(10)))]
+    short = plan_run(growing, devices=1, gigabytes_per_second=10, **given)
+    assert short.seconds == pytest.approx(1024 * areas[1] / 10 + 10 * one.evaluation)
     eight = plan_run(config, devices=8, gigabytes_per_second=10, **given)
     assert eight.communication == pytest.approx(8 * 24.765e6 * 7 / 8 / 10e9, rel=1e-3)
     assert (eight.lost, eight.step) == (0, pytest.approx(0.128))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms import v2
 
-from atnet.config import AugmentConfig, DataConfig
+from atnet.config import AugmentConfig, Config
 from atnet.data.decode import Box
 from atnet.data.order import Draw, derive_seed
 from atnet.data.preprocess import Preprocess
@@ -35,41 +35,41 @@ class Augment:
     The policy and its distribution are those of torchvision's transforms of these names.
     """
 
-    def __init__(self, augment: AugmentConfig, data: DataConfig, seed: int) -> None:
-        self.augment, self.seed = augment, seed
-        self.side = data.train_side
-        self.interpolation = data.interpolation
-        self.fill = tuple(round(255 * value) for value in data.mean)
-        self.whole = Preprocess(
-            size=self.side, crop_pct=data.crop_pct, interpolation=data.interpolation, mean=data.mean, std=data.std
-        )
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.fill = tuple(round(255 * value) for value in config.data.mean)
 
     def __call__(self, opener: Opener, draw: Draw) -> NDArray[np.uint8]:
-        """A picture to uint8 (side, side, 3), side that of the training crops."""
+        """A picture to uint8 (side, side, 3), side that of the epoch's training crops."""
+        augment, side = self.config.augment, self.config.train_side(draw.epoch)
         turn = draw if draw.repeat else draw[:2]
-        chance = random.Random(derive_seed(self.seed, "augment", *turn))
-        picture = Image.fromarray(self._crop(opener, chance))
-        if chance.random() < self.augment.flip:
+        chance = random.Random(derive_seed(self.config.seed, "augment", *turn))
+        picture = Image.fromarray(self._crop(opener, side, chance))
+        if chance.random() < augment.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        for _ in range(self.augment.randaugment):
-            picture = rand_augment(picture, self.augment.magnitude, self.fill, chance)
+        for _ in range(augment.randaugment):
+            picture = rand_augment(picture, augment.magnitude, self.fill, chance)
         pixels: NDArray[np.uint8] = np.array(picture)
-        if chance.random() < self.augment.erasing:
-            left, top, right, bottom = erased_box(self.side, chance)
+        if chance.random() < augment.erasing:
+            left, top, right, bottom = erased_box(side, chance)
             pixels[top:bottom, left:right] = self.fill
         return pixels
 
-    def _crop(self, opener: Opener, chance: random.Random) -> NDArray[np.uint8]:
-        if self.augment.crop_scale == 1:
+    def _crop(self, opener: Opener, side: int, chance: random.Random) -> NDArray[np.uint8]:
+        data, least = self.config.data, self.config.augment.crop_scale
+        if least == 1:
             pixels, _ = opener(lambda width, height: ((0, 0, width, height), 1))
-            return self.whole.resize_and_crop(Image.fromarray(pixels))
+            whole = Preprocess(
+                size=side, crop_pct=data.crop_pct, interpolation=data.interpolation, mean=data.mean, std=data.std
+            )
+            return whole.resize_and_crop(Image.fromarray(pixels))
 
         def crop(width: int, height: int) -> tuple[Box, float]:
-            box = crop_box(width, height, self.augment.crop_scale, chance)
-            return box, min(box[2] - box[0], box[3] - box[1]) / self.side
+            box = crop_box(width, height, least, chance)
+            return box, min(box[2] - box[0], box[3] - box[1]) / side
 
         pixels, (left, top, right, bottom) = opener(crop)
-        return resize(pixels[top:bottom, left:right], self.side, self.interpolation)
+        return resize(pixels[top:bottom, left:right], side, data.interpolation)
 
 
 RESIZE = {

@@ -59,8 +59,7 @@ class TrainSet(Dataset[Sample]):
         data = config.data
         self.free = free
         self.pictures = pictures
-        self.augment = Augment(config.augment, data, config.seed)
-        self.side = data.train_side
+        self.augment = Augment(config)
         self.cached: list[NDArray[np.uint8] | Hole] | None = None
         if data.cache == "ram":
 
@@ -88,7 +87,8 @@ class TrainSet(Dataset[Sample]):
             opener = partial(self.pictures.read_for_crop, place) if found is None else partial(_crop_of, found)
             pixels = self.augment(opener, draw)
         except DataError as error:
-            nothing = torch.zeros(self.side, self.side, 3, dtype=torch.uint8)
+            side = self.augment.config.train_side(draw.epoch)
+            nothing = torch.zeros(side, side, 3, dtype=torch.uint8)
             return nothing.permute(2, 0, 1), NO_LABEL, Hole(self.pictures.ids[place], str(error))
         return torch.from_numpy(pixels).permute(2, 0, 1), int(self.pictures.labels[place]), None
 

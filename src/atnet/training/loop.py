@@ -312,7 +312,8 @@ def _note(state: State) -> str:
     """What stands beside the bar: the epoch so far, and when the run will be done."""
     sums, epochs = state.sums, state.config.epochs
     if state.epoch:
-        left = state.seconds / state.epoch * (epochs - state.epoch) - sums.seconds
+        done, whole = state.config.area(0, state.epoch), state.config.area(0, epochs)
+        left = state.seconds / done * (whole - done) - sums.seconds
     else:  # without evaluation, whose time is not known yet
         left = sums.seconds * (state.steps_per_epoch * epochs / state.step - 1)
     best = f"  best {state.best:.1f}%" if state.epoch else ""

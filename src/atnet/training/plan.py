@@ -48,7 +48,8 @@ BACKWARD, EVALUATION = 2 / 3, 3.0
 class Forecast:
     """What a run will take. Seconds, MB.
 
-    setup: filling the cache.  step, evaluation: one step, one evaluation of all networks.
+    setup: filling the cache.  step, evaluation: one step, one evaluation of all networks. Where training crops grow,
+    step is the mean, and memory that of the full ones.
     memory: peak of the training process, on the GPU if it is on one.  free: memory that is there.
     disk: the run folder.
     """
@@ -138,9 +139,10 @@ def forecast_config(config: Config) -> Forecast:
     sample = state.train_pictures.only(first)
 
     began = time.perf_counter()
-    loader = train_loader(sample, config, first=0, last=wanted)  # fills the cache of the sample
+    full = dataclasses.replace(config, data=dataclasses.replace(config.data, first_size=0))
+    loader = train_loader(sample, full, first=0, last=wanted)  # fills the cache of the sample
     caching = (time.perf_counter() - began) / len(sample)
-    step = _time_steps(state, batches_of(loader), wanted)
+    step = _time_steps(state, batches_of(loader), wanted) * config.area(0, config.epochs) / config.epochs
 
     few = state.val_pictures.only(list(range(min(len(state.val_pictures), EVAL_BATCHES * config.batch))))
     cached = config.data.cache == "ram"
@@ -206,8 +208,8 @@ def plan_run(
 ) -> Plan:
     """What a training takes, from one device's speed.
 
-    pictures: to train and to validate on.  images_per_second: of one device in training.
-    gigabytes_per_second: of each device's connection to the others.
+    pictures: to train and to validate on.  images_per_second: of one device in training,
+    on crops of full size: smaller ones cost by their area.  gigabytes_per_second: of each device to the others.
     A step is its pictures' time, and what of a ring all-reduce of fp32 gradients exceeds the backward pass, two
     thirds of it. Evaluation goes at three times the speed, for the last weights and their average.
     Raises ConfigError if the batch cannot be shared.
@@ -215,7 +217,7 @@ def plan_run(
     if config.batch % devices:
         raise ConfigError(f"a batch of {config.batch} cannot be shared by {devices} devices: use another --batch")
     cost = cost_of(config.model, config.data.size)
-    alone = config.batch / devices / images_per_second
+    alone = config.batch / devices / images_per_second * config.area(0, config.epochs) / config.epochs
     communication = 8 * cost.parameters * (devices - 1) / devices / (1e9 * gigabytes_per_second)
     lost = max(0.0, communication - BACKWARD * alone)
     steps, networks = pictures[0] // config.batch, 2 if config.ema else 1

@@ -113,7 +113,7 @@ class State:
         """One empty picture, so that a network that cannot take the input says so before the run begins."""
         try:
             with torch.no_grad():
-                for size in sorted({self.config.data.size, self.config.data.train_side}):
+                for size in sorted({self.config.data.size, self.config.data.train_side, self.config.train_side(0)}):
                     self.model.eval()(torch.zeros(1, 3, size, size, device=self.device))
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(
