@@ -83,7 +83,7 @@ def test_training_crops_grow_from_epoch_to_epoch(digits, crop_scale):
     Path(train.locate(0)).write_bytes(b"no picture")
     found = list(train_loader(train, made, 0, 8))
     assert [pixels.shape for pixels, _, _ in found] == [
-        (100, 3, side, side) for side in (20, 20, 32, 32, 48, 48, 48, 48)
+        (100, 3, side, side) for side in (20, 20, 32, 32, 32, 32, 48, 48)
     ]
     assert sum(len(holes) for _, _, holes in found) == 4
 
