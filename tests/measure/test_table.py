@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -6,6 +7,7 @@ import pytest
 
 import atnet
 from atnet.cli.table import table
+from atnet.config import make_config
 from atnet.errors import ConfigError
 from atnet.measure.table import BEGIN, END, add_record
 
@@ -128,3 +130,11 @@ def test_what_was_taught_or_went_on_from_weights_has_a_row_of_its_own(place):
     assert cells(text, "xxxs")[9] == "80.50 ± 0.71"
     assert cells(text, "xxxs, taught by s-long")[9] == "85.00"
     assert cells(text, "xxxs, from imagenet")[1] == cells(text, "xxxs")[1]
+
+
+@pytest.mark.parametrize(("recipe", "row"), [("published", "xxxs, published recipe"), ("best", "xxxs")])
+def test_the_published_recipe_has_a_row_of_its_own(place, recipe, row):
+    config = make_config(Path(__file__).parent.parent.parent / "recipes" / f"imagenette_{recipe}.yaml")
+    other = record(top1=60.0) | {"config": dataclasses.asdict(config)}
+    (place / "results" / "imagenette-128px-10ep" / "other.json").write_text(json.dumps(other))
+    assert cells(make(place), row)[9].startswith("60.00" if recipe == "published" else "73.67")

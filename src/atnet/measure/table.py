@@ -45,7 +45,10 @@ Results = dict[tuple[str, Protocol], Result]
 
 
 def row_name(record: dict[str, Any]) -> str:
-    """The model, and what it had beside the pictures: "atnet_xxxs, taught by s-long", "atnet_xxxs, from imagenet"."""
+    """The model, and what it had beside the pictures: "atnet_xxxs, taught by s-long", "atnet_xxxs, from imagenet".
+
+    Of a training by AdamW with warm restarts that it is the published recipe.
+    """
     config = record.get("config", {})
     teachers = config.get("teacher") or ()
     notes = [
@@ -56,6 +59,8 @@ def row_name(record: dict[str, Any]) -> str:
         )
         if any(names)
     ]
+    if config.get("optim", {}).get("name") == "adamw" and config.get("schedule", {}).get("cycle"):
+        notes.append(", published recipe")
     return "".join([record["model"], *notes])
 
 
