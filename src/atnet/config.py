@@ -288,6 +288,8 @@ class Config:
     """Compute activations twice to save memory."""
     save_minutes: float = 10.0
     """Minutes between two checkpoints within an epoch; its end has one anyway."""
+    eval_every: Whole = 1
+    """Epochs between two evaluations, at which weights are written; the last epoch has one anyway."""
     keep: Whole = 2
     """Checkpoints that are kept, the newest ones: if one is damaged, the run goes on from the one before."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -323,6 +325,7 @@ class Config:
             ema=(self.ema, 0, 0.999999),
             threads=(self.threads, 0, 4096),
             save_minutes=(self.save_minutes, 0, 1e6),
+            eval_every=(self.eval_every, 1, 1e6),
             keep=(self.keep, 1, 1000),
         )
         _check(
@@ -357,6 +360,15 @@ class Config:
         if not self.data.first_size:
             return end - begin
         return sum((self.train_side(epoch) / self.data.train_side) ** 2 for epoch in range(begin, end))
+
+    def evaluated(self, epoch: int) -> bool:
+        """Whether an epoch, the first being 0, ends with an evaluation."""
+        return (epoch + 1) % self.eval_every == 0 or epoch + 1 == self.epochs
+
+    @property
+    def evaluations(self) -> int:
+        """How many the run has."""
+        return math.ceil(self.epochs / self.eval_every)
 
     def cycle_ends(self) -> list[float]:
         """Epochs at which a cycle ends, up to the first one that is not before the run's end."""

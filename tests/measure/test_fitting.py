@@ -7,8 +7,8 @@ PLAIN = asdict(make_config())
 
 
 def rows(train_loss, val_loss, train_top1, val_top1):
-    names = ("train_loss", "val_loss", "train_top1", "val_top1", "ema_val_loss", "ema_val_top1")
-    columns = zip(train_loss, val_loss, train_top1, val_top1, strict=True)
+    names = ("epoch", "train_loss", "val_loss", "train_top1", "val_top1", "ema_val_loss", "ema_val_top1")
+    columns = zip(range(1, 1 + len(train_loss)), train_loss, val_loss, train_top1, val_top1, strict=True)
     return [dict(zip(names, [*map(str, column), "", ""], strict=True)) for column in columns]
 
 
@@ -48,6 +48,15 @@ def test_mixed_pictures_make_no_gap():
     said = describe_fit(rows([2, 1, 0.5, 0.3], [2, 1.5, 1.4, 1.4], [20, 75, 80, 90], [20, 60, 70, 70]), config)
     assert said[0].startswith("Training top-1 is measured on mixed pictures")
     assert len(said) == 2
+
+
+def test_epochs_without_an_evaluation_are_passed_over():
+    found = rows([2, 1.5, 1, 0.9, 0.8, 0.7], [2, 1.9, 1.5, 1.4, 1.3, 1.2], [20] * 6, [20, 30, 40, 45, 50, 60])
+    for row in found[::2]:
+        row |= {"val_loss": "", "val_top1": ""}
+    [said] = describe_fit(found, PLAIN)
+    assert said.startswith("Still learning: the validation top-1 rose by 15.0 points in the last 2 epochs.")
+    assert said.endswith("train anew with --epochs 12 and another --out.")
 
 
 def test_two_epochs_tell_nothing():

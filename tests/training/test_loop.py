@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import atnet
 from atnet.config import Config, make_config, to_yaml
 from atnet.errors import ConfigError, DataError, Stopped, TrainingError
+from atnet.measure.fitting import describe_fit
 from atnet.measure.record import checkpoints, read_metrics
 from atnet.training import loop
 
@@ -37,6 +38,23 @@ def test_a_run_leaves_what_is_promised(quick, tmp_path):
     assert {"command", "commit", "torch", "threads", "processor"} <= set(run.record["environment"])
     assert make_config(run.folder / "config.yaml").model == "atnet_xxxs"
     assert Path("runs/last").resolve() == run.folder.resolve()
+
+
+def test_evaluations_are_as_far_apart_as_asked(quick, tmp_path):
+    every = atnet.train(**quick | {"epochs": 5}, out=tmp_path / "every")
+    second = atnet.train(**quick | {"epochs": 5, "eval_every": 2}, out=tmp_path / "second")
+    rows = [read_metrics(run.folder) for run in (every, second)]
+    assert [row["epoch"] for row in rows[1] if row["val_top1"]] == ["2", "4", "5"]
+    columns = [name for name in rows[0][0] if name.startswith(("train", "val", "ema"))]
+    for at in (1, 3, 4):
+        assert [rows[0][at][name] for name in columns] == [rows[1][at][name] for name in columns]
+    assert [rows[1][0][name] for name in columns[3:]] == [""] * 6
+    assert second.record["top1"] == every.record["top1"]
+    assert second.record["best_top1"] == max(
+        float(row[c] or 0) for row in rows[1] for c in ("val_top1", "ema_val_top1")
+    )
+    assert (second.folder / "curves.png").stat().st_size > 10_000
+    assert "Fewer than three epochs" not in " ".join(describe_fit(rows[1], second.record["config"]))
 
 
 def test_the_network_learns(quick, tmp_path):

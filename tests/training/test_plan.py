@@ -1,3 +1,4 @@
+import dataclasses
 import datetime
 
 import psutil
@@ -126,6 +127,8 @@ def test_a_plan_for_several_devices_adds_up():
     assert one.step == pytest.approx(1.024)
     assert one.evaluation == pytest.approx(2 * 5_000 / 3000)
     assert one.seconds == pytest.approx(1024 + 10 * one.evaluation)
+    seldom = plan_run(dataclasses.replace(config, eval_every=4), devices=1, gigabytes_per_second=10, **given)
+    assert seldom.seconds == pytest.approx(1024 + 3 * one.evaluation)
     growing = make_config(model="s", epochs=10, batch=1024, data={"size": 224, "first_size": 112})
     areas = [config.area(0, 10), growing.area(0, 10)]
     assert areas == [10, pytest.approx(sum((growing.train_side(epoch) / 224) ** 2 for epoch in range(10)))]

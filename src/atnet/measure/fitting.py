@@ -12,13 +12,16 @@ LAG = 3.0
 def describe_fit(rows: Sequence[dict[str, str]], config: dict[str, Any]) -> list[str]:
     """Sentences about a run's metrics, each with what to change.
 
-    rows: metrics by epoch.  config: the run's, of which augmentation and schedule are looked at.
+    rows: metrics by epoch; those without an evaluation are passed over.
+    config: the run's, of which augmentation and schedule are looked at.
     Over-fitting: the validation loss lies 2% above its lowest while the training loss fell on; or training
     top-1 lies 10 points above validation's. Not finished: the last fifth of the epochs still gained 0.5 points.
     Lagging: the moving average ends 3 points below the last weights.
     """
+    rows = [row for row in rows if row["val_loss"]]
     if len(rows) < 3:
-        return ["Fewer than three epochs: too few to tell over-fitting from learning."]
+        return ["Fewer than three epochs were evaluated: too few to tell over-fitting from learning."]
+    epochs = [int(row["epoch"]) for row in rows]
     last = rows[-1]
     behind = float(last["val_top1"]) - float(last["ema_val_top1"] or last["val_top1"])
     kept = "ema_val" if last["ema_val_loss"] and behind <= LAG else "val"
@@ -30,7 +33,7 @@ def describe_fit(rows: Sequence[dict[str, str]], config: dict[str, Any]) -> list
     low = min(range(len(loss)), key=loss.__getitem__)
     if loss[-1] > (1 + RISE) * loss[low] and train_loss[-1] < train_loss[low]:
         said.append(
-            f"Over-fitting since epoch {low + 1}: from there {what} loss rose from {loss[low]:.3f} to "
+            f"Over-fitting since epoch {epochs[low]}: from there {what} loss rose from {loss[low]:.3f} to "
             f"{loss[-1]:.3f} while the training loss fell from {train_loss[low]:.3f} to {train_loss[-1]:.3f}. {remedy}"
         )
     mixed = config["augment"]["mixup"] or config["augment"]["cutmix"]
@@ -43,15 +46,15 @@ def describe_fit(rows: Sequence[dict[str, str]], config: dict[str, Any]) -> list
         )
         said.append(
             f"Training top-1 ends {gap:.1f} points above validation, and has been over {GAP:.0f} since epoch "
-            f"{since + 1}: the network knows its training pictures better than new ones. {remedy}"
+            f"{epochs[since]}: the network knows its training pictures better than new ones. {remedy}"
         )
     fifth = max(len(rows) // 5, 1)
     gain = top1[-1] - max(top1[:-fifth])
     if gain >= GAIN:
-        span = "epoch" if fifth == 1 else f"{fifth} epochs"
+        span = "epoch" if epochs[-1] - epochs[-1 - fifth] == 1 else f"{epochs[-1] - epochs[-1 - fifth]} epochs"
         said.append(
             f"Still learning: {what} top-1 rose by {gain:.1f} points in the last {span}. "
-            f"A longer run will likely be better: train anew with --epochs {2 * len(rows)} and another --out."
+            f"A longer run will likely be better: train anew with --epochs {2 * epochs[-1]} and another --out."
         )
     if behind > LAG:
         said.append(

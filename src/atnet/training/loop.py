@@ -1,4 +1,4 @@
-"""The training loop, flat: batch, forward, backward, step, moving average; each epoch evaluated and saved."""
+"""The training loop, flat: batch, forward, backward, step, moving average; each epoch saved, evaluations between."""
 
 import contextlib
 import dataclasses
@@ -236,7 +236,7 @@ def _train_epochs(
     while state.epoch < config.epochs:
         row = _train_epoch(state, batches, run, interruption)
         began = time.perf_counter()
-        scores = _validate(state, validation)
+        scores = _validate(state, validation) if config.evaluated(state.epoch) else {}
         with interruption.held():
             state.epoch += 1
             state.seconds += state.sums.seconds + time.perf_counter() - began
@@ -246,7 +246,7 @@ def _train_epochs(
                 "seconds": round(state.seconds, 1),
             }
             rows.append(row)
-            best = max(found.top1 for found in scores.values())
+            best = max((found.top1 for found in scores.values()), default=-1.0)
             better, state.best = best > state.best, max(best, state.best)
             if ranks.rank() == 0:
                 _save(state, run, scores, rows, better)
@@ -316,7 +316,7 @@ def _note(state: State) -> str:
         left = state.seconds / done * (whole - done) - sums.seconds
     else:  # without evaluation, whose time is not known yet
         left = sums.seconds * (state.steps_per_epoch * epochs / state.step - 1)
-    best = f"  best {state.best:.1f}%" if state.epoch else ""
+    best = f"  best {state.best:.1f}%" if state.best >= 0 else ""
     return (
         f"loss {sums.loss / max(sums.seen, 1):.3f}  top-1 {100 * sums.top1 / max(sums.seen, 1):.1f}%{best}  "
         f"{sums.seen / sums.seconds:.0f} images/s  run ends in {duration(left)}"
@@ -348,11 +348,11 @@ def _columns(scores: dict[str, Scores]) -> dict[str, Any]:
 def _save(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[str, Any]], better: bool) -> None:
     """Weights, metrics, then the checkpoint: what it stands for is whole when it appears.
 
-    better: whether one of the scores is the best so far.
+    scores: of the networks whose weights are written, none after an epoch without evaluation.
+    better: whether one of them is the best so far.
     """
     written = {}
-    for name, network in state.networks.items():
-        found = scores[name]
+    for name, found in scores.items():
         info = dataclasses.replace(
             state.info,
             epoch=state.epoch,
@@ -364,7 +364,7 @@ def _save(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[st
                 TRUST: fit_trust(found.confidence, found.predicted == found.labels),
             },
         )
-        written[name] = to_safetensors(network.state_dict(), info)
+        written[name] = to_safetensors(state.networks[name].state_dict(), info)
         write_whole(run / name, written[name])
     if better:
         write_whole(run / BEST, written[max(scores, key=lambda name: scores[name].top1)])
@@ -392,11 +392,11 @@ def _naming_full_disk(run: Path) -> Iterator[None]:
 
 
 def _line(state: State, row: dict[str, Any]) -> str:
-    average = f" (average {row['ema_val_top1']:.2f})" if state.ema else ""
+    average = f" (average {row['ema_val_top1']:.2f})" if row["ema_val_top1"] != "" else ""
+    found = f"val {row['val_top1']:.2f}{average}  best {state.best:.2f}  " if row["val_top1"] != "" else ""
     return (
         f"epoch {row['epoch']:>3}/{state.config.epochs}  loss {row['train_loss']:.3f}  "
-        f"top-1 train {row['train_top1']:.2f}  val {row['val_top1']:.2f}{average}  "
-        f"best {state.best:.2f}  {row['images_per_s']:.0f} images/s"
+        f"top-1 train {row['train_top1']:.2f}  {found}{row['images_per_s']:.0f} images/s"
     )
 
 

@@ -68,7 +68,7 @@ class Forecast:
 
     @property
     def epoch(self) -> float:
-        return self.steps_per_epoch * self.step + self.evaluation
+        return self.steps_per_epoch * self.step + self.evaluation * self.config.evaluations / self.config.epochs
 
     @property
     def seconds(self) -> float:
@@ -231,7 +231,7 @@ def plan_run(
         communication=communication,
         lost=lost,
         evaluation=evaluation,
-        seconds=config.epochs * (steps * (alone + lost) + evaluation),
+        seconds=config.epochs * steps * (alone + lost) + config.evaluations * evaluation,
         memory=(2 + networks + moments) * weights + share * picture_mb(config, torch.device("cpu"), 1000),
         disk=(1 + networks) * weights + config.keep * (networks + moments) * weights + 3,
     )
