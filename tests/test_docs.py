@@ -46,7 +46,8 @@ def test_the_hours_on_imagenet_are_those_of_the_model(name, share):
     plan = plan_run(
         config, pictures=(1_281_167, 1_281_167 // 25), devices=8, images_per_second=speed, gigabytes_per_second=10
     )
-    operations = 6 * cost_of(config.model, 224).macs * config.epochs * 1_281_167 / 1e18
+    crops = config.area(0, config.epochs) * 1_281_167  # of full size
+    operations = 6 * cost_of(config.model, config.data.train_side).macs * crops / 1e18
     row = [name.upper(), f"{operations:.2f}", f"{share:.0%}", f"{speed:,.0f}", f"{plan.seconds / 3600:.1f}"]
     assert f"| {' | '.join(row)} | {plan.disk:,.0f} |" in IMAGENET
 

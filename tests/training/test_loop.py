@@ -320,9 +320,8 @@ def test_the_imagenet_recipe_takes_two_steps_on_made_up_pictures(digits, tmp_pat
 @pytest.mark.parametrize("name", ["xxxs", "xxs", "xs", "s", "s_star", "l"])
 def test_each_sizes_imagenet_recipe_takes_two_steps_at_a_small_size(digits, tmp_path, name):
     recipe = Path(__file__).parent.parent.parent / "recipes" / f"imagenet_{name}.yaml"
-    run = atnet.train(
-        recipe, batch=100, epochs=1, data={"source": str(digits), "size": 32, "workers": 0}, out=tmp_path / "run"
-    )
+    data = {"source": str(digits), "size": 32, "train_size": 32, "first_size": 16, "workers": 0}
+    run = atnet.train(recipe, batch=100, epochs=1, data=data, out=tmp_path / "run")
     assert run.record["model"] == f"atnet_{name}"
     with (run.folder / "metrics.csv").open() as file:
         assert next(csv.DictReader(file))["step"] == "2"
