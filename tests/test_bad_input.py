@@ -64,7 +64,7 @@ def no_such_key_in_a_recipe(data, run):
     return ["train", "mine.yaml", "--data", str(data)]
 
 
-@case("mine.yaml: 7 is no name of an option")
+@case("mine.yaml: 7 is no name; one of digits is written in quotes")
 def a_setting_without_a_name(data, run):
     (data / "mine.yaml").write_text("data:\n  7: 8\n")
     return ["train", str(data / "mine.yaml"), "--data", str(data)]

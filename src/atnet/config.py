@@ -495,7 +495,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: a recipe is a mapping of names to values, this is not")
     nameless = next((name for name in _names(values) if not isinstance(name, str)), None)
     if nameless is not None:
-        raise ConfigError(f"{path}: {nameless!r} is no name of an option")
+        raise ConfigError(f"{path}: {nameless!r} is no name; one of digits is written in quotes: '112'")
     return _by_section(values, str(path))
 
 
