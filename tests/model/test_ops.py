@@ -1,11 +1,13 @@
+import copy
 import os
 import subprocess
 import sys
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
+from timm.layers import Conv2dSame, DropPath
 from torch import nn
 
 from atnet import create_model
@@ -20,6 +22,7 @@ from atnet.model.ops import (
     mix,
     normalised,
     trains_faster_plain,
+    with_kernels,
 )
 
 NOTHING = DropPath(0.0)
@@ -99,6 +102,37 @@ def test_the_kernel_is_called_in_training_alone(images, monkeypatch):
     assert calls == []
     DepthwiseConv2d(16, 7)(grid)
     assert calls == [1]
+
+
+@has_compiler
+def test_a_peers_depthwise_convolutions_are_made_ours(images):
+    model = timm.create_model("mobilenetv3_small_100", num_classes=10).eval()  # whose dropout would differ
+    theirs = [name for name, part in model.named_modules() if getattr(part, "groups", 1) > 1]
+    grid = images(4, 3, 64, 64)
+    weights, plain = model.state_dict(), copy.deepcopy(model)
+    assert with_kernels(model) is model
+    assert [name for name, part in model.named_modules() if isinstance(part, DepthwiseConv2d)] == theirs
+    assert len(theirs) == 11
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+    for ours, expected in zip(*(gradients(one, grid, torch.ones(4, 10)) for one in (model, plain)), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_other_convolutions_stay_as_they_are():
+    others = nn.ModuleList(
+        [
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 16, 3, padding=1, groups=8),
+            nn.Conv2d(8, 8, 3, groups=8),
+            nn.Conv2d(8, 8, 4, padding=2, groups=8),
+            nn.Conv2d(8, 8, (3, 5), padding=1, groups=8),
+            nn.Conv2d(8, 8, 3, padding=1, groups=8, padding_mode="reflect"),
+            nn.Conv2d(8, 8, 5, padding=2, groups=8, dilation=2),
+            Conv2dSame(8, 8, 3, groups=8),
+        ]
+    )
+    assert not any(isinstance(part, DepthwiseConv2d) for part in with_kernels(others))
+    assert isinstance(with_kernels(nn.Conv2d(8, 8, 3, 2, 1, groups=8)), DepthwiseConv2d)
 
 
 @has_compiler

@@ -151,6 +151,18 @@ class DepthwiseConv2d(nn.Conv2d):
         return self._conv_forward(grid, self.weight, self.bias)
 
 
+def with_kernels(model: nn.Module) -> nn.Module:
+    """The model itself, its plain depthwise convolutions made ours: the same function, weights and names of them."""
+    for conv in model.modules():
+        if type(conv) is not nn.Conv2d or not conv.groups == conv.in_channels == conv.out_channels > 1:
+            continue
+        side = conv.kernel_size[0]
+        centred = (side, side) == conv.kernel_size and side % 2 and (side // 2, side // 2) == conv.padding
+        if centred and conv.dilation == (1, 1) and conv.padding_mode == "zeros":
+            conv.__class__ = DepthwiseConv2d
+    return model
+
+
 def normalised(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Colours, uint8 (N, 3, H, W), less mean and divided by std, each (1, 3, 1, 1) of colours from 0 to 1.
 

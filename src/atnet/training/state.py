@@ -24,7 +24,7 @@ from atnet.measure.metrics import hits
 from atnet.model.heads import error_cosine, fuse
 from atnet.model.info import EMA, LAST, WeightsInfo
 from atnet.model.load import create_classifier
-from atnet.model.ops import normalised
+from atnet.model.ops import normalised, with_kernels
 from atnet.training import ranks
 from atnet.training.distill import Teachers, distillation_loss
 from atnet.training.norm import RunningStatistics
@@ -65,12 +65,14 @@ class State:
             )
         classes = self.train_pictures.classes
         seed_generators(derive_seed(config.seed, "weights"), self.device)
-        self.model = create_classifier(
-            config.model,
-            classes=len(classes),
-            size=config.data.size,
-            drop_path=config.drop_path,
-            view_drop=config.heads.view_drop,
+        self.model = with_kernels(
+            create_classifier(
+                config.model,
+                classes=len(classes),
+                size=config.data.size,
+                drop_path=config.drop_path,
+                view_drop=config.heads.view_drop,
+            )
         )
         if getattr(self.model, "several_heads", False):
             self.model.set_separate_heads()  # type: ignore[operator]
