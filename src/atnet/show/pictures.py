@@ -39,21 +39,18 @@ def draw_curves(rows: Sequence[dict[str, str]], path: Path) -> None:
 
     The gap between training and validation is shaded; training is measured on augmented pictures.
     """
-    epochs = [int(row["epoch"]) for row in rows]
+    evaluated = [row for row in rows if row["val_loss"]]
+    epochs, at = ([int(row["epoch"]) for row in some] for some in (rows, evaluated))
     figure = Figure(figsize=(11, 3.9), layout="constrained")
     loss, top1, rate = figure.subplots(1, 3)
     for axes, kind, title in ((loss, "loss", "Cross-entropy"), (top1, "top1", "Top-1, %")):
-        train = [float(row[f"train_{kind}"]) for row in rows]
-        val, average = (
-            np.array([float(row[f"{part}_{kind}"] or "nan") for row in rows]) for part in ("val", "ema_val")
-        )
-        found = np.isfinite(val)
-        at = np.array(epochs)[found]
-        axes.fill_between(at, np.array(train)[found], val[found], color="0.92", label="gap")
-        axes.plot(epochs, train, color=BLUE, label="training", marker=".")
-        axes.plot(at, val[found], color=RED, label="validation", marker=".")
-        if np.isfinite(average[-1]):
-            axes.plot(at, average[found], color=RED, label="validation, moving average", linestyle="--")
+        train, val = ([float(row[f"{part}_{kind}"]) for row in evaluated] for part in ("train", "val"))
+        axes.fill_between(at, train, val, color="0.92", label="gap")
+        axes.plot(epochs, [float(row[f"train_{kind}"]) for row in rows], color=BLUE, label="training", marker=".")
+        axes.plot(at, val, color=RED, label="validation", marker=".")
+        if evaluated[-1][f"ema_val_{kind}"]:
+            average = [float(row[f"ema_val_{kind}"]) for row in evaluated]
+            axes.plot(at, average, color=RED, label="validation, moving average", linestyle="--")
         axes.set_title(title)
     figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     rate.plot(epochs, [float(row["lr"]) for row in rows], color=GREEN, marker=".")
