@@ -51,7 +51,8 @@ def describe_fit(rows: Sequence[dict[str, str]], config: dict[str, Any]) -> list
     fifth = max(len(rows) // 5, 1)
     gain = top1[-1] - max(top1[:-fifth])
     if gain >= GAIN:
-        span = "epoch" if epochs[-1] - epochs[-1 - fifth] == 1 else f"{epochs[-1] - epochs[-1 - fifth]} epochs"
+        passed = epochs[-1] - epochs[-1 - fifth]
+        span = "epoch" if passed == 1 else f"{passed} epochs"
         said.append(
             f"Still learning: {what} top-1 rose by {gain:.1f} points in the last {span}. "
             f"A longer run will likely be better: train anew with --epochs {2 * epochs[-1]} and another --out."
