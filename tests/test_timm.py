@@ -86,3 +86,12 @@ def test_names_can_be_imported_as_timms_can():
     from atnet.timm import atnet_xxs_star
 
     assert atnet_xxs_star(num_classes=3).num_classes == 3
+
+
+def test_the_peer_convmixer_has_the_parameters_of_xxxs():
+    sizes = [
+        sum(p.numel() for p in timm.create_model(name, num_classes=0).parameters())
+        for name in ("convmixer_256_19", "atnet_xxxs")
+    ]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
+    assert timm.create_model("convmixer_256_19", num_classes=7)(torch.randn(2, 3, 64, 64)).shape == (2, 7)

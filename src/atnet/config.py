@@ -361,6 +361,11 @@ class Config:
             return end - begin
         return sum((self.train_side(epoch) / self.data.train_side) ** 2 for epoch in range(begin, end))
 
+    @property
+    def mean_area(self) -> float:
+        """Pixels of the run's training crops over those of as many of full size."""
+        return self.area(0, self.epochs) / self.epochs
+
     def evaluated(self, epoch: int) -> bool:
         """Whether an epoch, the first being 0, ends with an evaluation."""
         return (epoch + 1) % self.eval_every == 0 or epoch + 1 == self.epochs

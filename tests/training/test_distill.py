@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -8,12 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 import atnet
-from atnet.config import DataConfig, DistillConfig
+from atnet.config import DataConfig, DistillConfig, make_config
 from atnet.data.loader import batches_of, eval_loader
 from atnet.data.sources import open_labelled
 from atnet.errors import ConfigError
 from atnet.model.load import load
 from atnet.training.distill import Teacher, Teachers, distillation_loss
+from atnet.training.state import _loss
 
 CPU = torch.device("cpu")
 
@@ -64,6 +66,21 @@ def test_a_network_of_several_heads_learns_from_several_teachers(quick, teacher,
     run = atnet.train(**options, out=tmp_path / "student")
     assert run.record["config"]["teacher"] == ("run/ema.safetensors", "run/best.safetensors")
     assert len(run.record["heads"]["ema"]["top1"]) == 5
+
+
+@pytest.mark.parametrize(("together", "least"), [(1.0, 0.0), (0.0, 0.05)])
+def test_heads_that_learn_together_may_each_differ_from_their_teacher(together, least):
+    """What they say together is the teachers' mean, though no head says what its own teacher does."""
+    mean = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
+    apart = torch.tensor([[0.2, -0.1, -0.1], [0.05, 0.05, -0.1]])
+    said = torch.stack([mean + apart, mean - apart], 1).log()
+    taught = mean.log()[:, None].expand(2, 2, 3)
+    config = make_config(heads={"together": together}, distill={"share": 1.0, "temperature": 1.0})
+    state = SimpleNamespace(
+        config=config, class_weight=None, teachers=SimpleNamespace(answer=lambda images, heads: taught[:, :heads])
+    )
+    loss = _loss(state, torch.zeros(2), said, torch.tensor([0, 2]))
+    assert loss == pytest.approx(0, abs=1e-6) if together else loss > least
 
 
 def test_timms_own_folder_teaches_too(tmp_path, classes):

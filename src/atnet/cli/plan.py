@@ -41,7 +41,7 @@ def plan(
     """
     from atnet.data.sources import open_configured
     from atnet.errors import ConfigError
-    from atnet.progress import duration
+    from atnet.progress import counted, duration
     from atnet.training.plan import counted_speed, forecast_config, plan_run, settle
 
     config, counts = config or Config(), (0, 0)
@@ -77,7 +77,7 @@ def plan(
         f"{config.model.removeprefix('atnet_')} at {config.data.size} px, {config.epochs} epochs of "
         f"{counts[0]:,} pictures, batch {config.batch}, on {devices} x {images_per_second:,.0f} images/s",
         f"time    {duration(found.seconds)}: {found.steps:,} steps of {1000 * found.step:,.0f} ms, "
-        f"{duration(found.evaluation)} of evaluation an epoch",
+        f"{counted(config.evaluations, 'evaluation')} of {duration(found.evaluation)}",
         f"talk    {1000 * found.communication:.1f} ms a step at {gigabytes_per_second:g} GB/s, {hidden}: "
         f"efficiency {found.efficiency:.2f}",
         f"memory  {found.memory / 1000:.1f} GB a device, in fp32",

@@ -107,7 +107,7 @@ def _print_forecast(found: "Forecast") -> None:
         f"data    {counted(found.classes, 'class')}, {found.train_pictures:,} training and {found.val_pictures:,} "
         "validation pictures",
         f"time    {duration(found.seconds)}: {duration(found.epoch)} an epoch, "
-        f"{duration(found.evaluation)} of it evaluation{setup}",
+        f"with {counted(config.evaluations, 'evaluation')} of {duration(found.evaluation)} in all{setup}",
         f"memory  {found.memory / 1000:.1f} GB, of {found.free / 1000:.1f} GB free{short}",
         f"disk    {found.disk:.0f} MB",
     ]

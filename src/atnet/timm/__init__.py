@@ -12,6 +12,7 @@ from safetensors import safe_open
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._pretrained import PretrainedCfg
+from timm.models.convmixer import ConvMixer
 
 from atnet.model.atnet import ATNet
 from atnet.model.info import WEIGHTS, WeightsInfo
@@ -57,7 +58,13 @@ def _default_cfg(size: Size) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({f"atnet_{name}": _default_cfg(size) for name, size in SIZES.items()})
+CONVMIXER = "convmixer_256_19"
+"""timm's ConvMixer with as many parameters as XXXS, a peer: it has none below 21 million."""
+
+default_cfgs = generate_default_cfgs(
+    {f"atnet_{name}": _default_cfg(size) for name, size in SIZES.items()}
+    | {CONVMIXER: {"url": "", "input_size": (3, 224, 224), "first_conv": "stem.0", "classifier": "head"}}
+)
 
 
 def _add_shipped() -> None:
@@ -88,6 +95,14 @@ def _entrypoint(name: str, size: Size) -> Callable[..., ATNet]:
     create.__name__ = create.__qualname__ = name
     create.__doc__ = f"AT-Net of size {name.removeprefix('atnet_')}; keyword arguments are those of ATNet."
     return create
+
+
+@register_model
+def convmixer_256_19(pretrained: bool = False, **kwargs: Any) -> ConvMixer:
+    """ConvMixer of width 256 and depth 19 over patches of 8 px; keyword arguments are timm's ConvMixer's."""
+    layout = {"dim": 256, "depth": 19, "kernel_size": 7, "patch_size": 8}
+    model: ConvMixer = build_model_with_cfg(ConvMixer, CONVMIXER, pretrained, **{**layout, **kwargs})
+    return model
 
 
 _add_shipped()

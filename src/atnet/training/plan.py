@@ -142,7 +142,7 @@ def forecast_config(config: Config) -> Forecast:
     full = dataclasses.replace(config, data=dataclasses.replace(config.data, first_size=0))
     loader = train_loader(sample, full, first=0, last=wanted)  # fills the cache of the sample
     caching = (time.perf_counter() - began) / len(sample)
-    step = _time_steps(state, batches_of(loader), wanted) * config.area(0, config.epochs) / config.epochs
+    step = _time_steps(state, batches_of(loader), wanted) * config.mean_area
 
     few = state.val_pictures.only(list(range(min(len(state.val_pictures), EVAL_BATCHES * config.batch))))
     cached = config.data.cache == "ram"
@@ -217,7 +217,7 @@ def plan_run(
     if config.batch % devices:
         raise ConfigError(f"a batch of {config.batch} cannot be shared by {devices} devices: use another --batch")
     cost = cost_of(config.model, config.data.size)
-    alone = config.batch / devices / images_per_second * config.area(0, config.epochs) / config.epochs
+    alone = config.batch / devices / images_per_second * config.mean_area
     communication = 8 * cost.parameters * (devices - 1) / devices / (1e9 * gigabytes_per_second)
     lost = max(0.0, communication - BACKWARD * alone)
     steps, networks = pictures[0] // config.batch, 2 if config.ema else 1

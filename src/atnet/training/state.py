@@ -299,22 +299,29 @@ def _forget(state: State) -> None:
 
 
 def _loss(state: State, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy with the labels, and where there are teachers, with their answers; of several heads the mean."""
+    """Cross-entropy with the labels, and where there are teachers, with their answers.
+
+    Of several heads the mean of each one's, of what they say together, or a share of both.
+    """
     config = state.config
-    heads, penalty, joint = 1, None, None
-    if logits.ndim == 3:
-        heads = logits.shape[1]
-        penalty = config.heads.penalty * error_cosine(logits, targets) if config.heads.penalty else None
-        if config.heads.together:
-            joint = cross_entropy(
-                fuse(logits), targets, weight=state.class_weight, label_smoothing=config.label_smoothing
-            )
-        logits, targets = logits.flatten(0, 1), targets.repeat_interleave(heads, 0)
-    loss = cross_entropy(logits, targets, weight=state.class_weight, label_smoothing=config.label_smoothing)
-    if joint is not None:
-        loss = (1 - config.heads.together) * loss + config.heads.together * joint
-    if state.teachers:
+    heads = logits if logits.ndim == 3 else logits[:, None]
+    answers = state.teachers.answer(images, heads.shape[1]) if state.teachers else None
+
+    def loss_of(said: Tensor, taught: Tensor | None) -> Tensor:
+        labels = targets.repeat_interleave(said.shape[1], 0)
+        said = said.flatten(0, 1)
+        loss = cross_entropy(said, labels, weight=state.class_weight, label_smoothing=config.label_smoothing)
+        if taught is None:
+            return loss
         share = config.distill.share
-        taught = state.teachers.answer(images, heads).flatten(0, 1)
-        loss = (1 - share) * loss + share * distillation_loss(logits, taught, config.distill)
-    return loss if penalty is None else loss + penalty
+        return (1 - share) * loss + share * distillation_loss(said, taught.flatten(0, 1), config.distill)
+
+    loss = loss_of(heads, answers)
+    if heads.shape[1] == 1:
+        return loss
+    if together := config.heads.together:
+        joint = loss_of(fuse(heads)[:, None], None if answers is None else answers[:, :1])
+        loss = (1 - together) * loss + together * joint
+    if config.heads.penalty:
+        loss = loss + config.heads.penalty * error_cosine(heads, targets)
+    return loss
