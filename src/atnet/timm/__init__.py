@@ -97,7 +97,6 @@ def _entrypoint(name: str, size: Size) -> Callable[..., ATNet]:
     return create
 
 
-@register_model
 def convmixer_256_19(pretrained: bool = False, **kwargs: Any) -> ConvMixer:
     """ConvMixer of width 256 and depth 19 over patches of 8 px; keyword arguments are timm's ConvMixer's."""
     layout = {"dim": 256, "depth": 19, "kernel_size": 7, "patch_size": 8}
@@ -106,5 +105,6 @@ def convmixer_256_19(pretrained: bool = False, **kwargs: Any) -> ConvMixer:
 
 
 _add_shipped()
+register_model(convmixer_256_19)
 for _name, _size in SIZES.items():
     globals()[f"atnet_{_name}"] = register_model(_entrypoint(f"atnet_{_name}", _size))
