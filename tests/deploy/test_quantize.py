@@ -13,6 +13,8 @@ from atnet.deploy.onnx import OnnxNetwork
 from atnet.deploy.quantize import part_of, quantize
 from atnet.errors import ConfigError, DataError, WeightsError
 
+FEW_PARTS = "+early_mix=1+conv_mix=1+late_mix=1"
+
 
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch):
@@ -24,9 +26,6 @@ def _brief(monkeypatch):
 @pytest.fixture
 def run(quick, tmp_path):
     return atnet.train(**quick | {"epochs": 3}, out=tmp_path / "run").folder
-
-
-FEW_PARTS = "+early_mix=1+conv_mix=1+late_mix=1"
 
 
 def test_a_network_in_8_bits_holds_its_accuracy_and_tells_what_it_did(run, digits, capsys):

@@ -101,7 +101,11 @@ def convmixer_256_19(pretrained: bool = False, **kwargs: Any) -> ConvMixer:
     """ConvMixer of width 256 and depth 19 over patches of 8 px; keyword arguments are timm's ConvMixer's."""
     layout = {"dim": 256, "depth": 19, "kernel_size": 7, "patch_size": 8}
     model: ConvMixer = build_model_with_cfg(
-        ConvMixer, CONVMIXER, pretrained, feature_cfg={"feature_cls": "getter"}, **{**layout, **kwargs}
+        ConvMixer,
+        CONVMIXER,
+        pretrained,
+        feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+        **{**layout, **kwargs},
     )
     return model
 
