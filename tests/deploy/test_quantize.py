@@ -13,8 +13,6 @@ from atnet.deploy.onnx import OnnxNetwork
 from atnet.deploy.quantize import part_of, quantize
 from atnet.errors import ConfigError, DataError, WeightsError
 
-FEW_PARTS = "+early_mix=1+conv_mix=1+late_mix=1"
-
 
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch):
@@ -68,7 +66,7 @@ def test_a_network_in_8_bits_holds_its_accuracy_and_tells_what_it_did(run, digit
 
 def test_weights_in_8_bits_have_a_scale_a_channel_and_parts_left_are_float(quick, tmp_path, monkeypatch):
     """With one part after the other in float, until the budget holds."""
-    run = atnet.train(**quick | {"model": f"xxxs{FEW_PARTS}"}, out=tmp_path / "run").folder
+    run = atnet.train(**quick, out=tmp_path / "run").folder
     scores = iter([(90.0, 100.0), (90.0, 100.0), (80.0, 88.0), (85.0, 92.0), (89.9, 98.0)])
     monkeypatch.setattr(quantizing._Exam, "score", lambda self, network: next(scores))
     done = quantize(run, max_drop=0.5)
@@ -93,7 +91,7 @@ def test_weights_in_8_bits_have_a_scale_a_channel_and_parts_left_are_float(quick
 
 def test_nothing_is_written_where_accuracy_is_not_held(quick, tmp_path, monkeypatch):
     """Each part is left in float but the last, here of a network of few parts."""
-    run = atnet.train(**quick | {"model": f"xxxs{FEW_PARTS}"}, out=tmp_path / "run").folder
+    run = atnet.train(**quick, out=tmp_path / "run").folder
     before = sorted(path.name for path in run.iterdir())
     turn = iter([(90.0, 100.0), *[(20.0, 20.0)] * 200])
     monkeypatch.setattr(quantizing._Exam, "score", lambda self, network: next(turn))
@@ -103,7 +101,7 @@ def test_nothing_is_written_where_accuracy_is_not_held(quick, tmp_path, monkeypa
 
 
 def test_several_heads_and_a_file_that_takes_pictures(quick, digits, tmp_path):
-    run = atnet.train(**quick | {"model": f"xxxs_star{FEW_PARTS}"}, out=tmp_path / "star").folder
+    run = atnet.train(**quick | {"model": quick["model"].replace("xxxs", "xxxs_star")}, out=tmp_path / "star").folder
     done = quantize(run, max_drop=50, preprocessing=True)
     network = OnnxNetwork(done.path)
     assert network.takes_pictures

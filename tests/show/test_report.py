@@ -77,7 +77,7 @@ def test_a_report_holds_everything_and_fetches_nothing(quick, tmp_path):
     kept = run.record["top1"]["ema"]
     for expected in (
         f"{kept:.2f}%",
-        "atnet_xxxs on digits",
+        f"atnet_{quick['model']} on digits",
         "macro F1",
         "six",
         "expected calibration error",

@@ -62,7 +62,11 @@ def test_each_head_has_a_teacher_of_its_own_and_the_first_the_mean(teacher, clas
 
 def test_a_network_of_several_heads_learns_from_several_teachers(quick, teacher, tmp_path):
     teachers = (str(teacher), str(teacher / "best.safetensors"))
-    options = quick | {"model": "xxxs_star", "teacher": teachers, "heads": {"together": 0.5}}
+    options = quick | {
+        "model": quick["model"].replace("xxxs", "xxxs_star"),
+        "teacher": teachers,
+        "heads": {"together": 0.5},
+    }
     run = atnet.train(**options, out=tmp_path / "student")
     assert run.record["config"]["teacher"] == ("run/ema.safetensors", "run/best.safetensors")
     assert len(run.record["heads"]["ema"]["top1"]) == 5

@@ -36,7 +36,7 @@ def test_a_run_leaves_what_is_promised(quick, tmp_path):
     assert run.record["best_top1"] == max(float(row[c]) for row in rows for c in ("val_top1", "ema_val_top1"))
     assert run.record["parameters"] - run.record["parameters_without_classifier"] == 192 * 10 + 10
     assert {"command", "commit", "torch", "threads", "processor"} <= set(run.record["environment"])
-    assert make_config(run.folder / "config.yaml").model == "atnet_xxxs"
+    assert make_config(run.folder / "config.yaml").model == f"atnet_{quick['model']}"
     assert Path("runs/last").resolve() == run.folder.resolve()
 
 
@@ -58,7 +58,7 @@ def test_evaluations_are_as_far_apart_as_asked(quick, tmp_path):
 
 
 def test_the_network_learns(quick, tmp_path):
-    options = quick | {"epochs": 10, "data": quick["data"] | {"cache": "ram", "cache_size": 32}}
+    options = quick | {"model": "xxxs", "epochs": 10, "data": quick["data"] | {"cache": "ram", "cache_size": 32}}
     options["augment"] = {"flip": 0.0, "crop_scale": 0.9}
     run = atnet.train(**options, optim={"lr": 2e-3}, out=tmp_path / "run")
     losses = [float(row["train_loss"]) for row in read_metrics(run.folder)]
