@@ -52,16 +52,17 @@ def test_a_fraction_that_cannot_be_says_so(factors, runs):
         fraction(factors, runs)
 
 
-def test_variants_and_factors_change_the_model_and_the_options(write):
+def test_variants_and_factors_change_the_model_and_the_options(write, quick):
+    model = quick["model"]
     study = read_study(
         write(options={"optim": {"lr": 1e-3}}, seeds=[3, 4], variants={"plain": None, "few": {"model": "+registers=1"}})
     )
     assert [trial.key for trial in study.trials] == ["plain-seed3", "plain-seed4", "few-seed3", "few-seed4"]
-    assert study.trials[2].options == {"model": "xxxs+registers=1", "optim": {"lr": 1e-3}, "seed": 3}
+    assert study.trials[2].options == {"model": f"{model}+registers=1", "optim": {"lr": 1e-3}, "seed": 3}
     factors = {"few": {"model": "+registers=1"}, "narrow": {"model": "+kernel=5"}, "high": {"optim": {"lr": 4e-3}}}
     study = read_study(write(options={"optim": {"clip": 2.0}}, factors=factors, runs=8))
     both = next(trial for trial in study.trials if trial.on == {"few", "narrow", "high"})
-    assert both.options == {"model": "xxxs+registers=1+kernel=5", "optim": {"clip": 2.0, "lr": 4e-3}, "seed": 0}
+    assert both.options == {"model": f"{model}+registers=1+kernel=5", "optim": {"clip": 2.0, "lr": 4e-3}, "seed": 0}
     assert len({trial.on for trial in study.trials}) == 8
 
 
@@ -122,7 +123,7 @@ def test_a_study_goes_on_where_it_stopped_and_trains_nothing_twice(write, digits
     assert "resumed" in again[1][1]["environment"]
 
 
-def test_the_command_lists_then_runs_then_compares(write, digits, tmp_path, capsys):
+def test_the_command_lists_then_runs_then_compares(write, quick, digits, tmp_path, capsys):
     path = write(variants={"plain": None, "few": {"model": "+registers=1"}})
     main(["study", str(path), "--data", str(digits), "--check"])
     said = capsys.readouterr().out
@@ -134,8 +135,8 @@ def test_the_command_lists_then_runs_then_compares(write, digits, tmp_path, caps
     assert f"Written: {tmp_path / 'shape'}/results.csv, study.png, 2 records" in said
     rows = list(csv.DictReader((tmp_path / "shape" / "results.csv").read_text().splitlines()))
     assert [(row["trial"], row["model"]) for row in rows] == [
-        ("plain", "atnet_xxxs"),
-        ("few", "atnet_xxxs+registers=1"),
+        ("plain", f"atnet_{quick['model']}"),
+        ("few", f"atnet_{quick['model']}+registers=1"),
     ]
     assert int(rows[0]["parameters"]) - int(rows[1]["parameters"]) == 3 * 192
     assert (tmp_path / "shape" / "study.png").stat().st_size > 5_000

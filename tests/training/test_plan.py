@@ -80,6 +80,7 @@ def test_a_time_budget_sets_the_epochs(quick, tmp_path, monkeypatch):
 
 
 def test_auto_takes_a_batch_that_fits_and_writes_it_down(quick, tmp_path, monkeypatch):
+    quick = quick | {"model": "xxxs"}
     free = psutil.virtual_memory()
 
     def with_free(megabytes):
