@@ -74,3 +74,9 @@ QUICK = {
 def quick(digits: Path) -> dict:
     """Options of a training that takes seconds."""
     return {**QUICK, "data": {**QUICK["data"], "source": str(digits)}}
+
+
+@pytest.fixture
+def quick_star(quick: dict) -> dict:
+    """The same of a network with five decision heads."""
+    return quick | {"model": quick["model"].replace("xxxs", "xxxs_star")}

@@ -39,13 +39,6 @@ def test_the_figures_of_the_table_are_those_of_the_networks():
     assert f"{8 * channels / 1000:.0f} kB a part" in SCALING
 
 
-@pytest.fixture
-def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture's memory, which takes a forward pass to count, is not asked for here."""
-    monkeypatch.setattr("atnet.training.plan.picture_mb", lambda *_: 0.0)
-
-
-@pytest.mark.usefixtures("no_memory")
 @pytest.mark.parametrize(("name", "share"), [("xxxs", 0.02), ("xxs", 0.02), ("xs", 0.02), ("s", 0.1), ("l", 0.1)])
 def test_the_hours_on_imagenet_are_those_of_the_model(name, share):
     config = make_config(ROOT / "recipes" / f"imagenet_{name}.yaml")
@@ -59,7 +52,6 @@ def test_the_hours_on_imagenet_are_those_of_the_model(name, share):
     assert f"| {' | '.join(row)} | {plan.disk:,.0f} |" in IMAGENET
 
 
-@pytest.mark.usefixtures("no_memory")
 def test_the_efficiencies_of_the_table_are_those_of_the_model():
     for name, speed in (("xxxs", 4000), ("s", 1200), ("l", 600)):
         config = make_config(ROOT / "recipes" / "imagenet.yaml", model=name)

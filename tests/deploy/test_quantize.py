@@ -100,8 +100,8 @@ def test_nothing_is_written_where_accuracy_is_not_held(quick, tmp_path, monkeypa
     assert sorted(path.name for path in run.iterdir()) == before
 
 
-def test_several_heads_and_a_file_that_takes_pictures(quick, digits, tmp_path):
-    run = atnet.train(**quick | {"model": quick["model"].replace("xxxs", "xxxs_star")}, out=tmp_path / "star").folder
+def test_several_heads_and_a_file_that_takes_pictures(quick_star, digits, tmp_path):
+    run = atnet.train(**quick_star, out=tmp_path / "star").folder
     done = quantize(run, max_drop=50, preprocessing=True)
     network = OnnxNetwork(done.path)
     assert network.takes_pictures

@@ -216,8 +216,8 @@ def test_a_network_without_attention_shows_no_map(quick, site, visit, tmp_path):
     expect(page.locator("#look")).to_be_hidden()
 
 
-def test_several_heads_say_how_many_agree(quick, site, visit, tmp_path):
-    weights = atnet.train(**quick | {"model": "xxxs_star"}, out=tmp_path / "several").folder
+def test_several_heads_say_how_many_agree(quick_star, site, visit, tmp_path):
+    weights = atnet.train(**quick_star, out=tmp_path / "several").folder
     page = visit(write_web(tmp_path / "of-several", weights).path)
     for picture in sorted((tmp_path / "digits" / "val").rglob("*.png"))[::10]:
         [there] = atnet.predict(picture, tmp_path / "of-several" / "model.onnx")

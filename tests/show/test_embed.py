@@ -23,7 +23,7 @@ def run(quick, tmp_path):
     return atnet.train(**quick, out=tmp_path / "run").folder
 
 
-def test_a_vector_is_what_the_head_reads_and_the_table_holds_it(run, digits, tmp_path):
+def test_a_vector_is_what_the_head_reads_and_the_table_holds_it(run, quick, digits, tmp_path):
     found = atnet.embed(digits, run, batch=7, workers=0)
     assert {part: len(pictures) for part, pictures in found.parts.items()} == {"train": 200, "val": 50}
     assert found.vectors.shape == (250, 192)
@@ -40,7 +40,7 @@ def test_a_vector_is_what_the_head_reads_and_the_table_holds_it(run, digits, tmp
     assert table.column_names == ["path", "part", "class", "name", "vector"]
     np.testing.assert_array_equal(np.stack(table["vector"].to_numpy()), found.vectors)
     assert list(zip(*(table[name].to_pylist() for name in table.column_names[:4]), strict=True)) == rows
-    assert json.loads(table.schema.metadata[b"atnet"])["model"] == info.model
+    assert json.loads(table.schema.metadata[b"atnet"])["model"] == f"atnet_{quick['model']}"
 
 
 def test_the_nearest_picture_is_the_pictures_own_copy(run, digits, tmp_path):
@@ -65,7 +65,7 @@ def test_pictures_in_no_class_folder_have_no_class(run, digits, tmp_path):
     assert (table["part"].null_count, table["class"].null_count) == (6, 5)
 
 
-def test_the_command_lists_what_it_cannot_read_and_writes_the_rest(run, digits, tmp_path, capsys):
+def test_the_command_lists_what_it_cannot_read_and_writes_the_rest(run, quick, digits, tmp_path, capsys):
     spoilt = sorted((digits / "val" / "two").iterdir())[0]
     spoilt.write_text("text")
     words = ["embed", str(digits / "val"), "--weights", str(run), "--workers", "0"]
@@ -74,7 +74,7 @@ def test_the_command_lists_what_it_cannot_read_and_writes_the_rest(run, digits, 
     said = capsys.readouterr()
     assert ended.value.code == 2
     assert f"1 pictures could not be read and were left out:\n  {spoilt}: text, not a whole JPEG" in said.err
-    assert "49 pictures, vectors of 192 numbers, by" in said.out
+    assert f"49 pictures, vectors of 192 numbers, by atnet_{quick['model']}" in " ".join(said.out.split())
     assert "1.000  one" in said.out
     assert "Written: v.parquet" in said.out
     assert pyarrow.parquet.read_table("v.parquet").num_rows == 49

@@ -66,9 +66,9 @@ def test_the_network_learns(quick, tmp_path):
     assert run.record["top1"]["last"] > 40  # of ten classes
 
 
-def test_several_heads_learn_together_and_are_recorded_apart(quick, tmp_path):
+def test_several_heads_learn_together_and_are_recorded_apart(quick_star, tmp_path):
     heads = {"view_drop": 0.5, "penalty": 0.1}
-    run = atnet.train(**quick | {"model": "xxxs_star", "heads": heads}, out=tmp_path / "run")
+    run = atnet.train(**quick_star | {"heads": heads}, out=tmp_path / "run")
     found = run.record["heads"]["ema"]
     assert [len(found[name]) for name in ("top1", "loss")] == [5, 5]
     assert 0 <= found["disagreement"] <= 100

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,7 @@ def fitting_batch(config: Config) -> int:
     return batch
 
 
+@cache
 def picture_mb(config: Config, device: torch.device, classes: int) -> float:
     """What a training step keeps of each picture for its backward pass, half of it added for passing results."""
     model = create_classifier(config.model, classes=classes, size=config.data.size, drop_path=config.drop_path).to(
