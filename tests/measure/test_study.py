@@ -66,9 +66,28 @@ def test_variants_and_factors_change_the_model_and_the_options(write, quick):
     assert len({trial.on for trial in study.trials}) == 8
 
 
+def test_each_of_several_models_is_run_in_every_variant(write, quick):
+    models = {quick["model"]: None, "mobilenetv3_small_100": {"data": {"size": 64}, "epochs": 5}}
+    study = read_study(
+        write(
+            options={"epochs": 3}, models=models, variants={"plain": None, "short": {"epochs": 2}, "few": {"batch": 8}}
+        )
+    )
+    assert [trial.key for trial in study.trials[2:4]] == [
+        f"{quick['model']},-few-seed0",
+        "mobilenetv3_small_100,-plain-seed0",
+    ]
+    assert [trial.options["epochs"] for trial in study.trials] == [3, 2, 3, 5, 2, 5]
+    assert study.trials[3].options == {"model": "mobilenetv3_small_100", "data": {"size": 64}, "epochs": 5, "seed": 0}
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
+        ({"models": ["xxxs"], "variants": {"a": None}}, "models is a mapping of names to options"),
+        ({"variants": ["a", "b"]}, "variants is a mapping of names to options"),
+        ({"models": {"xxxs": None}, "factors": {"b": None}}, "models go with variants"),
+        ({"models": {"xxxxs": None}, "variants": {"a": None}}, "xxxxs, a: .*xxxs"),
         ({"variant": {}}, "variant is nothing of a study"),
         ({}, "either variants or factors"),
         ({"variants": {"a": None}, "factors": {"b": None}}, "either variants or factors"),

@@ -15,7 +15,7 @@ def study(
     Parameters
     ----------
     study
-        A YAML file: recipe, options and seeds of all runs, and variants, or factors and runs.
+        A YAML file: recipe, options and seeds of all runs, and variants (of several models), or factors and runs.
     data
         The pictures, if they lie elsewhere than the study says.
     out

@@ -1,7 +1,7 @@
 """A study: one recipe with changes, run after run, in a queue that goes on where it stopped.
 
-Either variants, each run on every seed; or factors, each off or on, in a two-level fractional factorial: a
-factor's effect is the mean of the half of the runs where it is on, less that of the other half.
+Either variants, of one model or of several, each run on every seed; or factors, each off or on, in a two-level
+fractional factorial: a factor's effect is the mean of the half of the runs where it is on, less that of the other half.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from atnet.training.loop import resume_run, train
 
 log = logging.getLogger("atnet")
 
-KEYS = ("recipe", "options", "seeds", "variants", "factors", "runs")
+KEYS = ("recipe", "options", "seeds", "models", "variants", "factors", "runs")
 Result = tuple["Trial", dict[str, Any]]
 """A trial and the record of its run."""
 
@@ -74,15 +74,21 @@ def read_study(path: str | Path, data: str | None = None) -> Study:
 
     data: where the pictures are, if not where the file says.
     In a variant or a factor, `model: +kernel=5` is added to the model's name; other options replace those
-    below.  Raises ConfigError naming what does not fit, before anything is run.
+    below.  Of several models, by name and with options of their own, each is run in every variant.
+    Raises ConfigError naming what does not fit, before anything is run.
     """
     path = Path(path)
     values = read_yaml(path)
     unknown = [name for name in values if name not in KEYS]
     if unknown:
         raise ConfigError(f"{path}: {unknown[0]} is nothing of a study; use {', '.join(KEYS)}")
+    for name in ("options", "models", "variants", "factors"):
+        if not isinstance(values.get(name, {}), dict):
+            raise ConfigError(f"{path}: {name} is a mapping of names to options, {{}} where there are none")
     if "recipe" not in values or ("variants" in values) == ("factors" in values):
         raise ConfigError(f"{path}: a study has a recipe, and either variants or factors")
+    if "models" in values and "factors" in values:
+        raise ConfigError(f"{path}: models go with variants; a study of factors has one model, in its options")
     recipe, seeds = Path(values["recipe"]), values.get("seeds", [0])
     base = merged({"model": read_yaml(recipe).get("model", "xxxs")}, values.get("options", {}))
     if data is not None:
@@ -90,6 +96,12 @@ def read_study(path: str | Path, data: str | None = None) -> Study:
     rows: list[tuple[str, list[dict[str, Any]], frozenset[str]]] = []
     if "variants" in values:
         rows = [(name, [changes or {}], frozenset()) for name, changes in values["variants"].items()]
+        if "models" in values:
+            models = {model: {"model": model, **(own or {})} for model, own in values["models"].items()}
+            rows = [
+                (f"{model}, {name}", [own, *changes], on)
+                for (model, own), (name, changes, on) in itertools.product(models.items(), rows)
+            ]
     else:
         factors = values["factors"]
         for number, levels in enumerate(fraction(len(factors), int(values.get("runs", 32)))):
