@@ -31,6 +31,13 @@ def test_options_go_before_the_recipe_and_the_recipe_before_defaults(tmp_path):
     assert (made.epochs, made.optim.lr, made.optim.clip, made.batch) == (7, 5e-4, 2.0, 64)
 
 
+def test_each_optimizer_has_a_learning_rate_of_its_own_where_none_is_asked_for(tmp_path):
+    asked = [make_config(optim=options).optim for options in ({}, {"name": "adamw"}, {"name": "adamw", "lr": 3e-4})]
+    assert [(optim.name, optim.lr) for optim in asked] == [("muon", 12e-3), ("adamw", 1e-3), ("adamw", 3e-4)]
+    recipe = write(tmp_path, "optim: {name: adamw}\n")
+    assert make_config(recipe, optim={"name": "muon"}).optim.lr == 12e-3
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_every_shipped_recipe_is_sound_and_says_its_command(recipe):
     assert isinstance(make_config(recipe), Config)

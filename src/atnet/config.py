@@ -167,14 +167,19 @@ class AugmentConfig:
         )
 
 
+LEARNING_RATES = {"adamw": 1e-3, "muon": 12e-3}
+"""Of each optimizer, where none is asked for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """The optimizer."""
 
-    name: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon for the matrices between input and classifier, AdamW for the other parameters."""
-    lr: float = 1e-3
-    """Peak learning rate, for the batch as it is: it is not scaled."""
+    name: Literal["adamw", "muon"] = "muon"
+    """muon: Muon for the matrices between input and classifier, AdamW for the other parameters. adamw: AdamW for all;
+    the default if --weights are to go on from."""
+    lr: float = 0.0
+    """Peak learning rate, for the batch as it is: it is not scaled. 0: 12e-3 of muon, 1e-3 of adamw."""
     weight_decay: float = 0.05
     """Decay of the matrices of layers; norms, biases and tokens are not decayed."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -189,10 +194,10 @@ class OptimConfig:
     """Steps in a row that are not taken, because something in them is not finite, before the run stops."""
 
     def __post_init__(self) -> None:
-        _check(
-            0 < self.lr < math.inf,
-            f"optim.lr={self.lr} must be above 0: 1e-3 suits most batches of 64 to 1024",
-        )
+        usual = LEARNING_RATES.get(self.name, 0.0)
+        _check(0 <= self.lr < math.inf, f"optim.lr={self.lr} must be above 0: {usual} suits most batches of 64 to 1024")
+        if self.lr == 0:
+            object.__setattr__(self, "lr", usual)
         _check_range(
             weight_decay=(self.weight_decay, 0, 10),
             beta1=(self.betas[0], 0, 0.99999),

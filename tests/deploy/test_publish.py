@@ -130,7 +130,7 @@ def test_a_runs_card_tells_of_its_training(quick, digits, tmp_path):
         f"top-1 {info.facts['val_top1']:.2f}%",
         "on 50 validation pictures of digits",
         "200 pictures of digits",
-        "1 epoch, batch 20, adamw",
+        "1 epoch, batch 20, muon",
         f"{run.record['parameters']:,} parameters, 10 million multiply-adds",
         "Photographed in *June*.",
         'timm.create_model("local-dir:FOLDER", pretrained=True)',

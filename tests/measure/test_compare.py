@@ -37,7 +37,7 @@ def test_runs_are_grouped_by_all_but_the_seed(runs):
     assert found.groups[0].spread == pytest.approx(abs(top1[0] - top1[1]) / 2**0.5)
     assert found.groups[1].spread is None
     assert set(found.settings) == {"seed", "optim.lr"}
-    assert found.settings["optim.lr"] == (0.001, 0.001, 1e-05)
+    assert found.settings["optim.lr"] == (0.012, 0.012, 1e-05)
 
 
 def test_mcnemar_counts_pictures_that_one_alone_has_right(runs):

@@ -49,7 +49,7 @@ def test_weights_bring_model_size_and_colours_and_options_go_before_them(pretrai
     config = configure(weights=str(pretrained), data=str(others))
     assert (config.model, config.data.size, config.data.crop_pct) == ("atnet_xxxs+registers=2", 32, 1.0)
     assert config.data.mean == (0.1, 0.1, 0.1)
-    assert config.optim.layer_decay == 0.75
+    assert (config.optim.name, config.optim.lr, config.optim.layer_decay) == ("adamw", 1e-3, 0.75)
     config = configure(weights=str(pretrained), data={"source": str(others), "size": 48}, optim={"layer_decay": 1})
     assert (config.data.size, config.data.crop_pct, config.optim.layer_decay) == (48, 1.0, 1.0)
 

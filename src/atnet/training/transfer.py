@@ -16,7 +16,7 @@ from atnet.model.load import classifier_parameters, load, read_info
 log = logging.getLogger("atnet")
 
 ALL = "all"
-DEFAULTS: dict[str, Any] = {"optim": {"layer_decay": 0.75}}
+DEFAULTS: dict[str, Any] = {"optim": {"name": "adamw", "layer_decay": 0.75}}
 """Settings that suit going on from weights, where nothing else is asked for."""
 
 
