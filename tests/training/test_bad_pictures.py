@@ -57,7 +57,7 @@ def test_a_broken_picture_trains_like_one_that_is_not_in_the_batch(digits, quick
         for optimizer in state.optimizers:
             optimizer.register_step_pre_hook(
                 lambda *_, state=state, taken=taken: taken.update(
-                    {name: p.grad.clone() for name, p in state.model.named_parameters()}
+                    {name: p.grad.clone() for name, p in state.model.named_parameters() if p.grad is not None}
                 )
             )
         done = take_step(state, pixels[some], labels[some])

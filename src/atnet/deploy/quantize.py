@@ -294,10 +294,11 @@ class _Exam:
 def _parts(graph: onnx.GraphProto) -> dict[str, list[str]]:
     """The names of the nodes that are worth 8 bits, by part.
 
-    Not the convolution that sees the image, nor products of two activations: these take longer in 8 bits. Sums and
-    ReLUs are between convolutions, where all around them is in 8 bits.
+    Not the convolution that sees the image, nor products of two activations: these take longer in 8 bits; nor products
+    with several matrices at once, which ONNX Runtime has no scales for. Sums and ReLUs are between convolutions, where
+    all around them is in 8 bits.
     """
-    constants = {tensor.name for tensor in graph.initializer}
+    constants = {tensor.name for tensor in graph.initializer if len(tensor.dims) != 3}
     image = graph.input[0].name
     found: dict[str, list[str]] = {}
     for node in graph.node:

@@ -234,7 +234,7 @@ def plan_run(
         evaluation=evaluation,
         seconds=config.epochs * steps * (alone + lost) + config.evaluations * evaluation,
         memory=(2 + networks + moments) * weights + share * picture_mb(config, torch.device("cpu"), 1000),
-        disk=(1 + networks) * weights + config.keep * (networks + moments) * weights + 3,
+        disk=(1 + networks) * weights + config.keep * (networks + moments) * weights + 2,
     )
 
 
@@ -269,7 +269,7 @@ def _cache_mb(sample: Pictures, config: Config) -> float:
 
 
 def _disk_mb(state: State) -> float:
-    """Weights (last, average, best), checkpoints of networks and optimizers, and 3 MB of pictures."""
+    """Weights (last, average, best), checkpoints of networks and optimizers, and 2 MB of pictures and tables."""
 
     def size(tensors: Any) -> int:
         return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
@@ -278,7 +278,7 @@ def _disk_mb(state: State) -> float:
     moments = sum(size(moment.values()) for one in state.optimizers for moment in one.state.values())
     copies = len(state.networks)
     checkpoint = copies * network + moments
-    return ((copies + 1) * network + state.config.keep * checkpoint) / 1e6 + 3
+    return ((copies + 1) * network + state.config.keep * checkpoint) / 1e6 + 2
 
 
 def _free_mb(device: torch.device) -> float:
