@@ -1,7 +1,7 @@
 """Several decisions of one network: heads on register tokens beside the class token's, and what they say together."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,11 @@ from torch import Tensor, nn
 class Adapters(nn.Module):
     """What makes each register token ready for the classifier that all heads share: an MLP of its own, with residual.
 
-    hidden: width of an adapter's hidden layer, an eighth of the token's.
+    An adapter's hidden layer has an eighth of the token's width.
     """
+
+    if TYPE_CHECKING:  # TorchScript refuses annotations and comments of types
+        each: Any
 
     def __init__(self, dim: int, count: int, **factory: Any) -> None:
         super().__init__()
@@ -22,10 +25,10 @@ class Adapters(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Register tokens (batch, count, dim) to features of the same shape; all adapters in two products."""
-        first = torch.stack([a.fc1.weight for a in self.each]).mT  # type: ignore[union-attr,misc]
-        first_bias = torch.stack([a.fc1.bias for a in self.each])[:, None]  # type: ignore[union-attr,misc]
-        second = torch.stack([a.fc2.weight for a in self.each]).mT  # type: ignore[union-attr,misc]
-        second_bias = torch.stack([a.fc2.bias for a in self.each])[:, None]  # type: ignore[union-attr,misc]
+        first = torch.stack([a.fc1.weight for a in self.each]).mT
+        first_bias = torch.stack([a.fc1.bias for a in self.each])[:, None]
+        second = torch.stack([a.fc2.weight for a in self.each]).mT
+        second_bias = torch.stack([a.fc2.bias for a in self.each])[:, None]
         x = F.gelu(tokens.transpose(0, 1) @ first + first_bias) @ second + second_bias
         return tokens + x.transpose(0, 1)
 
