@@ -142,6 +142,8 @@ class AugmentConfig:
 
     crop_scale: float = 0.08
     """Smallest share of a picture's area that a random resized crop takes; 1 crops as evaluation does."""
+    alternate: bool = False
+    """Mirrored every other epoch, in place of by chance."""
     flip: float = 0.5
     """Probability of a mirrored picture."""
     randaugment: Whole = 0
@@ -190,6 +192,16 @@ class OptimConfig:
     """Parts that a batch is computed in, to save memory."""
     layer_decay: float = 1.0
     """Learning rate of each layer over that of the next one's, for weights to go on from; 1 is off."""
+    adam_scale: float = 1.0
+    """Learning rate of what AdamW has beside Muon, over Muon's."""
+    caution: bool = False
+    """Muon's update only where it has the sign of the gradient. Source: Liang et al. 2024, "Cautious Optimizers"."""
+    rows: bool = False
+    """Rows of Muon's update brought to one length. Source: Li et al. 2025, "NorMuon"."""
+    depthwise: bool = False
+    """Depthwise kernels by Muon too."""
+    momentum: float = 0.95
+    """Muon's."""
     max_faults: Whole = 5
     """Steps in a row that are not taken, because something in them is not finite, before the run stops."""
 

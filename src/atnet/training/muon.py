@@ -30,7 +30,10 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
+        caution: bool = False,
+        rows: bool = False,
     ) -> None:
+        self.caution, self.rows = caution, rows
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
         for group in self.param_groups:
@@ -56,7 +59,20 @@ class Muon(torch.optim.Optimizer):
                 scale = 0.2 * max(rows, columns) ** 0.5
                 for parameter, update in zip(parameters, orthogonal(moved), strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * scale)
+                    if self.rows:
+                        energy = update.float().square().mean(1)
+                        state = self.state[parameter]
+                        if "rows" not in state:
+                            state["rows"] = energy.clone()
+                        state["rows"].lerp_(energy, 0.05)
+                        norm = update.norm()
+                        update = update / (state["rows"].sqrt()[:, None] + 1e-8)
+                        update = update * (norm / update.norm())
+                    update = update.reshape(parameter.shape).to(parameter.dtype)
+                    if self.caution:
+                        mask = (update * parameter.grad > 0).to(update.dtype)
+                        update = update * mask / mask.mean().clamp(min=1e-3)
+                    parameter.add_(update, alpha=-group["lr"] * scale)
         return loss
 
     def _nesterov(self, parameter: Tensor, momentum: float) -> Tensor:
