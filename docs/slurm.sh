@@ -16,7 +16,7 @@ first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 if compgen -G "$run/checkpoints/step-*.pt" > /dev/null; then
     words=(--resume "$run")
 else
-    words=(recipes/imagenet.yaml --data "$1" --out "$run")
+    words=(recipes/imagenet_xxxs.yaml --data "$1" --out "$run")
 fi
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node 8 --max-restarts 3 \
     --rdzv-backend c10d --rdzv-endpoint "$first:29500" --rdzv-id "$SLURM_JOB_ID" \

@@ -49,6 +49,13 @@ def test_the_weights_that_come_with_the_package_are_a_tag_of_their_size():
     assert (config["input_size"], config["crop_pct"]) == ((3, 160, 160), 0.9)
 
 
+def test_what_a_killed_export_left_beside_the_weights_is_none(tmp_path, monkeypatch):
+    (tmp_path / ".partial.safetensors").write_bytes(b"short")
+    monkeypatch.setattr(atnet.timm, "WEIGHTS", tmp_path)
+    atnet.timm._add_shipped()
+    assert timm.list_models("atnet_*", pretrained=True) == [f"atnet_{SHIPPED}"]
+
+
 def test_a_size_without_the_tag_is_as_before():
     model = timm.create_model("atnet_xxxs")
     assert (model.num_classes, model.pretrained_cfg["input_size"]) == (1000, (3, 224, 224))

@@ -142,8 +142,6 @@ class AugmentConfig:
 
     crop_scale: float = 0.08
     """Smallest share of a picture's area that a random resized crop takes; 1 crops as evaluation does."""
-    alternate: bool = False
-    """Mirrored every other epoch, in place of by chance."""
     flip: float = 0.5
     """Probability of a mirrored picture."""
     randaugment: Whole = 0
@@ -191,23 +189,13 @@ class OptimConfig:
     accumulate: Whole = 1
     """Parts that a batch is computed in, to save memory."""
     layer_decay: float = 1.0
-    """Learning rate of each layer over that of the next one's, for weights to go on from; 1 is off."""
-    adam_scale: float = 1.0
-    """Learning rate of what AdamW has beside Muon, over Muon's."""
-    caution: bool = False
-    """Muon's update only where it has the sign of the gradient. Source: Liang et al. 2024, "Cautious Optimizers"."""
-    rows: bool = False
-    """Rows of Muon's update brought to one length. Source: Li et al. 2025, "NorMuon"."""
-    depthwise: bool = False
-    """Depthwise kernels by Muon too."""
-    momentum: float = 0.95
-    """Muon's."""
+    """Learning rate of each layer over that of the next one's; 1 is off. 0.75 if --weights are to go on from."""
     max_faults: Whole = 5
     """Steps in a row that are not taken, because something in them is not finite, before the run stops."""
 
     def __post_init__(self) -> None:
         usual = LEARNING_RATES.get(self.name, 0.0)
-        _check(0 <= self.lr < math.inf, f"optim.lr={self.lr} must be above 0: {usual} suits most batches of 64 to 1024")
+        _check(0 <= self.lr < math.inf, f"optim.lr={self.lr} must be above 0, or 0 for {usual}, usual at batches of 64")
         if self.lr == 0:
             object.__setattr__(self, "lr", usual)
         _check_range(

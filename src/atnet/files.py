@@ -23,8 +23,11 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 
 @contextmanager
 def writing_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which gets its name when all is written; else nothing new is left."""
-    beside = path.with_name(path.name + ".tmp")
+    """A file to write to, which gets its name when all is written; else nothing new is left.
+
+    Of several processes that write it at once, the last to end has it. One that is killed leaves NAME.NUMBER.tmp.
+    """
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb+") as file:
             yield file

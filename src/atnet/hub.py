@@ -23,7 +23,6 @@ from atnet.model.info import HASHES, HUB, MAX_HASHES_BYTES, MODEL
 MAX_BYTES = 4_000_000_000
 """Of a weights file that is fetched."""
 
-NAME = re.compile(r"[\w.-]+/[\w.-]+")
 OPTIONAL = re.compile(r"model\.onnx|web/.*")
 """Files that a publication may have or not."""
 

@@ -187,3 +187,5 @@ def test_what_is_odd_in_a_file_is_described(photo):
     assert found.odd == ("a JPEG called .png", "turned by its EXIF flag")
     assert describe(encoded(photo, "PNG"), ".png").odd == ()
     assert describe(encoded(photo.convert("CMYK"), "JPEG"), ".jpg").odd == ("CMYK colours",)
+    several = describe(encoded(photo, "MPO", save_all=True, append_images=[photo]), ".jpg")  # as some cameras write
+    assert (several.format, several.odd) == ("JPEG", ("several frames, of which the first is taken",))

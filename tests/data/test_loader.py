@@ -1,5 +1,8 @@
+import ctypes
 import itertools
+import multiprocessing
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ from atnet.config import make_config
 from atnet.data.loader import LONGEST_WAIT, NO_LABEL, TrainSet, batches_of, eval_loader, make_preprocess, train_loader
 from atnet.data.order import BatchOrder, Draw, balanced_order, epoch_order
 from atnet.data.sources import open_parts
+from atnet.errors import TrainingError
 
 ALL_ON = {"crop_scale": 0.3, "randaugment": 2, "erasing": 0.5}
 
@@ -40,19 +44,32 @@ def test_loader_processes_wait_for_the_end_of_a_step_and_not_for_ever(digits, mo
     free = loader.dataset.free
     among = batches_of(loader)
     seen = [next(among)]
-    assert not free.is_set()  # a step is taken now
+    assert not free.value  # a step is taken now
     seen += among  # it never ends, for the loader is asked again; each picture is read all the same
     assert same(seen, batches(digits))
     assert train_loader(open_parts(str(digits), 0.2)[0], config(digits), 0, 6).dataset.free is None
 
 
 def test_a_picture_waits_until_the_processor_is_free(digits):
-    free = threading.Event()
+    free = ctypes.c_bool(False)
     pictures = TrainSet(open_parts(str(digits), 0.2)[0], config(digits), free)
-    asked = []
-    free.wait = lambda seconds: asked.append(seconds)
-    assert torch.equal(pictures[Draw(0, 3, 0)][0], pictures.at(3, Draw(0, 3, 0))[0])
-    assert asked == [LONGEST_WAIT]
+    found = []
+    reader = threading.Thread(target=lambda: found.append(pictures[Draw(0, 3, 0)][0]))
+    reader.start()
+    assert not found  # it waits
+    free.value = True
+    reader.join()
+    assert torch.equal(found[0], pictures.at(3, Draw(0, 3, 0))[0])
+
+
+def test_a_loader_process_that_is_killed_while_it_waits_is_noticed(digits, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 10**6)
+    among = batches_of(train_loader(open_parts(str(digits), 0.2)[0], config(digits, workers=2), 0, 200))
+    next(among)
+    time.sleep(LONGEST_WAIT / 2)  # both wait for the end of this step
+    multiprocessing.active_children()[0].kill()
+    with pytest.raises(TrainingError, match="use fewer --data.workers"):
+        list(among)
 
 
 def test_batches_do_not_depend_on_the_cache(digits):

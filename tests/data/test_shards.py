@@ -3,6 +3,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 
 import fsspec
@@ -145,6 +147,60 @@ def test_webdataset_shards_of_others(tmp_path, label):
         assert train_part.labels.tolist() == val_part.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
         assert train_part.read(0).getpixel((0, 0)) == (0, 0, 0)
         assert train_part.read(11).getpixel((0, 0)) == (200, 200, 200)
+
+
+def test_numbers_that_are_classes_are_not_taken_for_positions(digits, tmp_path):
+    for part in ("train", "val"):
+        for number, folder in enumerate(sorted((digits / part).iterdir()), 1):
+            folder.rename(folder.with_name(str(number)))
+    packed(digits, tmp_path / "pack")
+    whole = open_parts(str(tmp_path / "pack"), 0.2)
+    shutil.rmtree(tmp_path / "pack" / "index")
+    for with_index, without in zip(whole, open_parts(str(tmp_path / "pack"), 0.2), strict=True):
+        assert sorted(with_index.classes, key=int) == sorted(without.classes, key=int) == [*"123456789", "10"]
+        labelled = [
+            {found.read_bytes(i): found.classes[found.labels[i]] for i in range(len(found))}
+            for found in (with_index, without)
+        ]
+        assert labelled[0] == labelled[1]
+
+
+def test_keys_that_begin_anew_in_each_shard_are_told_apart(tmp_path):
+    for number in range(2):
+        samples = [(f"{i:03}", {"png": png(60 * i + 20 * number), "cls": str(i % 2).encode()}) for i in range(4)]
+        webdataset(tmp_path / f"own-{number}.tar", samples)
+    found = open_whole(str(tmp_path / "own-*.tar"))[""]
+    assert sorted(found.ids) == [f"own-{number}/{i:03}.png" for number in range(2) for i in range(4)]
+    shades = {found.ids[i]: found.read(i).getpixel((0, 0))[0] for i in range(8)}
+    assert shades == {f"own-{number}/{i:03}.png": 60 * i + 20 * number for number in range(2) for i in range(4)}
+
+
+def test_a_stray_tar_beside_class_folders_is_no_data_set(digits, tmp_path):
+    before = open_parts(str(digits), 0.2)
+    for part in ("train", "val"):
+        with tarfile.open(digits / part / "left_over.tar", "w"):
+            pass
+    assert same(before, open_parts(str(digits), 0.2))
+
+
+def test_processes_that_begin_at_once_unpack_parquet_files_once(few_photos, tmp_path):
+    photos = sorted((few_photos / "train").rglob("*.JPEG"))
+    rows = [
+        {"image": {"bytes": photo.read_bytes(), "path": photo.name}, "label": photo.parent.name} for photo in photos
+    ]
+    folder = tmp_path / "parquet"
+    folder.mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "many.parquet")
+    code = f'from atnet.data.sources import open_whole; print(len(open_whole({str(folder)!r})[""]))'
+    together = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for process in together:
+        said, wrong = process.communicate()
+        assert (process.returncode, said.strip()) == (0, str(len(photos))), wrong
+    assert len(list((tmp_path / "cache").rglob("pictures.tar"))) == 1
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
 
 
 def test_shards_at_an_address(digits, tmp_path):

@@ -113,6 +113,16 @@ def test_nothing_is_overwritten(run, tmp_path):
         export(run, tmp_path / "nowhere" / "mine.onnx")
 
 
+def test_of_what_comes_with_atnet_the_file_has_its_name_and_lies_here(digits):
+    before = sorted(WEIGHTS.iterdir())
+    done = export(SHIPPED, to="safetensors", data=str(digits))
+    assert done.path == Path(f"{SHIPPED}.safetensors")
+    assert done.path.is_file()
+    assert sorted(WEIGHTS.iterdir()) == before
+    with pytest.raises(ConfigError, match=rf"^{SHIPPED}.safetensors: exists; choose another --out"):
+        export(WEIGHTS / f"{SHIPPED}.safetensors", to="safetensors", data=str(digits))
+
+
 def test_a_file_that_is_no_such_file_is_named(run, digits, tmp_path):
     picture = next((digits / "val").rglob("*.png"))
     (tmp_path / "text.onnx").write_text("text")

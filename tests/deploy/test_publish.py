@@ -23,6 +23,7 @@ from atnet.cli import main
 from atnet.data.decode import decode
 from atnet.data.preprocess import Preprocess
 from atnet.deploy import publish as publishing
+from atnet.deploy.export import export
 from atnet.deploy.publish import hub_name, publish
 from atnet.deploy.runtime import find_runtime
 from atnet.errors import ConfigError, HubError, WeightsError
@@ -275,6 +276,17 @@ def test_a_new_publication_takes_the_place_of_the_old_one(hub, weights, digits, 
     assert "model.onnx" not in last[2], "it was of the other network"
     assert atnet.load("hf-hub:alice/horn")[1].model == "atnet_xxxs+registers=2"
     assert atnet.load(f"hf-hub:alice/horn@{first[0]}")[1].model == "atnet_xxxs"
+
+
+def test_an_export_of_what_is_on_the_hub_lies_here_and_not_in_the_cache(hub, weights, digits, tmp_path):
+    publish(weights, to="alice/horn")
+    atnet.load("hf-hub:alice/horn")
+    before = sorted((tmp_path / "cache").rglob("*.safetensors"))
+    commit = hub.repositories["alice/horn"].commits[-1][0]
+    done = export(f"hf-hub:alice/horn@{commit}", to="safetensors", data=str(digits))
+    assert done.path == Path("horn.safetensors")
+    assert atnet.load(done.path)[1].class_names == tuple(NAMES.values())
+    assert sorted((tmp_path / "cache").rglob("*.safetensors")) == before
 
 
 def test_what_is_not_ours_on_the_hub_stays(hub, weights):

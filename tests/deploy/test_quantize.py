@@ -1,4 +1,6 @@
 import csv
+import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -7,11 +9,14 @@ from PIL import Image
 
 import atnet
 from atnet.cli import main
+from atnet.data.sources import open_labelled
 from atnet.deploy import quantize as quantizing
 from atnet.deploy.export import export
 from atnet.deploy.onnx import OnnxNetwork
 from atnet.deploy.quantize import part_of, quantize
 from atnet.errors import ConfigError, DataError, WeightsError
+from atnet.measure.trust import fit_trust
+from atnet.model.info import SHIPPED, WEIGHTS
 
 
 @pytest.fixture(autouse=True)
@@ -102,14 +107,33 @@ def test_nothing_is_written_where_accuracy_is_not_held(quick, tmp_path, monkeypa
 
 def test_several_heads_and_a_file_that_takes_pictures(quick_star, digits, tmp_path):
     run = atnet.train(**quick_star, out=tmp_path / "star").folder
-    done = quantize(run, max_drop=50, preprocessing=True)
+    few = Path(shutil.copytree(digits, tmp_path / "few"))
+    for folder in (few / "val").iterdir():
+        next(folder.iterdir()).unlink()
+    done = quantize(run, max_drop=50, preprocessing=True, data=str(few))
     network = OnnxNetwork(done.path)
+    assert atnet.load(run)[1].facts["trust"]["pictures"] == 50
+    assert network.info.facts["trust"]["pictures"] == 40, "it is fitted to the answers in 8 bits"
     assert network.takes_pictures
     picture = Image.open(next((digits / "val").rglob("*.png"))).convert("RGB")
     said = network.answer(picture)
     assert said.shape == (1 + network.info.facts["heads"], 10)
     plain = OnnxNetwork(export(run).path).answer(picture)
     assert np.abs(said - plain).max() < 0.3 * np.abs(plain).max()
+
+
+def test_how_sure_answers_have_to_be_is_fitted_to_those_of_the_network_in_question(few_photos):
+    network = OnnxNetwork(WEIGHTS / f"{SHIPPED}.onnx")
+    paths = sorted((few_photos / "val").rglob("*.JPEG"))
+    paths[0].with_name("spoilt.JPEG").write_bytes(b"spoilt")
+    pictures = open_labelled(str(few_photos), "val").relabel(network.info.classes)
+    answers = [answer.top[0] for answer in atnet.predict(paths, network.path)]
+    right = np.array([name == path.parent.name for (name, _, _), path in zip(answers, paths, strict=True)])
+    expected = fit_trust(np.array([share for *_, share in answers]), right)
+    found = quantizing._Exam(network, pictures).trust(network)
+    assert found["pictures"] == 30
+    assert found["levels"]
+    assert np.array(found["levels"]) == pytest.approx(np.array(expected["levels"]), abs=1e-6)
 
 
 def test_what_cannot_be_is_said_before_any_work(run, digits, tmp_path, capsys):

@@ -473,3 +473,9 @@ def test_what_cannot_be_had_is_said(weights, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ConfigError, match="a decoding process does not come up"):
         serve(weights, port=0)
+
+
+def test_a_machine_of_many_cores_is_served_within_the_limits(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(600)), raising=False)
+    settled = Limits(decoders=3).settled()
+    assert (Limits().settled().decoders, settled.decoders, settled.threads) == (256, 3, 256)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 import torch
 
@@ -48,6 +49,54 @@ def test_a_sound_network_is_not(name, tmp_path):
     info = replace(malicious.INFO, model=name if "mobile" in name else f"atnet_{name}", preprocess=preprocess)
     write_onnx(create_classifier(name, classes=10, size=size).eval(), (3, size, size), path, info)
     require_harmless(path.read_bytes(), path, batch=64)
+
+
+def refused(body: str, initial: str = "", change=lambda graph: None) -> str:
+    """What is said of a network of a few operations, from `image` to `logits`, in ONNX's own notation."""
+    size, text = malicious.SIZE, f"{malicious.ANSWER} {body}"
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 20]> evil (float[batch, 3, {size}, {size}] image) => '
+        f"(float[batch, 10] logits) <{malicious.TEN}{initial}> {{ {text} }}"
+    )
+    onnx.helper.set_model_props(model, malicious.INFO.to_metadata())
+    change(model.graph)
+    with pytest.raises(WeightsError, match=r"evil\.onnx: ") as error:
+        require_harmless(model.SerializeToString(), Path("evil.onnx"))
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("first", "step", "count"),
+    [
+        ("c0 = Constant <value_ints = [1, 1]> ()", "Concat <axis = 0> (c{0}, c{0})", 18),
+        ("c0 = Add (pair, pair)", "Concat <axis = 0> (c{0}, c{0})", 18),
+        ("c0 = Shape (image)", "Concat <axis = 0> (c{0}, c{0})", 18),
+        ("c0 = Unsqueeze (zero, pair)", "Gather (c{0}, c{0})", 18),
+        ("c0 = Unsqueeze (one, pair)", "GatherND (c{0}, c{0})", 18),
+        ("c0 = Identity (one)", "Unsqueeze (c{0}, thousand)", 20),
+        ("c0 = Identity (one)", "Add (thousand, one)", 250),
+    ],
+    ids=["concat a constant", "concat", "concat a shape", "gather", "gather_nd", "unsqueeze", "add"],
+)
+def test_what_multiplies_while_sizes_are_told_is_refused(first, step, count):
+    """Of a few KB, and a few operations more, such a file takes gigabytes before a limit of its run is looked at."""
+    chain = " ".join(f"c{i + 1} = {step.format(i)}" for i in range(count))
+    initial = f", int64[2] pair = {{1, 2}}, int64[1000] thousand = {{{', '.join(map(str, range(1, 1001)))}}}"
+    said = refused(f"logits = Identity (few) {first} {chain}", initial)
+    assert "more than 200,000 numbers may come together in its shapes" in said
+
+
+def test_what_does_not_fit_together_is_said():
+    def type_of_one(graph):
+        next(tensor for tensor in graph.initializer if tensor.name == "one").data_type = 9999
+
+    assert "an output 'logits' that nothing makes" in refused("")
+    assert "an operation Clip on 'other', which nothing before it makes" in refused("logits = Clip (few, other)")
+    assert "of an unknown type" in refused("logits = Identity (few)", change=type_of_one)
+    assert "an operation Reshape on 1 tensors" in refused("logits = Reshape (few)")
+    large = f", int64[20] large = {{{', '.join([str(10**18)] * 20)}}}"
+    assert "MB beside its weights" in refused("logits = Identity (few) zeros = ConstantOfShape (large)", large)
+    assert "how large 'text' gets is not known" in refused("logits = Identity (few) text = Cast <to = 8> (few)")
 
 
 def test_a_network_has_more_memory_than_any_of_ours_needs_and_not_more(sound, tmp_path):

@@ -396,6 +396,8 @@ def test_nothing_is_overwritten_and_nothing_half_written(site, run, tmp_path, mo
         write_web("new", "text.onnx")
     with pytest.raises(AtnetError, match="no such run, folder or weights file"):
         write_web("new", "nowhere")
+    with pytest.raises(ConfigError, match=r"text.onnx/new: cannot be written \(.*\); choose another folder"):
+        write_web("text.onnx/new", site / "model.onnx")
     monkeypatch.setattr(runtime, "FOLDER", tmp_path / "none")
     with pytest.raises(ConfigError, match="onnxruntime-web .* not in this installation.* -m atnet.deploy.runtime`"):
         write_web("new", run)

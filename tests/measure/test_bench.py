@@ -1,10 +1,13 @@
 import csv
+import signal
 
+import onnx
+import onnx.parser
 import pytest
 
 from atnet.cli import main
 from atnet.errors import ConfigError
-from atnet.measure.bench import bench, roof_of
+from atnet.measure.bench import Worker, bench, roof_of, take_turns
 from atnet.measure.cost import cost_of
 
 
@@ -25,6 +28,36 @@ def test_networks_are_timed_side_by_side(engine):
         assert timing.peak > 20
         assert timing.cost == cost_of(timing.model, 64)
         assert timing.disk == pytest.approx(4 * timing.cost.parameters / 1e6, rel=0.15)
+
+
+def test_what_is_counted_is_what_is_timed():
+    [timing] = bench(["repvit_m0_9"], size=32, engine="eager", rounds=1, seconds=0.01)
+    assert timing.cost == cost_of("repvit_m0_9", 32, deployed=True)
+    assert timing.disk == pytest.approx(4 * 5.067056)
+
+
+def test_a_killed_process_is_named_and_the_others_end(tmp_path, monkeypatch):
+    """Killed between its turns: what is told to it then stays unsent."""
+    workers = []
+
+    class Noted(Worker):
+        def __init__(self, case):
+            super().__init__(case)
+            workers.append(self)
+
+    monkeypatch.setattr("atnet.measure.bench.Worker", Noted)
+    text = '<ir_version: 10, opset_import: ["" : 20]> g (float[batch, 3] image) => (float[batch, 3] logits) '
+    onnx.save(onnx.parser.parse_model(f"{text} {{ logits = Relu (image) }}"), tmp_path / "relu.onnx")
+
+    def case_of(name):
+        if name == "second":
+            workers[0]._process.kill()
+            workers[0]._process.wait()
+        return {"model": name, "engine": "onnx", "threads": 1, "onnx": str(tmp_path / "relu.onnx")}
+
+    with pytest.raises(ConfigError, match="first on onnx: its process was killed"):
+        take_turns(["first", "second"], case_of, batch=1, rounds=1, seconds=0.01, title="")
+    assert [worker._process.returncode for worker in workers] == [-signal.SIGKILL, 0]
 
 
 def test_another_reference_is_added_if_it_is_not_among_them():

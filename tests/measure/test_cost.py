@@ -13,6 +13,18 @@ def test_multiply_adds_count_attention_and_agree_with_published_ones():
     assert at448 > 4.1 * at224  # attention grows with the square of the tokens
 
 
+def test_what_is_deployed_costs_less_where_branches_are_merged():
+    """RepViT-M0.9 at 1000 classes: 5.5M as it is trained, 5.1M and 0.8G multiply-adds deployed (Wang et al. 2023)."""
+    trained, deployed = (cost_of("repvit_m0_9", 224, deployed=one) for one in (False, True))
+    assert (trained.parameters, deployed.parameters) == (5_489_328, 5_067_056)
+    assert deployed.macs == pytest.approx(0.8e9, rel=0.05)
+    assert deployed.macs < trained.macs
+    assert deployed.parameters - deployed.parameters_without_classifier == 384 * 1000 + 1000
+    merged = cost_of("shvit_s1", 224, deployed=True)
+    assert merged.parameters - merged.parameters_without_classifier == 320 * 1000 + 1000
+    assert cost_of("xxxs", 64, deployed=True) == cost_of("xxxs", 64), "it has no such branches"
+
+
 def test_the_parts_make_the_whole():
     parts, whole = parts_of("xs", 160), cost_of("xs", 160)
     assert list(parts)[:7] == ["stem", "conv_mix", "squeeze", "late_mix", "trans_mix", "norm", "head"]

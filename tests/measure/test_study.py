@@ -142,6 +142,19 @@ def test_a_study_goes_on_where_it_stopped_and_trains_nothing_twice(write, digits
     assert "resumed" in again[1][1]["environment"]
 
 
+def test_a_record_of_other_settings_is_not_taken_for_the_trial(write, digits, tmp_path):
+    out = tmp_path / "shape"
+    factors = {"smoothing": {"label_smoothing": 0.2}, "depth": {"drop_path": 0.1}}
+    list(run_study(read_study(write(factors=factors, runs=4), str(digits)), out))
+    list(run_study(read_study(write(factors=factors, runs=4, options={"threads": 1}), "elsewhere"), out))
+    turned = read_study(write(factors=dict(reversed(factors.items())), runs=4), str(digits))
+    with pytest.raises(ConfigError, match=r"run\d\d-seed0.json: made with .* now; delete it"):
+        list(run_study(turned, out))
+    wider = read_study(write(factors=factors, runs=4, options={"model": "xxxs"}), str(digits))
+    with pytest.raises(ConfigError, match="made with parameters"):
+        list(run_study(wider, out))
+
+
 def test_the_command_lists_then_runs_then_compares(write, quick, digits, tmp_path, capsys):
     path = write(variants={"plain": None, "few": {"model": "+registers=1"}})
     main(["study", str(path), "--data", str(digits), "--check"])

@@ -9,7 +9,7 @@ import atnet
 from atnet.cli.table import table
 from atnet.config import make_config
 from atnet.errors import ConfigError
-from atnet.measure.table import BEGIN, END, add_record
+from atnet.measure.table import BEGIN, END, add_record, read_results, write_table
 
 README = f"# Title\n\n{BEGIN}\nold\n{END}\n\nAfter.\n"
 
@@ -119,6 +119,17 @@ def test_the_published_table_is_what_the_records_say(tmp_path):
     table(results=root / "results", readme=tmp_path / "README.md", picture=tmp_path / "docs" / "accuracy.png")
     assert (tmp_path / "README.md").read_text() == text
     assert not re.search(r"^\|.*\?.*\|$", text, re.M)
+
+
+def test_the_pictures_link_is_from_where_the_document_lies(place):
+    """Also if one of the two is given from the root on, and the other is not, or the picture lies elsewhere."""
+    for picture, link in (
+        (place / "docs" / "accuracy.png", "docs/accuracy.png"),
+        (Path("accuracy.png"), "accuracy.png"),
+        (place.parent / "accuracy.png", "../accuracy.png"),
+    ):
+        write_table(read_results(place / "results"), Path("README.md"), picture)
+        assert f"![Top-1 over parameters]({link})" in (place / "README.md").read_text()
 
 
 def test_what_was_taught_or_went_on_from_weights_has_a_row_of_its_own(place):

@@ -1,5 +1,6 @@
 import json
 import struct
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -94,6 +95,9 @@ def test_other_peoples_safetensors_are_told_apart(tmp_path):
         ({"model": "../../etc"}, "no model is called"),
         ({"model": "hf-hub:x/y"}, "no model is called"),
         ({"model": "local-dir:/x"}, "no model is called"),
+        ({"model": "atnet_xxxs+heads=0"}, "weights.safetensors: atnet_xxxs.heads=0: 'heads=0': no whole number"),
+        ({"model": "gcvit_xxtiny", "preprocess": asdict(replace(INFO.preprocess, size=8))}, "cannot be built with"),
+        ({"model": "atnet_xxxs+stem=foo"}, "weights.safetensors: .*none of patch, overlap"),
     ],
 )
 def test_metadata_that_cannot_be_right_or_point_elsewhere_are_refused(saved, change, message):

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from atnet import create_model
+from atnet.cli import main
 from atnet.errors import ConfigError
 from atnet.model.load import architecture
 from atnet.model.sizes import SIZES, layout_of, split_name
@@ -76,6 +77,13 @@ def test_a_name_can_change_a_sizes_layout():
     assert split_name("resnet18") == ("resnet18", {})
 
 
+def test_a_layout_that_cannot_be_built_is_named(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["sizes", "xxxs+dim=200"])
+    assert ended.value.code == 2
+    assert "dim=200 is not divisible by heads=6" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -86,6 +94,13 @@ def test_a_name_can_change_a_sizes_layout():
         ("xxxs+conv_mix=999999999", "no whole number from 0 to 256"),
         ("xxxs+norm_first=1", "neither true nor false"),
         ("xxxs+mlp_ratio=nan", "no number above 0"),
+        ("xxxs+residual=lineer", "'residual=lineer': none of depthwise, both, linear; xxxs has residual=both"),
+        ("xxxs+squeeze=0", "'squeeze=0': none of 1, 2; xxxs has squeeze=2"),
+        ("xxxs+squeeze=3", "none of 1, 2"),
+        ("xxxs+stem=foo", "none of patch, overlap"),
+        ("xxxs+global_pool=foo", "none of token, avg, both"),
+        ("xxxs+heads=0", "'heads=0': no whole number from 1 to 4,096"),
+        ("xxxs+patch=0", "no whole number from 1 to 4,096"),
         ("xxxs+pretrained=true", "'pretrained=true' changes nothing of a layout"),
     ],
 )

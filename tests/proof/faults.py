@@ -272,7 +272,7 @@ def full_disk(proof: Proof) -> Finding:
             path: Path, mode: str = "r", *words: Any, reached: Any = reached, real: Any = real[2], **named: Any
         ) -> Any:
             file = real(path, mode, *words, **named)
-            return Writing(file, reached) if mode == "wb" else file
+            return Writing(file, reached) if mode.startswith("w") else file
 
         os.fsync, os.replace, Path.open = sync, replace, opened  # type: ignore[assignment, method-assign]
         try:

@@ -131,13 +131,18 @@ def main() -> None:
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
     wins = losses = 0
+    points = []
     for base, logs in zip(plain, starred, strict=False):
         ours, theirs = fused(logs).argmax(1) == labels, base[:, 0].argmax(1) == labels
-        wins, losses = wins + int((ours & ~theirs).sum()), losses + int((theirs & ~ours).sum())
-    pairs = min(len(plain), len(starred)) * len(labels)
+        won, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+        wins, losses = wins + won, losses + lost
+        points.append(100 * (won - lost) / len(labels))
+    pairs = len(points) * len(labels)
     print(
         f"fused against one head, pooled over seeds: {wins} pictures won, {losses} lost: "
-        f"{100 * (wins - losses) / pairs:+.2f} points, standard error {100 * (wins + losses) ** 0.5 / pairs:.2f}"
+        f"{100 * (wins - losses) / pairs:+.2f} points, standard error of these networks "
+        f"{100 * (wins + losses) ** 0.5 / pairs:.2f}"
+        + (f", over seeds {np.std(points, ddof=1) / len(points) ** 0.5:.2f}" if len(points) > 1 else "")
     )
     for run, logs, cosine in zip(given.starred, starred, alike[len(plain) :], strict=True):
         called = logs.argmax(2)

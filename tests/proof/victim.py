@@ -36,7 +36,7 @@ def accident(number: signal.Signals, count: int, half: Callable[..., None] | Non
 
 
 def write_half(path: Path, content: bytes) -> None:
-    with path.with_name(path.name + ".tmp").open("wb") as file:
+    with path.with_name(f"{path.name}.{os.getpid()}.tmp").open("wb") as file:
         file.write(content[: len(content) // 2])
 
 
@@ -66,7 +66,7 @@ def prepare(place: str, number: signal.Signals, count: int) -> None:
         reached = accident(number, count)(lambda: None)
         loop.batches_of = batches  # type: ignore[assignment]
     elif place == "evaluation":
-        loop.score = accident(number, count)(loop.score)  # type: ignore[assignment]
+        loop.score_together = accident(number, count)(loop.score_together)
     elif place == "write":
         checkpoint.write_whole = accident(number, count, write_half)(checkpoint.write_whole)  # type: ignore[assignment]
     elif place == "rename":

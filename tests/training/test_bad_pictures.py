@@ -12,7 +12,7 @@ from atnet.measure.evaluate import evaluate
 from atnet.measure.record import read_record, read_rows
 from atnet.training.loop import resume_run, train
 from atnet.training.plan import configure, settle
-from atnet.training.state import State, take_step
+from atnet.training.state import State, _loss, take_step
 
 
 def spoil(digits, part, *places):
@@ -110,6 +110,21 @@ def test_validation_without_a_readable_picture_is_an_error(digits, quick):
     spoil(digits, "val", *range(50))
     with pytest.raises(DataError, match="none of 50 pictures to evaluate on can be read; the first: .*png"):
         train(**quick)
+
+
+def test_a_rare_class_weighs_as_much_in_small_parts_of_a_batch(digits, quick):
+    for picture in sorted((digits / "train" / "one").iterdir())[5:]:
+        picture.unlink()
+    data = {**quick["data"], "balance": "loss"}
+    state = State(settle(configure(**{**quick, "label_smoothing": 0.0, "data": data})))
+    said = torch.randn(40, 10, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 10
+    whole = _loss(state, said, said, labels).item()
+    parts = [_loss(state, said, said[i : i + 2], labels[i : i + 2]).item() for i in range(0, 40, 2)]
+    assert sum(parts) / 20 == pytest.approx(whole)
+    hot = torch.nn.functional.one_hot(labels, 10).float()  # as mixup has them
+    assert _loss(state, said, said, hot).item() == pytest.approx(whole)
+    assert state.class_weight[4] == pytest.approx(4 * state.class_weight[0])
 
 
 @pytest.mark.parametrize("balance", ["loss", "sampler"])

@@ -17,7 +17,7 @@ import atnet
 from atnet.config import Config, make_config, to_yaml
 from atnet.errors import ConfigError, DataError, Stopped, TrainingError
 from atnet.measure.fitting import describe_fit
-from atnet.measure.record import checkpoints, read_metrics
+from atnet.measure.record import checkpoints, open_run, read_metrics
 from atnet.training import loop
 
 
@@ -121,7 +121,7 @@ def test_killed_run_ends_with_the_weights_of_an_unbroken_run(quick, tmp_path):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_the_rest_gives_the_weights_of_an_unbroken_run(quick, tmp_path, number, code):
     """A real process with loader processes, all of them interrupted in its second epoch, as a system does it."""
     options = quick | {"epochs": 3, "ema": 0.99, "drop_path": 0.1, "data": quick["data"] | {"workers": 2}}
@@ -132,7 +132,12 @@ def test_a_signal_saves_and_the_rest_gives_the_weights_of_an_unbroken_run(quick,
     broken = tmp_path / "broken"
     command = [sys.executable, "-m", "atnet", "train", str(recipe), "--out", str(broken)]
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # these tests may run under nohup
     )
     while not checkpoints(broken):
         assert process.poll() is None, "the training ended before it could be interrupted"
@@ -167,6 +172,52 @@ def test_a_killed_loader_process_is_named_and_the_run_goes_on_from_its_checkpoin
     assert "a loader process ended" in said
     assert "saved after step" in said
     assert "Traceback" not in said
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(quick, tmp_path):
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(to_yaml(make_config(**quick | {"epochs": 50, "data": quick["data"] | {"workers": 2}})))
+    command = [sys.executable, "-m", "atnet", "train", str(recipe), "--out", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not checkpoints(run):
+            assert process.poll() is None, "the training ended before another one could begin"
+            time.sleep(0.02)
+        assert loop.unfinished_run(open_run(run), run) is None
+        with pytest.raises(ConfigError, match="run: another process trains it now"):
+            atnet.train(resume=run)
+    finally:
+        process.kill()
+        process.wait()
+    saved = checkpoints(run)[0]
+    assert loop.unfinished_run(open_run(run), run) == run  # though its loader processes may still be there
+    (saved.parent / "step-1.pt.7.tmp").write_bytes(b"half of it")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"epochs": 1 + int(saved.name.split("-")[3])}))
+    atnet.train(resume=run)
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_can_be_begun_again(quick, tmp_path):
+    run, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
+    recipe.write_text(to_yaml(make_config(**quick | {"epochs": 50})))
+    command = [sys.executable, "-m", "atnet", "train", str(recipe), "--out", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (run / "environment.yaml").exists():
+        assert process.poll() is None, "the training ended before it could be killed"
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert not checkpoints(run)
+    (run / "checkpoints").mkdir(exist_ok=True)
+    (run / "checkpoints" / "step-1.pt.7.tmp").write_bytes(b"half of it")
+    assert atnet.train(**quick, out=run).record["epochs"] == quick["epochs"]
+    mine = tmp_path / "mine"  # a folder with something of the user's in it stays as it is
+    mine.mkdir()
+    (mine / "config.yaml").write_text(recipe.read_text())
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        atnet.train(**quick, out=mine)
+    assert (mine / "config.yaml").read_text() == recipe.read_text()
 
 
 @pytest.mark.parametrize("where", ["next batch", "step", "evaluation", "save"])

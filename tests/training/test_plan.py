@@ -71,6 +71,15 @@ def test_check_says_time_memory_and_disk_and_writes_nothing(digits, tmp_path, ca
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_forecast_of_few_uneven_pictures_shown_again_and_again(quick, digits):
+    for folder in sorted((digits / "train").iterdir())[1:]:
+        for picture in sorted(folder.iterdir())[2:]:
+            picture.unlink()
+    found = forecast(**quick | {"batch": 36, "data": quick["data"] | {"balance": "sampler"}})
+    assert found.train_pictures == 38
+    assert found.steps_per_epoch == 1
+
+
 def test_a_time_budget_sets_the_epochs(quick, tmp_path, monkeypatch):
     found = forecast(**quick)
     monkeypatch.setattr(loop, "forecast_config", lambda config: found)

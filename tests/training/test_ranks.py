@@ -102,6 +102,23 @@ def test_an_error_of_the_first_process_ends_them_all_with_its_message(options, t
     assert "exists and is not empty" in said
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--time-budget", "1m"), "--time-budget measures one process"),
+        (("--batch", "auto"), "--batch auto measures one process"),
+    ],
+)
+def test_what_one_process_measures_is_refused_to_several(options, tmp_path, more, said):
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(to_yaml(make_config(**options)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launch, "-m", "atnet", "train", str(recipe), *more], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_parts_that_cannot_be_shared_say_how_many_processes_can(options, monkeypatch):
     monkeypatch.setattr(ranks, "count", lambda: 3)
     with pytest.raises(ConfigError, match="a batch of 2 parts .* cannot be shared by 3 processes: use 1, 2 of them"):

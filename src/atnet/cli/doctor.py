@@ -40,17 +40,16 @@ def doctor(
     max_bad
         Share of the training pictures that may be unreadable.
     """
-    from atnet.errors import AtnetError, ConfigError
+    from atnet.errors import AtnetError
+    from atnet.files import require_new
     from atnet.measure.doctor import examine
     from atnet.progress import duration
     from atnet.show.doctor import write_diagnosis
     from atnet.training.plan import forecast
 
     path = out or Path("doctor.html")
-    if out and path.exists():
-        raise ConfigError(f"{path}: exists; choose another --out")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path.parent}: no such folder")
+    if out:
+        require_new(path)
     found = examine(source, classes=classes, mismatch=mismatch, val_share=val_share, max_bad=max_bad)
     data = {"source": source, "size": found.advice.size, "classes": classes, "mismatch": "ignore"}
     try:

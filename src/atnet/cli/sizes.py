@@ -21,7 +21,8 @@ def sizes(*names: str, picture: Path | None = None, size: int = 224) -> None:
     import torch
 
     from atnet.errors import ConfigError
-    from atnet.model.load import create_model
+    from atnet.files import require_new
+    from atnet.model.load import create_classifier
     from atnet.model.sizes import SIZES, layout_of
 
     console = Console(highlight=False)
@@ -37,13 +38,12 @@ def sizes(*names: str, picture: Path | None = None, size: int = 224) -> None:
         if layout is None:
             raise ConfigError(f"{name}: no size of AT-Net; `atnet sizes` lists them")
         with torch.device("meta"):
-            count = sum(p.numel() for p in create_model(name).parameters())
+            count = sum(p.numel() for p in create_classifier(name, classes=1000, size=size).parameters())
         table.add_row(name, f"{count / 1e6:.2f}M", *layout.columns, str(layout.heads))
     if picture is not None:
         from atnet.show.layout import draw_parts
 
-        if picture.exists():
-            raise ConfigError(f"{picture}: exists; choose another name")
+        require_new(picture, "--picture")
         draw_parts(names or [name for name in SIZES if "_" not in name], size, picture)
     console.print(table)
     console.print(

@@ -56,7 +56,7 @@ def train(
         return
     else:
         config = settle(config or Config())
-        unfinished = None if out or launched() else unfinished_run(config)
+        unfinished = None if out or time_budget or launched() else unfinished_run(config)
         if unfinished and _wants(unfinished):
             run = resume_run(unfinished)
         else:

@@ -45,11 +45,7 @@ class Augment:
         turn = draw if draw.repeat else draw[:2]
         chance = random.Random(derive_seed(self.config.seed, "augment", *turn))
         picture = Image.fromarray(self._crop(opener, side, chance))
-        mirrored = chance.random() < augment.flip
-        if augment.alternate:
-            first = random.Random(derive_seed(self.config.seed, "flip", draw.picture)).random() < 0.5
-            mirrored = first == (draw.epoch % 2 == 0)
-        if mirrored:
+        if chance.random() < augment.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         for _ in range(augment.randaugment):
             picture = rand_augment(picture, augment.magnitude, self.fill, chance)

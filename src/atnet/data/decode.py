@@ -278,7 +278,7 @@ def describe(content: bytes, suffix: str) -> Facts:
     suffix: of its name, lower case with a dot.
     """
     with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-        kind = picture.format or ""
+        kind = "JPEG" if picture.format == "MPO" else picture.format or ""  # several JPEGs in one file
         width, height = picture.size
         odd = []
         if suffix and suffix not in SUFFIXES_OF[kind]:

@@ -1,12 +1,14 @@
 """Batches for training and evaluation: read or cached pictures, transformed in worker processes."""
 
+import ctypes
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from multiprocessing.synchronize import Event
+from multiprocessing.sharedctypes import RawValue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,17 +47,18 @@ NO_LABEL = -1
 Sample = tuple[Tensor, int, Hole | None]
 
 
-LONGEST_WAIT = 1.0
-"""Seconds that a loader process leaves the processor to a training step."""
+LONGEST_WAIT, NAP = 1.0, 0.002
+"""Seconds that a loader process leaves the processor to a training step, and between two looks whether it is over."""
 
 
 class TrainSet(Dataset[Sample]):
     """Augmented training pictures by draw: uint8 (3, side, side), label, and a hole if it cannot be read.
 
-    free: set while the processor is; until then, but not for long, each picture waits.
+    free: true while the processor is; until then, but not for long, each picture waits. It is a value in shared memory,
+    and no lock or event: of these a process that is killed while it waits leaves one that nobody can set again.
     """
 
-    def __init__(self, pictures: Pictures, config: Config, free: Event | None = None) -> None:
+    def __init__(self, pictures: Pictures, config: Config, free: ctypes.c_bool | None = None) -> None:
         data = config.data
         self.free = free
         self.pictures = pictures
@@ -74,8 +77,10 @@ class TrainSet(Dataset[Sample]):
         return len(self.pictures)
 
     def __getitem__(self, draw: Draw) -> Sample:
-        if self.free:
-            self.free.wait(LONGEST_WAIT)
+        if self.free is not None:
+            end = time.monotonic() + LONGEST_WAIT
+            while not self.free.value and time.monotonic() < end:
+                time.sleep(NAP)
         return self.at(draw.picture, draw)
 
     def at(self, place: int, draw: Draw) -> Sample:
@@ -125,8 +130,7 @@ def train_loader(
     workers = config.data.workers
     free = None
     if workers and pick_device(config.device).type == "cpu" and torch.get_num_threads() >= (os.cpu_count() or 1):
-        free = torch.multiprocessing.Event()
-        free.set()  # `batches_of` clears it for each step
+        free = RawValue(ctypes.c_bool, True)  # `batches_of` sets it to false for each step
     return DataLoader(
         TrainSet(pictures, config, free),
         batch_sampler=order,
@@ -182,14 +186,14 @@ def batches_of(loader: DataLoader[Any]) -> Generator[Any, None, None]:
         # Torch's handler raises wherever the main process is, also inside a step or a checkpoint, when a worker ends;
         # without it, the loader finds out when it is next asked.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    free: Event | None = getattr(loader.dataset, "free", None)
+    free: ctypes.c_bool | None = getattr(loader.dataset, "free", None)
     while True:
         try:
-            if free:
-                free.set()
+            if free is not None:
+                free.value = True
             batch = next(batches)
-            if free:
-                free.clear()
+            if free is not None:
+                free.value = False
         except StopIteration:
             return
         except (RuntimeError, OSError, EOFError) as error:

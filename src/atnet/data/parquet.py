@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from filelock import FileLock
+
 from atnet.data.shards import CLASSES, Sample, cache_folder, index_path, write_shard
 from atnet.errors import DataError
 from atnet.files import write_whole
@@ -92,22 +94,27 @@ def unpack(files: list[Path]) -> list[str]:
         status = file.stat()
         key = hashlib.sha256(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:32]
         shard = cache_folder() / "unpacked" / key / "pictures.tar"
-        if not index_path(shard).is_file():
-            shard.parent.mkdir(parents=True, exist_ok=True)
-            names = class_names(file)
-            position = {name: i for i, name in enumerate(names or ())}
-            if names:
-                write_whole(shard.with_name(CLASSES), "".join(f"{name}\n" for name in names).encode())
-            with progress_bar(f"Unpacking {file.name}", status.st_size) as advance:
-
-                def samples() -> Iterable[Sample]:
-                    for picture, label, content in read_pictures(file):  # noqa: B023, consumed in this turn
-                        advance(len(content))
-                        yield Sample(picture, label, position.get(label, 0), content)  # noqa: B023
-
-                write_shard(shard, samples())
+        shard.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(shard.with_name(".lock")):  # the processes of a training ask for it all at once
+            if not index_path(shard).is_file():
+                _unpack(file, shard)
         shards.append(str(shard))
     return shards
+
+
+def _unpack(file: Path, shard: Path) -> None:
+    names = class_names(file)
+    position = {name: i for i, name in enumerate(names or ())}
+    if names:
+        write_whole(shard.with_name(CLASSES), "".join(f"{name}\n" for name in names).encode())
+    with progress_bar(f"Unpacking {file.name}", file.stat().st_size) as advance:
+
+        def samples() -> Iterable[Sample]:
+            for picture, label, content in read_pictures(file):
+                advance(len(content))
+                yield Sample(picture, label, position.get(label, 0), content)
+
+        write_shard(shard, samples())
 
 
 def _class_names(file: "ParquetFile", label: str) -> list[str] | None:

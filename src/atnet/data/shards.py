@@ -29,6 +29,8 @@ log = logging.getLogger("atnet")
 LABELS = (".cls", ".json", ".txt")
 CLASSES = "classes.txt"
 INDEX = "index"
+NUMBERED = b"atnet.numbered"
+"""In the metadata of an index whose labels are positions."""
 MAX_LABEL_BYTES, MAX_CLASSES_BYTES = 1_000_000, 10_000_000
 _SUFFIXES = ((b"\xff\xd8", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"), (b"BM", "bmp"), (b"GIF", "gif"))
 _MARKED = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
@@ -114,6 +116,10 @@ def open_shards(name: str, files: Sequence[str]) -> Pictures:
             tables.append(_index_of(file))
             advance(1)
     ids = [one for table in tables for one in table.ids]
+    if len(set(ids)) < len(ids):  # keys that begin anew in each file
+        stems = [posixpath.splitext(posixpath.basename(file))[0] for file in files]
+        prefixes = stems if len(set(stems)) == len(stems) else map(str, range(len(files)))
+        ids = [f"{prefix}/{one}" for prefix, table in zip(prefixes, tables, strict=True) for one in table.ids]
     labels = [label for table in tables for label in table.labels]
     spans = np.concatenate(
         [np.column_stack([np.full(len(table.ids), i), table.spans]) for i, table in enumerate(tables)]
@@ -125,11 +131,22 @@ def open_shards(name: str, files: Sequence[str]) -> Pictures:
     known = None if listed is None else parse_class_list(listed, f"{name}: {CLASSES}")
     if known is None:
         return collect(store, ids, labels)
-    position = {label: i for i, label in enumerate(known)}
-    numbers = [position[label] if label in position else int(label) if label.isdecimal() else -1 for label in labels]
-    found = np.array(numbers, dtype=np.int64)
-    if found.min() < 0 or found.max() >= len(known):
-        wrong = labels[int(np.flatnonzero((found < 0) | (found >= len(known)))[0])]
+    named = {label: i for i, label in enumerate(known)}
+
+    def position(label: str) -> int:
+        return int(label) if label.isdecimal() and len(label) < 10 and int(label) < len(known) else -1
+
+    positions = all(position(label) >= 0 for table in tables if table.numbered for label in table.labels)
+    found = np.array(
+        [
+            position(label) if label not in named or (table.numbered and positions) else named[label]
+            for table in tables
+            for label in table.labels
+        ],
+        dtype=np.int64,
+    )
+    if found.min() < 0:
+        wrong = labels[int(np.flatnonzero(found < 0)[0])]
         raise DataError(f"{name}: the label {wrong!r} is not among the {len(known)} of {CLASSES}")
     return in_order(store, known, ids, found)
 
@@ -171,11 +188,15 @@ def parse_class_list(content: bytes, path: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Table:
-    """What is in a shard: of each picture its id, label, and offset and length in bytes (N, 2)."""
+    """What is in a shard: of each picture its id, label, and offset and length in bytes (N, 2).
+
+    numbered: whether labels are positions in a list of classes, as those of .cls files; else names, if they are any.
+    """
 
     ids: list[str]
     labels: list[str]
     spans: NDArray[np.int64]
+    numbered: bool = False
 
     def to_parquet(self) -> bytes:
         import pyarrow
@@ -183,7 +204,8 @@ class Table:
 
         columns = {"id": self.ids, "label": self.labels, "offset": self.spans[:, 0], "length": self.spans[:, 1]}
         stream = io.BytesIO()
-        pyarrow.parquet.write_table(pyarrow.table(columns), stream)
+        noted = {NUMBERED: b"1"} if self.numbered else {}
+        pyarrow.parquet.write_table(pyarrow.table(columns, metadata=noted), stream)
         return stream.getvalue()
 
     @classmethod
@@ -194,7 +216,8 @@ class Table:
             table = file.read()
         try:
             spans = np.column_stack([table["offset"].to_numpy(), table["length"].to_numpy()]).astype(np.int64)
-            return cls(table["id"].to_pylist(), table["label"].to_pylist(), spans)
+            numbered = NUMBERED in (table.schema.metadata or {})
+            return cls(table["id"].to_pylist(), table["label"].to_pylist(), spans, numbered)
         except KeyError as error:
             raise DataError(f"{path}: no column {error} in it: delete it, and it is made again") from error
 
@@ -237,6 +260,7 @@ def scan(file: BinaryIO, name: str) -> Table:
     """What is in a tar file. Raises DataError if it is damaged, or a picture has no label."""
     found: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, str] = {}
+    numbered = True
     end = 0
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -261,6 +285,7 @@ def scan(file: BinaryIO, name: str) -> Table:
                     label = _label(opened.read() if opened else b"", dot + extension, f"{name}/{member.name}")
                     if label is not None:
                         labels[key] = label
+                        numbered = numbered and extension == "cls"
             size = file.seek(0, os.SEEK_END)
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         if isinstance(error, DataError):
@@ -272,7 +297,7 @@ def scan(file: BinaryIO, name: str) -> Table:
     if bare is not None:
         raise DataError(f"{name}: {bare} has no label: expected a {', '.join(LABELS)} file beside it")
     spans = np.array([span[1:] for span in found.values()], dtype=np.int64).reshape(-1, 2)
-    return Table([one for one, _, _ in found.values()], [labels[key] for key in found], spans)
+    return Table([one for one, _, _ in found.values()], [labels[key] for key in found], spans, numbered)
 
 
 def _label(content: bytes, suffix: str, name: str) -> str | None:
@@ -299,7 +324,7 @@ def _index_of(file: str) -> Table:
         if end > size:
             raise DataError(f"{file}: truncated, {size:,} of at least {end:,} bytes: pack it again")
         return table
-    kept = cache_folder() / INDEX / f"{hashlib.sha256(f'{file} {size} {stamp}'.encode()).hexdigest()[:32]}.parquet"
+    kept = cache_folder() / INDEX / f"{hashlib.sha256(f'{file} {size} {stamp} 2'.encode()).hexdigest()[:32]}.parquet"
     if kept.is_file():
         return Table.from_parquet(kept.read_bytes(), str(kept))
     with _system(file).open(file, "rb") if is_address(file) else open(file, "rb") as opened:

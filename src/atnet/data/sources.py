@@ -146,9 +146,9 @@ def _open(source: str) -> dict[str, Pictures]:
         what = "no such folder or file" if not path.exists() else f"neither a folder nor a list ({kinds}) nor .tar"
         raise DataError(f"{source}: {what}{near}; give a folder of class folders, a list, tar shards, or 'digits'")
     if not _folder_of(data_root(path), "train") and not _folder_of(path, "val"):
-        tars = files_in(path, ".tar")
-        if tars and ((path / INDEX).is_dir() or not subfolders(path)):
-            return _open_tars(source, [str(tar) for tar in tars])
+        tars = _shards_in(path)
+        if tars:
+            return _open_tars(source, tars)
         tables = _tables_in(path)
         if tables:
             return _open_parquet(source, tables)
@@ -161,20 +161,23 @@ def _open_folders(root: Path) -> dict[str, Pictures]:
         raise DataError(
             f"{root}: {train.name} and {val.name} are the same folder, so validation would be of what is trained on"
         )
-    for part in (train, val):
-        if part is not None and files_in(part, ".tar"):
-            return {
-                name: open_shards(str(folder), [str(tar) for tar in files_in(folder, ".tar")])
-                for name, folder in (("train", train), ("val", val))
-                if folder is not None
-            }
     if train is None and val is None:
         return {"": open_folder(root)}
-    parts = {} if train is None else {"train": open_folder(train)}
-    if val is not None:
-        flat = open_flat_validation(root, val)
-        parts["val"] = flat if flat is not None else open_folder(val)
+    parts = {}
+    for name, part in (("train", train), ("val", val)):
+        if part is not None:
+            tars = _shards_in(part)
+            flat = open_flat_validation(root, part) if name == "val" and not tars else None
+            parts[name] = open_shards(str(part), tars) if tars else open_folder(part) if flat is None else flat
     return parts
+
+
+def _shards_in(folder: Path) -> list[str]:
+    """The tar shards in a folder; none where it has pictures or folders of them too, beside which a tar is a stray."""
+    tars = files_in(folder, ".tar")
+    if not (folder / INDEX).is_dir() and (subfolders(folder) or has_pictures(folder)):
+        return []
+    return [str(tar) for tar in tars]
 
 
 def _folder_of(root: Path, part: str) -> Path | None:

@@ -23,9 +23,10 @@ from atnet.deploy.onnx import OnnxNetwork
 from atnet.deploy.preprocessing import with_preprocessing
 from atnet.deploy.untrusted import OPSET
 from atnet.errors import ConfigError, DataError, WeightsError
+from atnet.files import require_new
 from atnet.measure.evaluate import open_validation
 from atnet.model.heads import answer, fuse
-from atnet.model.info import WeightsInfo, find_weights
+from atnet.model.info import HUB, WEIGHTS, WeightsInfo, find_weights
 from atnet.model.load import load, to_safetensors
 from atnet.progress import progress_bar, working
 
@@ -71,8 +72,7 @@ def export(
 ) -> Exported:
     """Writes weights as one file, class names and preprocessing in its metadata.
 
-    weights: a run, a folder or a safetensors file.  out: the file, model.onnx or model.safetensors beside the weights
-    if None.
+    weights: a run, a folder or a safetensors file.  out: the file; see `place_for` if None.
     to: onnx, which takes any batch and needs no torch; or safetensors.
     half: stored in 16 bits, computed in 32: half as large.
     preprocessing: of ONNX, the input is one picture of any size, uint8 (height, width, 3), RGB.
@@ -82,7 +82,7 @@ def export(
     Raises WeightsError if they do not agree, ConfigError if out exists or no pictures are known.
     """
     source = find_weights(weights)
-    path = place_for(source, out, to)
+    path = place_for(weights, source, out, to)
     if preprocessing and to != "onnx":
         raise ConfigError("--with-preprocessing makes steps of an ONNX graph: leave it out, or use --to onnx")
     model, info = load(source)
@@ -102,13 +102,21 @@ def export(
     return Exported(path=path, pictures=compared, difference=worst)
 
 
-def place_for(source: Path, out: str | Path | None, to: str) -> Path:
-    """The file to write, beside the weights if out is None. Raises ConfigError if it exists, or its folder does not."""
-    path = Path(out).expanduser() if out else source.with_name(f"model.{to}")
-    if path.exists():
-        raise ConfigError(f"{path}: exists; choose another --out")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path.parent}: no such folder")
+def place_for(weights: str | Path, source: Path, out: str | Path | None, to: str) -> Path:
+    """The file to write; if out is None, model.onnx or the like beside the weights.
+
+    Of weights that come with AT-Net or from the hub it has their name, and lies in the current folder.
+    source: the weights' file.  Raises ConfigError if the file to write exists, or its folder does not.
+    """
+    if out:
+        path = Path(out).expanduser()
+    elif source.parent.samefile(WEIGHTS):
+        path = Path(f"{source.stem}.{to}")
+    elif str(weights).startswith(HUB):
+        path = Path(f"{Path(weights).name.partition('@')[0]}.{to}")
+    else:
+        path = source.with_name(f"model.{to}")
+    require_new(path)
     return path
 
 

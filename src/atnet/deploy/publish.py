@@ -3,12 +3,10 @@
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 from torch import nn
 
 from atnet.deploy.card import write_card
+from atnet.deploy.folder import whole_folder
 from atnet.errors import ConfigError, HubError, WeightsError
 from atnet.files import write_whole
 from atnet.model.info import HASHES, HUB, MODEL, WEIGHTS, WeightsInfo, find_weights
@@ -81,7 +80,7 @@ def publish(
     if private:
         raise ConfigError(f"{to}: is a folder, as private as you keep it; --private is for the hub")
     path = Path(to).expanduser()
-    with _whole_folder(path) as folder:
+    with whole_folder(path) as folder:
         files = write(folder, path.resolve().name)
     return Published(where=str(path), address=str(path), files=files)
 
@@ -100,27 +99,6 @@ def hub_name(to: str | Path) -> str | None:
             raise ConfigError(f"{said}: on the hub a model is called {HUB}user/name")
         return None
     return None if said == name and Path(name).parent.exists() else name
-
-
-@contextmanager
-def _whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to write to, which gets its name when all is written; else nothing is left.
-
-    Raises ConfigError if there is something in it, or it cannot be written.
-    """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path}: exists and is not empty; choose another folder")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as place:
-            folder = Path(place, "folder")
-            folder.mkdir()
-            yield folder
-            if path.exists():
-                path.rmdir()
-            os.replace(folder, path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
 
 
 def _push(name: str, write: Callable[[Path, str], dict[str, int]], private: bool) -> Published:

@@ -12,12 +12,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx.shape_inference
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QDQQuantizer, QuantType, create_calibrator
+from scipy.special import softmax
 
 from atnet.config import make_config
 from atnet.data.pictures import Pictures
@@ -36,10 +38,11 @@ from atnet.deploy.export import (
 )
 from atnet.deploy.onnx import OnnxNetwork
 from atnet.errors import ConfigError, DataError, WeightsError
-from atnet.files import csv_table
+from atnet.files import csv_table, require_new
 from atnet.measure.bench import take_turns
 from atnet.measure.evaluate import open_validation
 from atnet.measure.record import CONFIG
+from atnet.measure.trust import TRUST, fit_trust
 from atnet.model.info import WeightsInfo, find_weights
 from atnet.model.load import load
 from atnet.progress import progress_bar
@@ -104,7 +107,8 @@ def quantize(
 ) -> Quantized:
     """Writes weights as an ONNX file in 8 bits, what stays in float in 16, and a report beside it.
 
-    weights: a run, a folder or a safetensors file.  out: the file, model.int8.onnx beside the weights if None.
+    weights: a run, a folder or a safetensors file.  out: the file, ending in int8.onnx and where `place_for` says if
+    None.
     max_drop: points of top-1 that it may have less than fp32.
     preprocessing, licence: as for `export`.
     data: a folder of class folders, the run's own pictures if None. Its validation part is measured on, its training
@@ -115,8 +119,10 @@ def quantize(
     if not 0 <= max_drop <= 100:
         raise ConfigError(f"--max-drop {max_drop:g} is out of range: use 0 to 100, points of top-1")
     source = find_weights(weights)
-    path = place_for(source, out, "int8.onnx")
-    report, picture = (place_for(source, path.with_suffix(suffix), "") for suffix in (".csv", ".png"))
+    path = place_for(weights, source, out, "int8.onnx")
+    report, picture = path.with_suffix(".csv"), path.with_suffix(".png")
+    require_new(report)
+    require_new(picture)
     model, info = load(source)
     pictures = open_validation(source, data).relabel(info.classes)
     told = describe(model, info, source, licence, "int8, and float16 where float")
@@ -134,7 +140,8 @@ def quantize(
         kept: list[str] = []
         while True:
             name = f"and {kept[-1]} in float" if kept else "int8"
-            trials.append(exam.take(name, maker.make(made, costs.keys() - kept), kept))
+            small = maker.make(made, costs.keys() - kept)
+            trials.append(exam.take(name, small, kept))
             if trials[-1].top1 >= least:
                 break
             kept.append(list(costs)[len(kept)])
@@ -148,7 +155,7 @@ def quantize(
             "top1": trials[-1].top1, "top1_fp32": trials[0].top1, "agreement": trials[-1].agreement,
             "pictures": exam.count, "float": kept,
         }  # fmt: skip
-        told = dataclasses.replace(told, facts=told.facts | {"int8": facts})
+        told = dataclasses.replace(told, facts=told.facts | {"int8": facts, TRUST: exam.trust(small)})
         final = finish_onnx(made, of_onnx(told, preprocessing), False, preprocessing)
         if preprocessing and exam.score(final)[0] < least:
             raise WeightsError(
@@ -245,7 +252,7 @@ class _Exam:
 
     def __init__(self, whole: OnnxNetwork, pictures: Pictures) -> None:
         self.whole, self.pictures = whole, pictures
-        self.expected = self._labels(whole)
+        self.expected, _ = self._answers(whole)
         self.count = int((self.expected != UNREAD).sum())
         if not self.count:
             raise DataError(f"{pictures.store.name}: none of {len(pictures):,} pictures to measure on can be read")
@@ -268,19 +275,26 @@ class _Exam:
 
     def score(self, network: OnnxNetwork) -> tuple[float, float]:
         """Top-1, and the answers that are those of fp32, percent."""
-        found = self._labels(network)
+        found, _ = self._answers(network)
         read = found != UNREAD
         right, same = (found[read] == other[read] for other in (self.pictures.labels, self.expected))
         return 100 * float(right.mean()), 100 * float(same.mean())
 
-    def _labels(self, network: OnnxNetwork) -> NDArray[np.int64]:
-        """The network's answers, from the bytes of the pictures."""
+    def trust(self, network: OnnxNetwork) -> dict[str, Any]:
+        """How sure its answers have to be, see `fit_trust`: they are not as sure as those of fp32."""
+        found, sure = self._answers(network)
+        read = found != UNREAD
+        return fit_trust(sure[read], found[read] == self.pictures.labels[read])
 
-        def label(i: int) -> int:
+    def _answers(self, network: OnnxNetwork) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The network's labels, from the bytes of the pictures, and their probabilities."""
+
+        def label(i: int) -> tuple[int, float]:
             try:
-                return int(network.answer(self.pictures.read(i))[0].argmax())
+                shares = softmax(network.answer(self.pictures.read(i))[0])
             except DataError:
-                return UNREAD
+                return UNREAD, 0.0
+            return int(shares.argmax()), float(shares.max())
 
         found = []
         count = len(self.pictures)
@@ -288,7 +302,7 @@ class _Exam:
             for one in pool.map(label, range(count)):
                 found.append(one)
                 advance(1)
-        return np.array(found)
+        return np.array([label for label, _ in found]), np.array([share for _, share in found])
 
 
 def _parts(graph: onnx.GraphProto) -> dict[str, list[str]]:

@@ -83,8 +83,9 @@ class Limits:
     def settled(self) -> "Limits":
         """With numbers for what depends on the machine."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        values = asdict(self) | {"decoders": self.decoders or cores, "threads": self.threads or max(cores // 2, 1)}
-        return Limits(**values)
+        suiting = {"decoders": cores, "threads": max(cores // 2, 1)}
+        chosen = {name: getattr(self, name) or min(count, _RANGES[name][1]) for name, count in suiting.items()}
+        return Limits(**asdict(self) | chosen)
 
 
 class RefusedError(Exception):

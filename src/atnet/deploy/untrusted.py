@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import onnx
+import onnx.defs
 import onnx.shape_inference
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto
@@ -33,6 +34,14 @@ COSTLY = 100
 SMALL = 1024
 """Numbers in a tensor up to which it may be a shape, so that they matter for sizes."""
 
+MAX_TOLD = 200_000
+"""Of axes of all tensors, and of whole numbers that sizes are made of: telling the sizes holds them all."""
+
+UNTOLD = 1e18
+"""More than this is called this much."""
+
+_TYPES = frozenset(onnx.helper.get_all_tensor_dtypes()) - {TensorProto.STRING}
+_WHOLE = (TensorProto.INT64, TensorProto.INT32)
 _PLAIN = {
     AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING, AttributeProto.TENSOR, AttributeProto.FLOATS,
     AttributeProto.INTS, AttributeProto.STRINGS,
@@ -48,6 +57,8 @@ _KNOWN = """
     Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Trilu Unsqueeze Where Xor
 """
 _OPERATIONS = frozenset(_KNOWN.split())
+_FOLLOWED = {"Add", "Cast", "Concat", "Gather", "Mul", "Slice", "Squeeze", "Sub", "Unsqueeze"}
+"""Of their whole numbers ONNX tells those that they make, as of Shape and Size."""
 
 
 def require_harmless(content: bytes, path: Path, batch: int = 1) -> None:
@@ -86,6 +97,8 @@ def _require_modest(model: onnx.ModelProto, info: WeightsInfo, path: Path, batch
     del graph.value_info[:]
     constants = {tensor.name for tensor in graph.initializer}
     _drop_numbers(graph)
+    if _told(graph) > MAX_TOLD:
+        raise WeightsError(f"{path}: more than {MAX_TOLD:,} numbers may come together in its shapes: it is not run")
     try:
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
     except Exception as error:  # of several kinds, that have no base of their own
@@ -104,11 +117,13 @@ def _require_modest(model: onnx.ModelProto, info: WeightsInfo, path: Path, batch
         graph, constants | outputs, {name: math.prod(shape) * widths[name] for name, shape in shapes.items()}
     )
     if held > MAX_MEGABYTES * 1e6 * batch:
-        raise WeightsError(f"{path}: needs {held / 1e6:,.0f} MB beside its weights, more than {MAX_MEGABYTES} MB")
+        megabytes = min(held, UNTOLD) / 1e6
+        raise WeightsError(f"{path}: needs {megabytes:,.0f} MB beside its weights, more than {MAX_MEGABYTES} MB")
     operations = sum(_operations(node, shapes) for node in graph.node)
     if operations > MAX_OPERATIONS * batch:
         raise WeightsError(
-            f"{path}: needs {operations / 1e9:,.0f} billion operations a run, more than {MAX_OPERATIONS / 1e9:,.0f}"
+            f"{path}: needs {min(operations, UNTOLD) / 1e9:,.0f} billion operations a run, "
+            f"more than {MAX_OPERATIONS / 1e9:,.0f}"
         )
 
 
@@ -129,6 +144,9 @@ def _strange(model: onnx.ModelProto) -> str:
     for node in graph.node:
         if node.domain not in ("", "ai.onnx") or node.op_type not in _OPERATIONS:
             return f"the operation {'.'.join(filter(None, (node.domain, node.op_type)))!r}"
+        schema = onnx.defs.get_schema(node.op_type, OPSET)
+        if not schema.min_input <= len(node.input) <= schema.max_input:
+            return f"an operation {node.op_type} on {len(node.input)} tensors"
         for attribute in node.attribute:
             if attribute.type not in _PLAIN or attribute.ref_attr_name:
                 return f"a graph or the like inside the operation {node.op_type}"
@@ -136,21 +154,27 @@ def _strange(model: onnx.ModelProto) -> str:
                 tensors.append(attribute.t)
     if any(tensor.data_location or tensor.external_data for tensor in tensors):
         return "tensors that lie in other files"
-    if any(tensor.data_type == TensorProto.STRING or min(tensor.dims, default=1) < 0 for tensor in tensors):
-        return "tensors of text, or of no size"
-    names = [
-        graph.input[0].name,
-        *(one.name for one in graph.initializer),
-        *(n for one in graph.node for n in one.output if n),
-    ]
-    return "a name twice" if len(set(names)) != len(names) else ""
+    if any(tensor.data_type not in _TYPES or min(tensor.dims, default=1) < 0 for tensor in tensors):
+        return "tensors of text, of an unknown type or of no size"
+    names = [graph.input[0].name, *(one.name for one in graph.initializer)]
+    made = set(names)
+    for node in graph.node:
+        missing = [name for name in node.input if name and name not in made]
+        if missing:
+            return f"an operation {node.op_type} on {missing[0]!r}, which nothing before it makes"
+        names += filter(None, node.output)
+        made.update(node.output)
+    missing = [name for name in outputs if name not in made]
+    if missing:
+        return f"an output {missing[0]!r} that nothing makes"
+    return "a name twice" if len(made - {""}) != len(names) else ""
 
 
 def _drop_numbers(graph: onnx.GraphProto) -> None:
     """Makes inputs, which have a size and no numbers, of all tensors but the small whole ones."""
     kept = [
         one for one in graph.initializer
-        if one.data_type in (TensorProto.INT64, TensorProto.INT32) and math.prod(one.dims) <= SMALL
+        if one.data_type in _WHOLE and math.prod(one.dims) <= SMALL
     ]  # fmt: skip
     known = {one.name for one in kept}
     for tensor in graph.initializer:
@@ -160,13 +184,58 @@ def _drop_numbers(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(kept)
 
 
+def _told(graph: onnx.GraphProto) -> int:
+    """At most so much is held while sizes are told, as MAX_TOLD counts it."""
+    axes = {one.name: len(one.type.tensor_type.shape.dim) for one in graph.input}
+    axes |= {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+    numbers = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+    told = 0
+    for node in graph.node:
+        given = [axes[name] for name in node.input if name]
+        known = [numbers[name] for name in node.input if name in numbers]
+        most, count = max([2, *given]), 0
+        if node.op_type == "Constant":
+            most, count = _of_constant(node)
+        elif node.op_type in ("Gather", "GatherND"):
+            most = max(2, sum(given))
+        elif node.op_type == "Unsqueeze":
+            most += numbers.get(node.input[-1], SMALL)
+        elif node.op_type in ("ConstantOfShape", "Reshape"):
+            most = numbers.get(node.input[-1], SMALL)
+        elif node.op_type == "Expand":
+            most = max(most, numbers.get(node.input[-1], SMALL))
+        elif node.op_type in ("Shape", "Size"):
+            count = most
+        if node.op_type in _FOLLOWED and node.input[0] in numbers:
+            count = sum(known) if node.op_type == "Concat" else max(known)
+        for name in filter(None, node.output):
+            axes[name] = most
+            if count:
+                numbers[name] = count
+            told += most + count
+    return told
+
+
+def _of_constant(node: onnx.NodeProto) -> tuple[int, int]:
+    """Axes of a constant, and how many whole numbers it has, at most."""
+    axes, numbers = 1, 0
+    for one in node.attribute:
+        if one.type == AttributeProto.TENSOR:
+            axes = max(axes, len(one.t.dims))
+            numbers += math.prod(one.t.dims) * (one.t.data_type in _WHOLE)
+        else:
+            numbers += len(one.ints) + (one.type == AttributeProto.INT)
+    return axes, numbers
+
+
 def _sizes(graph: onnx.GraphProto) -> tuple[dict[str, list[int]], dict[str, int]]:
     """Shape and bytes a number of each tensor whose shape is known."""
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         kind = value.type.tensor_type
-        if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
+        known = kind.elem_type in _TYPES and kind.HasField("shape")
+        if known and all(dim.HasField("dim_value") for dim in kind.shape.dim):
             shapes[value.name] = [dim.dim_value for dim in kind.shape.dim]
             types[value.name] = kind.elem_type
     return shapes, {name: onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize for name, kind in types.items()}

@@ -3,9 +3,7 @@
 import gzip
 import json
 import math
-import os
 import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -14,9 +12,9 @@ import onnx
 
 from atnet.data.classes import printable
 from atnet.data.decode import MAX_ASPECT, MAX_BYTES, MAX_PIXELS
+from atnet.deploy.folder import whole_folder
 from atnet.deploy.onnx import OnnxNetwork
 from atnet.deploy.runtime import find_runtime
-from atnet.errors import ConfigError
 from atnet.model.info import WeightsInfo
 from atnet.model.sizes import layout_of
 from atnet.prediction import weights_to_ask
@@ -42,17 +40,14 @@ def write_web(out: str | Path, weights: str | Path | None = None, *, data: str |
     weights: an ONNX file of `atnet export`, taken as it is; or a run, a folder or a safetensors file, which is exported
     with numbers of 16 bits; None: see `weights_to_ask`.
     data: a folder of class folders to check that export on, the run's validation pictures if None.
-    Raises ConfigError if there is something in out or the installation lacks what runs the network in the browser,
-    WeightsError on unusable weights.
+    Raises ConfigError if there is something in out, it cannot be written, or the installation lacks what runs the
+    network in the browser; WeightsError on unusable weights.
     """
     path = Path(out).expanduser()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path}: exists and is not empty; choose another folder")
     runtime = find_runtime()
     source = weights_to_ask(weights)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as place:
-        page = Path(shutil.copytree(PAGE, Path(place, "page")))
+    with whole_folder(path) as page:
+        shutil.copytree(PAGE, page, dirs_exist_ok=True)
         model = page / "model.onnx"
         if source.suffix == ".onnx":
             network = OnnxNetwork(source)
@@ -72,9 +67,6 @@ def write_web(out: str | Path, weights: str | Path | None = None, *, data: str |
         shutil.copy(str(files("onnxruntime") / "ThirdPartyNotices.txt"), page / RUNTIME)
         sizes = {file: file.stat().st_size for file in page.rglob("*") if file.is_file()}
         compressed = sum(len(gzip.compress(file.read_bytes(), 6)) for file in loaded)
-        if path.exists():
-            path.rmdir()
-        os.replace(page, path)
     return Web(
         path=path, classes=len(info.classes), size=info.preprocess.size, bytes=sum(sizes.values()), loaded=compressed
     )

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -104,7 +105,8 @@ class Worker:
     def close(self) -> None:
         assert self._process.stdin
         assert self._process.stdout
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # of a process that was killed; what was not sent is dropped
+            self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
         self._said.close()
@@ -164,7 +166,7 @@ def bench(
     passes = 3 if engine == "train" else 1  # forward, and the gradients of inputs and of weights
     timings = []
     for name, worker in workers.items():
-        cost = cost_of(name, size)
+        cost = cost_of(name, size, deployed=engine != "train")
         every = [run for times in worker.rounds for run in times]
         ratios = [ours / theirs for ours, theirs in zip(medians[name], medians[base], strict=True)]
         median = statistics.median(every)

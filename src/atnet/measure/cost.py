@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from atnet.model.load import classifier_parameters, create_classifier
+from atnet.model.load import classifier_parameters, create_classifier, create_deployed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +20,15 @@ class Cost:
 
 
 @cache
-def cost_of(model: str, size: int) -> Cost:
-    """The cost of an AT-Net size or a timm architecture at size x size. Raises ConfigError if it cannot be built."""
+def cost_of(model: str, size: int, deployed: bool = False) -> Cost:
+    """The cost of an AT-Net size or a timm architecture at size x size.
+
+    deployed: as people deploy it, see `create_deployed`, instead of as it is trained.
+    Raises ConfigError if it cannot be built.
+    """
     with torch.device("meta"):
-        network = create_classifier(model, classes=1000, size=size).eval()
+        network = create_deployed(model, size=size) if deployed else create_classifier(model, classes=1000, size=size)
+    network.eval()
     heads = classifier_parameters(network)
     return Cost(
         parameters=sum(p.numel() for p in network.parameters()),

@@ -2,31 +2,43 @@
 
 import csv
 import datetime
+import errno
 import io
 import json
 import logging
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import yaml
 
 from atnet.config import Config, make_config, read_yaml, to_yaml
 from atnet.data.classes import spreadsheet_names, spreadsheet_safe
+from atnet.data.pack import BAD_FILES
 from atnet.data.pictures import Pictures
 from atnet.errors import ConfigError
 from atnet.files import csv_table, did_you_mean, resolve_run, write_whole
 from atnet.measure.metrics import Scores
 from atnet.system import process_peak_mb, processor
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 CONFIG, ENVIRONMENT, METRICS, RECORD = "config.yaml", "environment.yaml", "metrics.csv", "record.json"
-PREDICTIONS, CHECKPOINTS = "predictions.csv", "checkpoints"
+PREDICTIONS, CHECKPOINTS, LOCK = "predictions.csv", "checkpoints", ".lock"
+BEGINNING = {CONFIG, ENVIRONMENT, CHECKPOINTS, BAD_FILES, "samples.png"}
+"""What a run has before its first checkpoint."""
 log = logging.getLogger("atnet")
 
 LAST_RUN = Path("runs") / "last"
@@ -43,6 +55,8 @@ def new_run(config: Config, out: str | Path | None) -> Path:
     run = Path(out).expanduser() if out else Path("runs") / f"{now:%Y%m%d-%H%M%S}-{config.model}"
     if run.name == LAST_RUN.name:
         raise ConfigError(f"{run}: {LAST_RUN} points to the newest run, so no run is called so; choose another --out")
+    if run.is_dir() and not in_use(run):
+        discard_unsaved(run)
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         unfinished = checkpoints(run) and not (run / RECORD).exists()
         remedy = f"go on with --resume {run}" if unfinished else "choose another --out"
@@ -61,13 +75,52 @@ def new_run(config: Config, out: str | Path | None) -> Path:
 
 def discard_unsaved(run: Path) -> None:
     """Removes a run's folder if it ended before anything of it was saved, so that the same command can be repeated."""
-    if checkpoints(run):
-        return
-    for name in (CONFIG, ENVIRONMENT, "samples.png"):
-        (run / name).unlink(missing_ok=True)
-    for folder in (run / CHECKPOINTS, run):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+    names = {path.name for path in run.iterdir()} if run.is_dir() else set()
+    if {CONFIG, ENVIRONMENT} <= names <= BEGINNING and not checkpoints(run):
+        shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
+        for path in run.iterdir():
+            path.unlink()
+        run.rmdir()
+
+
+@contextmanager
+def holding(run: Path) -> Iterator[None]:
+    """Keeps the run for this process, so that no other one goes on with it meanwhile; however it ends, it is let go.
+
+    Raises ConfigError if another process has it.  Where files cannot be locked (Windows, some disks of a network), it
+    is not kept.
+    """
+    place = run / CHECKPOINTS / LOCK
+    try:
+        place.parent.mkdir(exist_ok=True)
+        file = place.open("ab")
+    except OSError as error:
+        raise ConfigError(
+            f"{run}: cannot be written ({error.strerror}); free its disk, or choose another --out"
+        ) from error
+    with file:
+        if not _lock(file):
+            raise ConfigError(f"{run}: another process trains it now; wait for it, or begin a run with another --out")
+        yield
+
+
+def in_use(run: Path) -> bool:
+    """Whether another process holds the run."""
+    try:
+        with (run / CHECKPOINTS / LOCK).open("r+b") as file:
+            return not _lock(file)
+    except OSError:
+        return False
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Whether the file is this process's now. A record lock: unlike flock's, loader processes do not inherit it."""
+    if fcntl is not None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -173,10 +226,9 @@ def write_metrics(run: Path, rows: list[dict[str, Any]]) -> None:
 
 def read_predictions(run: Path) -> list[dict[str, str]]:
     """What the run's network said of each validation picture, one row a picture."""
-    path = run / PREDICTIONS
-    if not path.is_file():
+    if not (run / PREDICTIONS).is_file():
         raise ConfigError(f"{run}: no {PREDICTIONS} in it: a run has one when it is finished")
-    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+    return read_rows(run / PREDICTIONS)
 
 
 def write_predictions(run: Path, pictures: Pictures, scores: Scores) -> None:

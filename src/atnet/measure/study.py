@@ -4,6 +4,7 @@ Either variants, of one model or of several, each run on every seed; or factors,
 fractional factorial: a factor's effect is the mean of the half of the runs where it is on, less that of the other half.
 """
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -28,6 +29,8 @@ from atnet.training.loop import resume_run, train
 log = logging.getLogger("atnet")
 
 KEYS = ("recipe", "options", "seeds", "models", "variants", "factors", "runs")
+UNRELATED = {"model", "data.source", "data.workers", "device", "threads"}
+"""Options that may be others where a record is made again."""
 Result = tuple["Trial", dict[str, Any]]
 """A trial and the record of its run."""
 
@@ -148,6 +151,8 @@ def run_study(study: Study, out: Path, shard: tuple[int, int] = (1, 1)) -> Itera
     shard: (2, 3) is every third trial from the second on, for one of three processes side by side.
     """
     out.mkdir(parents=True, exist_ok=True)
+    for trial, record in read_results(study, out):
+        _require_made_by(study, trial, record, out / f"{trial.key}.json")
     first, step = shard
     for trial in study.trials[first - 1 :: step]:
         path, run = out / f"{trial.key}.json", Path("runs") / out.name / trial.key
@@ -155,6 +160,31 @@ def run_study(study: Study, out: Path, shard: tuple[int, int] = (1, 1)) -> Itera
             log.info("\n%s, %d of %d", trial.key, study.trials.index(trial) + 1, len(study.trials))
             publish_record(path, record_of(run, study.recipe, **trial.options))
         yield trial, json.loads(path.read_text(encoding="utf-8"))
+
+
+def _require_made_by(study: Study, trial: Trial, record: dict[str, Any], path: Path) -> None:
+    """Raises ConfigError if a record was made with other settings than the study gives the trial now.
+
+    Only what both know of is compared, and a network by its parameters: a name may mean another layout by now.
+    """
+    config = make_config(study.recipe, **trial.options)
+    wanted, had = _settings(dataclasses.asdict(config)), _settings(record["config"])
+    wanted["parameters"] = cost_of(config.model, config.data.size).parameters_without_classifier
+    had["parameters"] = record.get("parameters_without_classifier")
+    for name in wanted.keys() & had.keys() - UNRELATED:
+        if (wanted[name] or None) != (had[name] or None):
+            raise ConfigError(
+                f"{path}: made with {name} {had[name]!r}, and the study has {wanted[name]!r} now; "
+                "delete it to train the trial again, or choose another --out"
+            )
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Its options by their full names, as JSON has them."""
+    flat: dict[str, Any] = {}
+    for name, value in json.loads(json.dumps(config)).items():
+        flat |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def record_of(run: Path, recipe: Path, **options: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The published table, from the records under results/: no figure is typed by hand."""
 
 import json
+import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -150,7 +151,7 @@ def write_table(results: Results, readme: Path, picture: Path) -> None:
     """Puts the table, and below it the picture that is to be there, between the markers in readme."""
     body = make_table(results)
     if results:
-        body += f"\n![Top-1 over parameters]({picture.relative_to(readme.parent).as_posix()})\n"
+        body += f"\n![Top-1 over parameters]({Path(os.path.relpath(picture, readme.parent)).as_posix()})\n"
     replace_between(readme, BEGIN, END, body)
 
 

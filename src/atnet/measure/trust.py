@@ -1,7 +1,8 @@
 """When to ask a person: how sure an answer has to be for an accuracy that is asked for. Free of torch.
 
 Fitted on held-out pictures when weights are saved, and stored with them. Source: Geifman & El-Yaniv 2017, "Selective
-Classification for Deep Neural Networks", whose bound on the risk this is, at the risk of one in twenty.
+Classification for Deep Neural Networks", without its correction for choosing among many thresholds: of a network whose
+confidence tells right from wrong one promise in twenty breaks, of one whose confidence tells nothing more (LOG.md).
 """
 
 from typing import Any
@@ -28,7 +29,7 @@ def fit_trust(confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_])
 
     confidence: probability of each answer, 0 to 1; of several heads the mean, (N,).  correct: whether each is right.
     An accuracy counts as held by n answers if one that is lower would show so many right ones with a probability of
-    DOUBT at most (Clopper & Pearson 1934); levels that none hold are left out.
+    DOUBT at most (Clopper & Pearson 1934), each n by itself; levels that none hold are left out.
     """
     order = np.argsort(-confidence, kind="stable")
     sure, right = confidence[order], np.cumsum(correct[order])

@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.layers import get_device_dtype
+from timm.layers import calculate_drop_path_rates, get_device_dtype
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from atnet.model.blocks import ConvMix, Squeeze, Stage, TransMix, drop_path_rates, initialise, make_stem
+from atnet.model.blocks import ConvMix, Squeeze, Stage, TransMix, initialise, make_stem
 from atnet.model.heads import Adapters, fuse
 
 POOLS = ("token", "avg", "both", "")
@@ -82,7 +82,7 @@ class ATNet(nn.Module):
         self.decision_heads = decision_heads
         self.separate_heads = False
         self.has_tokens = True  # until pruned before the encoder
-        rates = drop_path_rates(drop_path_rate, conv_mix + late_mix + trans_mix)
+        rates = calculate_drop_path_rates(drop_path_rate, conv_mix + late_mix + trans_mix)
 
         self.stem = make_stem(stem, in_chans, conv_dim, patch, **factory)
         self.conv_mix = Stage(

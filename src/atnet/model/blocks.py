@@ -351,8 +351,3 @@ def initialise(module: nn.Module) -> None:
     elif isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
-
-
-def drop_path_rates(rate: float, count: int) -> list[float]:
-    """Stochastic depth grows linearly from 0 to rate. Source: Huang et al. 2016."""
-    return torch.linspace(0, rate, count, device="cpu").tolist() if count else []

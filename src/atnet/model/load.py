@@ -76,7 +76,7 @@ def create_classifier(
         options["img_size"] = size
     try:
         return create_model(name, num_classes=classes, **options)
-    except (TypeError, AssertionError, ValueError) as error:
+    except (TypeError, AssertionError, ValueError, ZeroDivisionError, RuntimeError) as error:
         chosen = ", ".join(f"{option}={value}" for option, value in options.items()) or "these options"
         raise ConfigError(f"{name} cannot be built with {chosen}: {error}") from error
 
@@ -89,7 +89,10 @@ def create_deployed(name: str, *, size: int) -> nn.Module:
 
 def classifier_parameters(model: nn.Module) -> set[int]:
     """The ids of the parameters of a timm model's classifier, or classifiers."""
-    heads = model.get_classifier()  # type: ignore[operator]
+    try:
+        heads = model.get_classifier()  # type: ignore[operator]
+    except AttributeError:  # timm's SHViT and EfficientViT look inside of a head that is one layer when deployed
+        heads = model.head
     heads = heads if isinstance(heads, tuple | list) else (heads,)
     return {id(p) for head in heads for p in head.parameters()}
 

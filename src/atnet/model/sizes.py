@@ -3,7 +3,7 @@
 import difflib
 import re
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from atnet.errors import ConfigError
 
@@ -15,6 +15,7 @@ LARGEST_IMAGE = 2048
 """Pixels of a side."""
 
 _REPEATED = ("conv_mix", "trans_mix", "early_mix", "late_mix", "decision_heads")
+_AT_LEAST_ONE = ("patch", "conv_dim", "dim", "heads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,7 @@ def split_name(name: str) -> tuple[str, dict[str, Any]]:
             near = difflib.get_close_matches(field, fields, 1) or [", ".join(fields)]
             raise ConfigError(f"{name}: {change!r} changes nothing of a layout; as {base}+kernel=5: {near[0]}")
         try:
-            found[field] = _converted(value, fields[field], DEEPEST if field in _REPEATED else LARGEST)
+            found[field] = _converted(value, field, fields[field])
         except ValueError as error:
             raise ConfigError(f"{name}: {change!r}: {error}; {base} has {field}={fields[field]}") from error
     return base, found
@@ -155,19 +156,23 @@ def layout_of(name: str) -> Size | None:
     return replace(size, **changes) if size else None
 
 
-def _converted(value: str, like: Any, most: int) -> Any:
-    """The value in the type of the one it replaces. Raises ValueError if it is none."""
+def _converted(value: str, field: str, like: Any) -> Any:
+    """The value in the type of the field's, which it replaces. Raises ValueError if the field cannot have it."""
+    choices = {str(choice): choice for choice in get_args(get_type_hints(Size)[field])}
+    least, most = int(field in _AT_LEAST_ONE), DEEPEST if field in _REPEATED else LARGEST
+    if choices:
+        if value not in choices:
+            raise ValueError(f"none of {', '.join(choices)}")
+        return choices[value]
     if isinstance(like, bool):
         if value not in ("true", "false"):
             raise ValueError("neither true nor false")
         return value == "true"
     if isinstance(like, int):
-        if not value.isdecimal() or int(value) > most:
-            raise ValueError(f"no whole number from 0 to {most:,}")
+        if not value.isdecimal() or not least <= int(value) <= most:
+            raise ValueError(f"no whole number from {least} to {most:,}")
         return int(value)
-    if isinstance(like, float):
-        number = float(value)
-        if not 0 < number <= most:
-            raise ValueError(f"no number above 0, up to {most:,}")
-        return number
-    return value
+    number = float(value)
+    if not 0 < number <= most:
+        raise ValueError(f"no number above 0, up to {most:,}")
+    return number

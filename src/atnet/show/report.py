@@ -15,6 +15,7 @@ from PIL import Image
 from atnet.config import make_config, read_yaml, to_yaml
 from atnet.data.classes import display_names, printable, spreadsheet_names, spreadsheet_safe
 from atnet.errors import AtnetError, ConfigError, DataError
+from atnet.files import require_new
 from atnet.measure.evaluate import open_validation
 from atnet.measure.fitting import describe_fit
 from atnet.measure.metrics import Calibration, Scores, calibration
@@ -49,8 +50,8 @@ def write_report(where: str | Path, out: str | Path | None = None) -> Path:
     """
     run, record = read_record(where)
     path = Path(out).expanduser() if out else run / REPORT
-    if out and path.exists():
-        raise ConfigError(f"{path}: exists; choose another --out")
+    if out:
+        require_new(path)
     write_page(path, REPORT, **_contents(run, record))
     return path
 

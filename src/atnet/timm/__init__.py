@@ -69,7 +69,7 @@ default_cfgs = generate_default_cfgs(
 
 def _add_shipped() -> None:
     """What comes with AT-Net is a tag of its size. Without the tag a size stays as it is: 1000 classes, no weights."""
-    for path in sorted(WEIGHTS.glob("*.safetensors")):
+    for path in sorted(WEIGHTS.glob("[!.]*.*.safetensors")):
         size, _, tag = path.stem.partition(".")
         with safe_open(path, "pt") as opened:
             info = WeightsInfo.from_metadata(opened.metadata(), path)

@@ -39,9 +39,8 @@ def save_checkpoint(run: Path, state: dict[str, Any], keep: int) -> Path:
     write_whole(path, content.getbuffer())
     others = [other for other in checkpoints(run) if other != path]
     older = [other for other in others if other.name < path.name]
-    for other in set(others) - set(
-        older[: keep - 1]
-    ):  # newer ones are damaged, or the run would have gone on from them
+    # Newer ones are damaged, or the run would have gone on from them; unfinished ones are of a process that was killed.
+    for other in {*others, *path.parent.glob("*.tmp")} - set(older[: keep - 1]):
         other.unlink()
     return path
 

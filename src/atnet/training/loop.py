@@ -7,6 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,13 @@ from atnet.files import resolve_run, write_whole
 from atnet.measure.evaluate import score_together, scored
 from atnet.measure.metrics import Scores, together
 from atnet.measure.record import (
-    CONFIG,
     ENVIRONMENT,
     LAST_RUN,
     RECORD,
     checkpoints,
     discard_unsaved,
+    holding,
+    in_use,
     new_run,
     note_resumption,
     open_run,
@@ -103,6 +105,8 @@ def train_config(
     config: Config, *, out: str | Path | None = None, time_budget: datetime.timedelta | None = None
 ) -> Run:
     """Trains as the configuration says."""
+    if time_budget is not None and ranks.several():
+        raise ConfigError("--time-budget measures one process, not several: give --epochs; `atnet plan` says what fits")
     with ranks.group():
         config = settle(config)
         if time_budget is not None:
@@ -114,7 +118,9 @@ def train_config(
         state = State(config)
         if config.weights:
             state.start_from_weights()
-        return _fit(state, ranks.led(lambda: new_run(config, out)))
+        run = ranks.led(lambda: new_run(config, out))
+        with _held(run):
+            return _fit(state, run)
 
 
 def resume_run(where: str | Path) -> Run:
@@ -126,25 +132,34 @@ def resume_run(where: str | Path) -> Run:
 def _resume(run: Path) -> Run:
     run = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
     config = ranks.led(lambda: open_run(run))
-    checkpoint = ranks.led(lambda: load_checkpoint(run))
-    if checkpoint["epoch"] >= config.epochs and (run / RECORD).exists():
-        raise ConfigError(f"{run}: all {config.epochs} epochs are done; nothing is left to resume")
-    state = State(config)
-    state.restore(checkpoint)
-    if ranks.rank() == 0:
-        note_resumption(run)
-    return _fit(state, run)
+    with _held(run):
+        checkpoint = ranks.led(lambda: load_checkpoint(run))
+        if checkpoint["epoch"] >= config.epochs and (run / RECORD).exists():
+            raise ConfigError(f"{run}: all {config.epochs} epochs are done; nothing is left to resume")
+        state = State(config)
+        state.restore(checkpoint)
+        if ranks.rank() == 0:
+            note_resumption(run)
+        return _fit(state, run)
+
+
+@contextmanager
+def _held(run: Path) -> Iterator[None]:
+    """The first process holds the run for all."""
+    with contextlib.ExitStack() as held:
+        ranks.led(lambda: held.enter_context(holding(run)))
+        yield
 
 
 def unfinished_run(config: Config, out: str | Path | None = None) -> Path | None:
     """The run of a settled configuration that can be gone on with: `out`, or else the newest; None if it is none."""
     run = Path(out).expanduser() if out else resolve_run(LAST_RUN).resolve()
-    if not (run / CONFIG).is_file() or (run / RECORD).exists() or open_run(run) != config:
+    if (run / RECORD).exists() or not checkpoints(run) or in_use(run):
         return None
-    if not checkpoints(run):  # it died before there was one
-        discard_unsaved(run)
+    try:
+        return run if open_run(run) == config else None
+    except ConfigError:  # of another version, or damaged: none of this command's
         return None
-    return run
 
 
 def _fit(state: State, run: Path) -> Run:
@@ -187,7 +202,8 @@ def _fit(state: State, run: Path) -> Run:
             keep_freed_memory(state.device, keep=False)
     record = _record(state, run, scores, rows) if ranks.rank() == 0 else {}
     if ranks.rank() == 0:
-        _write_results(state, run, scores, record)
+        with _naming_full_disk(run):
+            _write_results(state, run, scores, record)
     return Run(folder=run, record=ranks.told(record))
 
 

@@ -86,17 +86,12 @@ def make_optimizers(
         groups = by_layer(model, [decayed, others], optim.layer_decay)
         return [torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)]
     left = classifier_parameters(model)
-    if not optim.depthwise:
-        left |= {id(m.weight) for m in model.modules() if getattr(m, "groups", 1) > 1 and hasattr(m, "weight")}
+    left |= {id(m.weight) for m in model.modules() if getattr(m, "groups", 1) > 1 and hasattr(m, "weight")}
     mixing = [p for p in decayed["params"] if id(p) not in left]
     decayed["params"] = [p for p in decayed["params"] if id(p) in left]
     matrices = by_layer(model, [{"params": mixing, "weight_decay": optim.weight_decay}], optim.layer_decay)
     groups = by_layer(model, [decayed, others], optim.layer_decay)
-    for group in groups:
-        group["lr_scale"] = group.get("lr_scale", 1.0) * optim.adam_scale
     made: list[torch.optim.Optimizer] = []
     if mixing:
-        made.append(
-            Muon(matrices, lr=optim.lr, dtype=dtype, momentum=optim.momentum, caution=optim.caution, rows=optim.rows)
-        )
+        made.append(Muon(matrices, lr=optim.lr, dtype=dtype))
     return [*made, torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)]

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import logging
 import math
 import time
@@ -118,6 +119,8 @@ def settle(config: Config) -> Config:
     data = dataclasses.replace(config.data, source=source, classes=classes)
     config = dataclasses.replace(config, model=model, weights=weights, teacher=tuple(teachers), data=data)
     if not config.batch:
+        if ranks.several():
+            raise ConfigError("--batch auto measures one process, not several: give the batch of all of them together")
         config = dataclasses.replace(config, batch=fitting_batch(config))
     return config
 
@@ -136,8 +139,10 @@ def forecast_config(config: Config) -> Forecast:
     state = State(config)
     wanted = WARM_STEPS + min(MOST_STEPS, state.steps_per_epoch)
     order = batch_order(state.train_pictures, config, 0, wanted)
-    first = sorted({draw.picture for batch in order for draw in batch})
-    sample = state.train_pictures.only(first)
+    first = {draw.picture for batch in order for draw in batch}
+    others = (i for i in range(len(state.train_pictures)) if i not in first)  # a batch of repeats leaves too few
+    first.update(itertools.islice(others, max(config.batch - len(first), 0)))
+    sample = state.train_pictures.only(sorted(first))
 
     began = time.perf_counter()
     full = dataclasses.replace(config, data=dataclasses.replace(config.data, first_size=0))

@@ -88,6 +88,11 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def several() -> bool:
+    """Whether torchrun started more than this process, also before they are joined."""
+    return launched() and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def rank() -> int:
     """This process's number, from 0; the first one writes."""
     return dist.get_rank() if dist.is_initialized() else 0

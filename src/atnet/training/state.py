@@ -310,7 +310,9 @@ def _loss(state: State, images: Tensor, logits: Tensor, targets: Tensor) -> Tens
     def loss_of(said: Tensor, taught: Tensor | None) -> Tensor:
         labels = targets.repeat_interleave(said.shape[1], 0)
         said = said.flatten(0, 1)
-        loss = cross_entropy(said, labels, weight=state.class_weight, label_smoothing=config.label_smoothing)
+        loss = cross_entropy(
+            said, labels, weight=state.class_weight, label_smoothing=config.label_smoothing, reduction="sum"
+        ) / len(said)  # torch's own mean is over the weights of this part, which undoes them where it is small
         if taught is None:
             return loss
         share = config.distill.share
