@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from atnet.deploy.card import write_card
-from atnet.deploy.folder import whole_folder
+from atnet.deploy.web import whole_folder
 from atnet.errors import ConfigError, HubError, WeightsError
 from atnet.files import write_whole
 from atnet.model.info import HASHES, HUB, MODEL, WEIGHTS, WeightsInfo, find_weights

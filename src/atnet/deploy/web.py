@@ -3,7 +3,11 @@
 import gzip
 import json
 import math
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -12,9 +16,9 @@ import onnx
 
 from atnet.data.classes import printable
 from atnet.data.decode import MAX_ASPECT, MAX_BYTES, MAX_PIXELS
-from atnet.deploy.folder import whole_folder
 from atnet.deploy.onnx import OnnxNetwork
 from atnet.deploy.runtime import find_runtime
+from atnet.errors import ConfigError
 from atnet.model.info import WeightsInfo
 from atnet.model.sizes import layout_of
 from atnet.prediction import weights_to_ask
@@ -70,6 +74,27 @@ def write_web(out: str | Path, weights: str | Path | None = None, *, data: str |
     return Web(
         path=path, classes=len(info.classes), size=info.preprocess.size, bytes=sum(sizes.values()), loaded=compressed
     )
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write to, which gets its name when all is written; else nothing is left.
+
+    Raises ConfigError if there is something in it, or it cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path}: exists and is not empty; choose another folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as place:
+            folder = Path(place, "folder")
+            folder.mkdir()
+            yield folder
+            if path.exists():
+                path.rmdir()
+            os.replace(folder, path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
 
 
 def _give_attention(path: Path, info: WeightsInfo) -> list[int] | None:
