@@ -41,8 +41,8 @@ def export(
     licence
         Of the weights, for the file to tell: Apache-2.0, for example.
     out
-        The file; if not given model.onnx or model.safetensors beside the weights, and of weights that come with AT-Net or from
-        the hub, one of their name in this folder.
+        The file; if not given model.onnx or model.safetensors beside the weights, and of weights that come with
+        AT-Net or from the hub, one of their name in this folder.
     data
         A folder of class folders to check the file on; the run's validation pictures if not given. With --int8, its
         training part, if it has one and the run's own is not known, is what the steps of 8 bits are taken from.
