@@ -47,7 +47,7 @@ NO_LABEL = -1
 Sample = tuple[Tensor, int, Hole | None]
 
 
-LONGEST_WAIT, NAP = 1.0, 0.002
+LONGEST_WAIT, NAP = 1.0, 0.0005
 """Seconds that a loader process leaves the processor to a training step, and between two looks whether it is over."""
 
 
