@@ -71,7 +71,7 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     for where in runs:
         run, record = read_record(where)
         entries.append(Entry(run=run, record=record, top1=record["top1"][kept_weights(record)]))
-    flat = [_flat(entry.record["config"]) for entry in entries]
+    flat = [flat_settings(entry.record["config"]) for entry in entries]
     names = sorted(set().union(*flat))
     settings = {name: tuple(one.get(name) for one in flat) for name in names}
     return Comparison(
@@ -85,7 +85,12 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
 def _groups(entries: Sequence[Entry]) -> tuple[Group, ...]:
     alike: dict[str, list[Entry]] = {}
     for entry in entries:
-        settings = _flat(entry.record["config"]) | {"seed": None, "device": None, "threads": None, "data.workers": None}
+        settings = flat_settings(entry.record["config"]) | {
+            "seed": None,
+            "device": None,
+            "threads": None,
+            "data.workers": None,
+        }
         key = json.dumps([settings, entry.record["train_pictures"], entry.record["val_pictures"]], sort_keys=True)
         alike.setdefault(key, []).append(entry)
     groups = []
@@ -113,8 +118,9 @@ def _pair(one: Entry, other: Entry) -> Pair:
     )
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The options of a record's configuration by their full names, "optim.lr" for one."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= flat_settings(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat

@@ -22,6 +22,7 @@ from scipy.stats import t
 from atnet.config import make_config, merged, read_yaml
 from atnet.errors import ConfigError
 from atnet.files import csv_table, write_whole
+from atnet.measure.compare import flat_settings
 from atnet.measure.cost import cost_of
 from atnet.measure.record import RECORD, checkpoints, kept_weights, publish_record, read_record
 from atnet.training.loop import resume_run, train
@@ -168,7 +169,8 @@ def _require_made_by(study: Study, trial: Trial, record: dict[str, Any], path: P
     Only what both know of is compared, and a network by its parameters: a name may mean another layout by now.
     """
     config = make_config(study.recipe, **trial.options)
-    wanted, had = _settings(dataclasses.asdict(config)), _settings(record["config"])
+    as_recorded = json.loads(json.dumps(dataclasses.asdict(config)))
+    wanted, had = flat_settings(as_recorded), flat_settings(record["config"])
     wanted["parameters"] = cost_of(config.model, config.data.size).parameters_without_classifier
     had["parameters"] = record.get("parameters_without_classifier")
     for name in wanted.keys() & had.keys() - UNRELATED:
@@ -177,14 +179,6 @@ def _require_made_by(study: Study, trial: Trial, record: dict[str, Any], path: P
                 f"{path}: made with {name} {had[name]!r}, and the study has {wanted[name]!r} now; "
                 "delete it to train the trial again, or choose another --out"
             )
-
-
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Its options by their full names, as JSON has them."""
-    flat: dict[str, Any] = {}
-    for name, value in json.loads(json.dumps(config)).items():
-        flat |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
 
 
 def record_of(run: Path, recipe: Path, **options: Any) -> dict[str, Any]:
