@@ -1,15 +1,18 @@
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 import atnet
 from atnet.cli.table import table
 from atnet.config import make_config
 from atnet.errors import ConfigError
-from atnet.measure.table import BEGIN, END, add_record, read_results, write_table
+from atnet.measure.table import BEGIN, END, add_record, points_of, read_results, write_table
+from atnet.show.pictures import part_names
 
 README = f"# Title\n\n{BEGIN}\nold\n{END}\n\nAfter.\n"
 
@@ -80,6 +83,37 @@ def test_a_column_appears_with_its_record_and_a_deleted_record_empties_its_cell(
     assert "20 epochs" not in make(place)
 
 
+def test_the_picture_is_of_the_data_and_size_with_the_most_rows(place):
+    other = place / "results" / "digits-32px-1ep"
+    other.mkdir()
+    (other / "xxxs-seed0.json").write_text(json.dumps(record(top1=99.0) | {"data": "digits", "size": 32, "epochs": 1}))
+    [(title, points), (second, _)] = points_of(read_results(place / "results")).items()
+    assert (title, second) == ("imagenette 128 px", "digits 32 px")
+    ours = sum(p.numel() for name, p in atnet.create_model("xxxs").named_parameters() if not name.startswith("head."))
+    assert [(point.row, point.epochs, point.parameters, point.top1) for point in points] == [
+        ("atnet_xxxs", 10, ours, 80.5), ("mobilenetv3_small_100", 10, 2_542_856 - 1000 * 1025, 70.0)
+    ]  # fmt: skip
+    assert points[0].spread == pytest.approx(0.7071, abs=1e-4)
+    assert points[1].spread is None
+
+
+def test_no_name_covers_another_or_a_point():
+    figure = Figure()
+    axes = figure.subplots()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    names = [
+        axes.annotate(f"network {i}", (0.2, y), xytext=(7, 3), textcoords="offset points")
+        for i, y in enumerate((0.5, 0.501, 0.52, 0.52, 0.9))
+    ]
+    alone = names[-1].get_position()
+    part_names(axes, names)
+    boxes = [name.get_window_extent() for name in names]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert names[-1].get_position() == alone
+    dots = [axes.transData.transform(name.xy) for name in names]
+    assert not any(box.contains(*dot) for box in boxes for dot in dots)
+
+
 def test_without_records_there_are_sizes_and_no_accuracy(place):
     for path in (place / "results").rglob("*.json"):
         path.unlink()
@@ -134,12 +168,17 @@ def test_the_pictures_link_is_from_where_the_document_lies(place):
 
 def test_what_was_taught_or_went_on_from_weights_has_a_row_of_its_own(place):
     folder = place / "results" / "imagenette-128px-10ep"
-    for key, value in (("teacher", "s-long/ema.safetensors"), ("weights", "imagenet/ema.safetensors")):
-        other = record(top1=85.0) | {"config": {"weights": "", "teacher": "", key: value}}
-        (folder / f"{key}.json").write_text(json.dumps(other))
+    for name, top1, changes in (
+        ("soft", 85.0, {"teacher": "s-long/ema.safetensors", "distill": {"kind": "soft"}}),
+        ("hard", 84.0, {"teacher": "s-long/ema.safetensors", "distill": {"kind": "hard"}}),
+        ("on", 86.0, {"weights": "imagenet/ema.safetensors"}),
+    ):
+        other = record(top1=top1) | {"config": {"weights": "", "teacher": ""} | changes}
+        (folder / f"{name}.json").write_text(json.dumps(other))
     text = make(place)
     assert cells(text, "xxxs")[9] == "80.50 ± 0.71"
     assert cells(text, "xxxs, taught by s-long")[9] == "85.00"
+    assert cells(text, "xxxs, taught the classes of s-long")[9] == "84.00"
     assert cells(text, "xxxs, from imagenet")[1] == cells(text, "xxxs")[1]
 
 

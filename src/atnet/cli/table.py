@@ -25,7 +25,7 @@ def table(
     readme
         The Markdown file with the table's markers.
     picture
-        Accuracy over parameters, a PNG.
+        Accuracy over parameters, for the data set and input size with the most rows; a PNG.
     """
     from atnet.measure.table import add_record, points_of, read_results, write_table
     from atnet.show.pictures import draw_accuracy
@@ -34,7 +34,8 @@ def table(
     found = read_results(results)
     write_table(found, readme, picture)
     if found:
-        draw_accuracy(points_of(found), picture)
+        title, points = next(iter(points_of(found).items()))
+        draw_accuracy(title, points, picture)
     console = Console(highlight=False)
     for path in [*written, readme, picture]:
         if path.exists():

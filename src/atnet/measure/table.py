@@ -52,11 +52,12 @@ def row_name(record: dict[str, Any]) -> str:
     """
     config = record.get("config", {})
     teachers = config.get("teacher") or ()
+    hard = config.get("distill", {}).get("kind") == "hard"
     notes = [
         f", {word} {' and '.join(PurePosixPath(name).parent.name or name for name in names)}"
         for names, word in (
             ([config.get("weights")], "from"),
-            ([teachers] if isinstance(teachers, str) else teachers, "taught by"),
+            ([teachers] if isinstance(teachers, str) else teachers, "taught the classes of" if hard else "taught by"),
         )
         if any(names)
     ]
@@ -155,10 +156,28 @@ def write_table(results: Results, readme: Path, picture: Path) -> None:
     replace_between(readme, BEGIN, END, body)
 
 
-def points_of(results: Results) -> dict[str, list[tuple[str, float, float]]]:
-    """For each protocol the models with parameters (millions, without classifier) and top-1."""
-    points: dict[str, list[tuple[str, float, float]]] = {}
-    for (model, protocol), result in sorted(results.items()):
-        parameters = cost_of(model_of(model), 224).parameters_without_classifier
-        points.setdefault(str(protocol), []).append((model, parameters / 1e6, result.top1))
-    return points
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A row under one protocol, to be drawn.  parameters: without classifier.  top1, spread: as `Result`."""
+
+    row: str
+    epochs: int
+    parameters: int
+    top1: float
+    spread: float | None
+
+
+def points_of(results: Results) -> dict[str, list[Point]]:
+    """The rows of each data set and input size, "imagenette 128 px", that with the most rows first."""
+    points: dict[str, list[Point]] = {}
+    for (row, protocol), result in sorted(results.items()):
+        points.setdefault(f"{protocol.data} {protocol.size} px", []).append(
+            Point(
+                row=row,
+                epochs=protocol.epochs,
+                parameters=cost_of(model_of(row), 224).parameters_without_classifier,
+                top1=result.top1,
+                spread=result.spread,
+            )
+        )
+    return dict(sorted(points.items(), key=lambda item: -len(item[1])))

@@ -97,13 +97,14 @@ def _ours(*, dim: int, conv_mix: int, late_mix: int, trans_mix: int, class_atten
     )  # fmt: skip
 
 
-_OURS = {
+FAMILY = {
     "xxxs": _ours(dim=192, conv_mix=6, late_mix=11, trans_mix=2, class_attention=2),
     "xxs": _ours(dim=256, conv_mix=6, late_mix=13, trans_mix=2, class_attention=2),
     "xs": _ours(dim=288, conv_mix=8, late_mix=15, trans_mix=2, class_attention=2),
     "s": _ours(dim=512, conv_mix=8, late_mix=16, trans_mix=6, class_attention=3),
     "l": _ours(dim=640, conv_mix=10, late_mix=20, trans_mix=9, class_attention=4),
 }
+"""The sizes of one decision head, from the smallest on."""
 
 STAR = "_star"
 """Behind a size's name: with a decision head on each register token, beside the class token's."""
@@ -111,7 +112,7 @@ STAR = "_star"
 SIZES: dict[str, Size] = {
     **{
         name + star: replace(size, decision_heads=size.registers if star else 0)
-        for name, size in _OURS.items()
+        for name, size in FAMILY.items()
         for star in ("", STAR)
     },
     # The author's, as published: ConvMix blocks, TransMix layers, patch. Widths meet the parameters.

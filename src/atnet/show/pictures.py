@@ -11,7 +11,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
-from matplotlib.ticker import MaxNLocator
+from matplotlib.text import Annotation
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -19,6 +21,7 @@ from torch.nn.functional import one_hot
 
 from atnet.data.pictures import Pictures
 from atnet.measure.metrics import Calibration, Scores
+from atnet.model.sizes import FAMILY
 from atnet.progress import counted
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from atnet.measure.bench import Timing
     from atnet.measure.blocks import Block
     from atnet.measure.study import Bar
+    from atnet.measure.table import Point
 
 CURVES, CONFUSION, MISTAKES, SAMPLES = "curves.png", "confusion.png", "mistakes.png", "samples.png"
 BLUE, RED, GREEN = "#4477aa", "#cc6677", "#228833"
@@ -141,32 +145,56 @@ def draw_calibration(found: Calibration) -> bytes:
     return written.getvalue()
 
 
-def draw_accuracy(points: dict[str, list[tuple[str, float, float]]], path: Path) -> None:
-    """Top-1 over parameters, a panel for each protocol, as a PNG.
+def draw_accuracy(title: str, points: "Sequence[Point]", path: Path) -> None:
+    """Top-1 over parameters, as a PNG: AT-Net's sizes, joined by a line for each number of epochs, and other networks.
 
-    points: protocol to (model, parameters in millions, top-1 in percent).
+    A bar is a standard deviation over seeds. Open circles: sizes with several heads, what learned from other networks.
     """
-    figure = Figure(figsize=(1.5 + 4.5 * len(points), 3.8), layout="constrained")
-    for axes, (protocol, models) in zip(
-        figure.subplots(1, len(points), squeeze=False).flat, points.items(), strict=True
-    ):
-        for model, parameters, top1 in models:
-            ours = model.startswith("atnet_")
-            axes.plot(parameters, top1, "o", color=RED if ours else BLUE)
-            axes.annotate(
-                model.removeprefix("atnet_"), (parameters, top1), xytext=(5, 4), textcoords="offset points",
-                fontsize="small", fontweight="bold" if ours else "normal",
+    figure = Figure(figsize=(8.5, 6.5), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title)
+    axes.set_xscale("log")
+    axes.margins(0.16, 0.08)
+    names: list[Annotation] = []
+    for epochs in sorted({point.epochs for point in points}):
+        drawn = sorted((point for point in points if point.epochs == epochs), key=lambda point: point.parameters)
+        sizes = [point for point in drawn if point.row.removeprefix("atnet_") in FAMILY]
+        axes.plot([point.parameters for point in sizes], [point.top1 for point in sizes], color=RED, alpha=0.5)
+        for point in drawn:
+            ours, plain = point.row.startswith("atnet_"), point in sizes
+            color = RED if ours else BLUE
+            axes.errorbar(
+                point.parameters, point.top1, point.spread, marker="o", color=color, capsize=3,
+                markerfacecolor="white" if ours and not plain else color,
             )  # fmt: skip
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}M")
-        axes.xaxis.set_minor_formatter("{x:g}M")
-        axes.margins(0.25)
-        axes.set_title(protocol)
-        axes.set_xlabel("Parameters without classifier")
-        axes.set_ylabel("Top-1, %")
-        axes.spines[["top", "right"]].set_visible(False)
+            name = point.row.removeprefix("atnet_") + (f", {epochs} epochs" if plain and point is sizes[-1] else "")
+            text = axes.annotate(
+                name, (point.parameters, point.top1), xytext=(7, 3), textcoords="offset points", fontsize="small",
+                fontweight="bold" if plain else "normal", color=color,
+            )  # fmt: skip
+            names.append(text)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda count, _: f"{count / 1e6:g}M")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("Parameters without classifier")
+    axes.set_ylabel("Top-1, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.draw_without_rendering()  # the layout, in which the names are parted
+    part_names(axes, names)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+
+
+def part_names(axes: Axes, names: Sequence[Annotation]) -> None:
+    """Moves the names of points up or down, each no farther than it has to, until none covers another or a point."""
+    taken = [Bbox([dot - 5, dot + 5]) for dot in (axes.transData.transform(name.xy) for name in names)]
+    for name in sorted(names, key=lambda name: -name.xy[1]):
+        box, (right, up) = name.get_window_extent(), name.get_position()
+        step = box.height / 4
+        moves = sorted((step * i for i in range(-60, 61)), key=abs)
+        move = next((move for move in moves if not any(box.translated(0, move).overlaps(other) for other in taken)), 0)
+        name.set_position((right, up + move * 72 / axes.figure.dpi))
+        taken.append(box.translated(0, move))
 
 
 def draw_bench(timings: "Sequence[Timing]", path: Path) -> None:

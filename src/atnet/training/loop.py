@@ -7,7 +7,6 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +142,7 @@ def _resume(run: Path) -> Run:
         return _fit(state, run)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _held(run: Path) -> Iterator[None]:
     """The first process holds the run for all."""
     with contextlib.ExitStack() as held:
