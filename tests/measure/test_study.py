@@ -165,6 +165,7 @@ def test_the_command_lists_then_runs_then_compares(write, quick, digits, tmp_pat
     main(["study", str(path), "--data", str(digits)])
     said = capsys.readouterr().out
     assert f"Written: {tmp_path / 'shape'}/results.csv, study.png, 2 records" in said
+    assert "nan" not in said, "one seed has no spread"
     rows = list(csv.DictReader((tmp_path / "shape" / "results.csv").read_text().splitlines()))
     assert [(row["trial"], row["model"]) for row in rows] == [
         ("plain", f"atnet_{quick['model']}"),
