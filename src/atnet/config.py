@@ -188,8 +188,6 @@ class OptimConfig:
     """Largest norm of the gradient; 0 is off."""
     accumulate: Whole = 1
     """Parts that a batch is computed in, to save memory."""
-    others: float = 1.0
-    """Learning rate of AdamW's parameters over Muon's."""
     layer_decay: float = 1.0
     """Learning rate of each layer over that of the next one's; 1 is off. 0.75 if --weights are to go on from."""
     max_faults: Whole = 5

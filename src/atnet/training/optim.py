@@ -91,7 +91,6 @@ def make_optimizers(
     decayed["params"] = [p for p in decayed["params"] if id(p) in left]
     matrices = by_layer(model, [{"params": mixing, "weight_decay": optim.weight_decay}], optim.layer_decay)
     groups = by_layer(model, [decayed, others], optim.layer_decay)
-    groups = [group | {"lr_scale": optim.others * group.get("lr_scale", 1.0)} for group in groups]
     made: list[torch.optim.Optimizer] = []
     if mixing:
         made.append(Muon(matrices, lr=optim.lr, dtype=dtype))
