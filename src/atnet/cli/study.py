@@ -52,8 +52,7 @@ def study(
         return
     bars = compare_trials(plan, results)
     heads = ["Factor", "Points", "Margin"] if plan.factors else ["Variant", "Top-1", "Spread"]
-    spreads = ["" if math.isnan(bar.spread) else f"{bar.spread:.2f}" for bar in bars]  # one seed has none
-    rows = [[bar.name, f"{bar.value:.2f}", spread] for bar, spread in zip(bars, spreads, strict=True)]
+    rows = [[bar.name, f"{bar.value:.2f}", "" if math.isnan(bar.spread) else f"{bar.spread:.2f}"] for bar in bars]
     console.print(table_of(heads, rows))
     draw_study(bars, out / "study.png", "points of top-1" if plan.factors else "top-1, %")
     console.print(f"Written: {out}/results.csv, study.png, {len(results)} records", markup=False, soft_wrap=True)

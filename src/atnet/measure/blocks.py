@@ -15,10 +15,9 @@ from atnet.measure.cost import macs_of
 from atnet.measure.roof import measure_roof
 from atnet.model.blocks import ConvMix, Squeeze, TransMix, make_stem, overlap_widths
 from atnet.model.load import create_deployed
-from atnet.model.sizes import SIZES, Size
+from atnet.model.sizes import FAMILY, Size
 
 CONV_STRIDES, TRANS_STRIDES = (8, 16), (16, 32)
-FAMILY = {name: layout for name, layout in SIZES.items() if layout.stem == "overlap" and not layout.decision_heads}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,9 @@ from scipy.stats import binomtest
 from atnet.errors import ConfigError
 from atnet.measure.record import kept_weights, read_predictions, read_record
 
+WHERE = {"device", "threads", "data.workers"}
+"""Options that say where a network is trained, not how."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -85,12 +88,7 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
 def _groups(entries: Sequence[Entry]) -> tuple[Group, ...]:
     alike: dict[str, list[Entry]] = {}
     for entry in entries:
-        settings = flat_settings(entry.record["config"]) | {
-            "seed": None,
-            "device": None,
-            "threads": None,
-            "data.workers": None,
-        }
+        settings = flat_settings(entry.record["config"]) | dict.fromkeys({"seed", *WHERE})
         key = json.dumps([settings, entry.record["train_pictures"], entry.record["val_pictures"]], sort_keys=True)
         alike.setdefault(key, []).append(entry)
     groups = []

@@ -22,7 +22,7 @@ from scipy.stats import t
 from atnet.config import make_config, merged, read_yaml
 from atnet.errors import ConfigError
 from atnet.files import csv_table, write_whole
-from atnet.measure.compare import flat_settings
+from atnet.measure.compare import WHERE, flat_settings
 from atnet.measure.cost import cost_of
 from atnet.measure.record import RECORD, checkpoints, kept_weights, publish_record, read_record
 from atnet.training.loop import resume_run, train
@@ -30,7 +30,7 @@ from atnet.training.loop import resume_run, train
 log = logging.getLogger("atnet")
 
 KEYS = ("recipe", "options", "seeds", "models", "variants", "factors", "runs")
-UNRELATED = {"model", "data.source", "data.workers", "device", "threads"}
+UNRELATED = {"model", "data.source"} | WHERE
 """Options that may be others where a record is made again."""
 Result = tuple["Trial", dict[str, Any]]
 """A trial and the record of its run."""

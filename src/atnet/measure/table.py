@@ -48,6 +48,7 @@ Results = dict[tuple[str, Protocol], Result]
 def row_name(record: dict[str, Any]) -> str:
     """The model, and what it had beside the pictures: "atnet_xxxs, taught by s-long", "atnet_xxxs, from imagenet".
 
+    Of a teacher whose likeliest class alone was learned, "taught the classes of s-long".
     Of a training by AdamW with warm restarts that it is the published recipe.
     """
     config = record.get("config", {})
