@@ -181,7 +181,7 @@ def _require_made_by(study: Study, trial: Trial, record: dict[str, Any], path: P
             )
 
 
-def record_of(run: Path, recipe: Path, **options: Any) -> dict[str, Any]:
+def record_of(run: Path, recipe: Path | None, **options: Any) -> dict[str, Any]:
     """The record of a training: of one that is done; of one that was stopped, gone on with; else made now."""
     if not (run / RECORD).exists():
         if checkpoints(run):
