@@ -87,6 +87,17 @@ def test_fusing_heads_that_agree_changes_nothing():
     torch.testing.assert_close(fuse(logits[:, None].expand(4, 3, 7)), logits.log_softmax(-1))
 
 
+def test_fusing_heads_that_exclude_a_class_stays_finite():
+    logits = torch.tensor([[300.0, 0.0, -300.0], [299.0, 0.0, -300.0]], requires_grad=True)
+    together = fuse(logits)
+    assert together.isfinite().all()
+    torch.testing.assert_close(together.softmax(-1), torch.tensor([1.0, 0.0, 0.0]))
+    together.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert fuse(logits.detach().half()).dtype == torch.float16
+
+
 def test_a_network_of_one_head_has_none_apart(images):
     plain = create_model("xxxs", num_classes=7).eval()
     with torch.inference_mode():

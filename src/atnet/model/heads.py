@@ -1,6 +1,5 @@
 """Several decisions of one network: heads on register tokens beside the class token's, and what they say together."""
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,8 +34,11 @@ class Adapters(nn.Module):
 
 @register_notrace_function
 def fuse(logits: Tensor) -> Tensor:
-    """Logits of several heads (..., heads, classes) to those of their mean probability (..., classes)."""
-    return logits.log_softmax(-1).logsumexp(-2) - math.log(logits.shape[-2])
+    """Logits of several heads (..., heads, classes) to those of their mean probability (..., classes).
+
+    A mean below 1e-37 counts as that: logsumexp has no such floor, but takes ONNX Runtime 2.5 times as long.
+    """
+    return logits.softmax(-1, dtype=torch.float32).mean(-2).clamp_min(1e-37).log().to(logits.dtype)
 
 
 def answer(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
