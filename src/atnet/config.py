@@ -176,10 +176,10 @@ class OptimConfig:
     """The optimizer."""
 
     name: Literal["adamw", "muon"] = "muon"
-    """muon: Muon for the matrices between input and classifier, AdamW for the other parameters. adamw: AdamW for all;
-    the default if --weights are to go on from."""
+    """muon: Muon for the matrices between input and classifier, AdamW for the others. adamw: AdamW for all."""
     lr: float = 0.0
-    """Peak learning rate, for the batch as it is: it is not scaled. 0: 12e-3 of muon, 1e-3 of adamw."""
+    """Peak learning rate, for the batch as it is: it is not scaled. 0: 12e-3 of muon, 1e-3 of adamw;
+    a third of it if --weights are to go on from."""
     weight_decay: float = 0.05
     """Decay of the matrices of layers; norms, biases and tokens are not decayed."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -189,7 +189,7 @@ class OptimConfig:
     accumulate: Whole = 1
     """Parts that a batch is computed in, to save memory."""
     layer_decay: float = 1.0
-    """Learning rate of each layer over that of the next one's; 1 is off. 0.75 if --weights are to go on from."""
+    """Learning rate of each layer over that of the next one's; 1 is off."""
     max_faults: Whole = 5
     """Steps in a row that are not taken, because something in them is not finite, before the run stops."""
 

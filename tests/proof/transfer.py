@@ -1,9 +1,8 @@
 """`make proof-transfer`: going on from weights beats random ones, with 10, 50 and 200 pictures of other classes.
 
 python transfer.py PHOTOS RUNS. Pretrained on five of the photos' classes, then trained on the other five, from these
-weights and from random ones: the same command but for --weights, which brings its own optimizer. For comparison, from
-the weights by the optimizer of random ones too, at a third of its rate. A seventh of the training pictures is held out
-to count on.
+weights and from random ones: the same command but for --weights, which lowers the learning rate. A seventh of the
+training pictures is held out to count on.
 Runs are kept in RUNS, and gone on with.
 """
 
@@ -63,11 +62,7 @@ def main(photos: Path, runs: Path) -> None:
     before = top1(runs / "pretrained", RECIPE, eval_every=20, data=data("pretrain"))
     print(f"pretrained on five classes: {before:.2f}", flush=True)
     weights = str(runs / "pretrained")
-    ways: dict[str, dict[str, object]] = {
-        "from weights": {"weights": weights},
-        "from scratch": {},
-        "from weights by Muon": {"weights": weights, "optim": {"name": "muon", "lr": 4e-3}},
-    }
+    ways: dict[str, dict[str, object]] = {"from weights": {"weights": weights}, "from scratch": {}}
     for count, epochs in EPOCHS.items():
         found: dict[str, list[float]] = {way: [] for way in ways}
         for seed in SEEDS:

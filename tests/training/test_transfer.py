@@ -49,9 +49,11 @@ def test_weights_bring_model_size_and_colours_and_options_go_before_them(pretrai
     config = configure(weights=str(pretrained), data=str(others))
     assert (config.model, config.data.size, config.data.crop_pct) == ("atnet_xxxs+registers=2", 32, 1.0)
     assert config.data.mean == (0.1, 0.1, 0.1)
-    assert (config.optim.name, config.optim.lr, config.optim.layer_decay) == ("adamw", 1e-3, 0.75)
-    config = configure(weights=str(pretrained), data={"source": str(others), "size": 48}, optim={"layer_decay": 1})
-    assert (config.data.size, config.data.crop_pct, config.optim.layer_decay) == (48, 1.0, 1.0)
+    assert (config.optim.name, config.optim.lr, config.optim.layer_decay) == ("muon", 4e-3, 1.0)
+    config = configure(weights=str(pretrained), data={"source": str(others), "size": 48}, optim={"name": "adamw"})
+    assert (config.data.size, config.data.crop_pct) == (48, 1.0)
+    assert (config.optim.name, config.optim.lr) == ("adamw", pytest.approx(1e-3 / 3))
+    assert configure(weights=str(pretrained), data=str(others), optim={"lr": 5e-3}).optim.lr == 5e-3
 
 
 def test_training_goes_on_from_the_average_with_a_head_drawn_anew(pretrained, others):

@@ -84,7 +84,7 @@ def _layer(words: list[str]) -> None:
     if config is not None and config.weights:
         from atnet.training.transfer import defaults_of
 
-        app.config = (*app.config, Dict({words[0]: defaults_of(config.weights)}, source=config.weights))
+        app.config = (*app.config, Dict({words[0]: defaults_of(config)}, source=config.weights))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

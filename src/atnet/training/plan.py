@@ -92,7 +92,9 @@ class Forecast:
 def configure(recipe: str | Path | None = None, **options: Any) -> Config:
     """As `make_config`; weights to go on from bring their own defaults."""
     config = make_config(recipe, **options)
-    return make_config(recipe, below=defaults_of(config.weights), **options) if config.weights else config
+    if not config.weights:
+        return config
+    return make_config(recipe, below=defaults_of(config), **options)
 
 
 def settle(config: Config) -> Config:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from atnet.config import Config
+from atnet.config import LEARNING_RATES, Config
 from atnet.data.classes import printable
 from atnet.errors import ConfigError
 from atnet.model.info import find_weights
@@ -16,17 +16,19 @@ from atnet.model.load import classifier_parameters, load, read_info
 log = logging.getLogger("atnet")
 
 ALL = "all"
-DEFAULTS: dict[str, Any] = {"optim": {"name": "adamw", "layer_decay": 0.75}}
-"""Settings that suit going on from weights, where nothing else is asked for."""
+SLOWER = 3
+"""Times that the usual learning rate is divided by, where nothing else is asked for: LOG.md has other rates, layer-wise
+decay and frozen networks beside it."""
 
 
-def defaults_of(weights: str) -> dict[str, Any]:
-    """The settings that go with weights: their model, input size and colours, and `DEFAULTS`.
+def defaults_of(config: Config) -> dict[str, Any]:
+    """The settings that go with config.weights: their model, input size and colours, and a lower learning rate.
 
     Raises WeightsError if they are none.
     """
-    info = read_info(find_weights(weights))
-    return {**DEFAULTS, "model": info.model, "data": dataclasses.asdict(info.preprocess)}
+    info = read_info(find_weights(config.weights))
+    rate = LEARNING_RATES[config.optim.name] / SLOWER
+    return {"optim": {"lr": rate}, "model": info.model, "data": dataclasses.asdict(info.preprocess)}
 
 
 def load_into(model: nn.Module, config: Config, classes: tuple[str, ...]) -> None:
