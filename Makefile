@@ -60,7 +60,7 @@ demo: setup
 	@echo "Demo done: weights, metrics, pictures and report.html are in $(DEMO)."
 	@echo "Next: $(VENV)/bin/atnet train --data FOLDER   (a folder with a folder of photos for each class)"
 
-# About an hour on two cores with AMX.
+# Two hours on two cores.
 SHIPPED := src/atnet/weights/xxxs.imagenette
 
 weights: setup
