@@ -126,7 +126,7 @@ def test_a_peer_whose_last_features_are_no_grid_is_refused():
 
 
 def test_the_answers_are_those_of_predict_and_the_map_lies_on_what_is_shown(china, tmp_path):
-    """The temple moved to the other side takes the maps with it, attention by less: it has a side that it prefers."""
+    """The temple moved to the other side takes the map with it."""
     [found] = atnet.explain(china, SHIPPED)
     [answer] = atnet.predict(china, SHIPPED, device="cpu")
     assert [name for _, name, _ in found.top] == [name for _, name, _ in answer.top]
@@ -135,14 +135,13 @@ def test_the_answers_are_those_of_predict_and_the_map_lies_on_what_is_shown(chin
     temple = Image.open(china).crop((30, 40, 350, 400)).resize((80, 90))
     middles = []
     for left in (0, 80):
-        sheet = Image.new("RGB", (160, 160), (124, 116, 104))
+        sheet = Image.new("RGB", (160, 160), (90, 120, 160))  # a sky; on grey attention stays on the left (LOG.md)
         sheet.paste(temple, (left, 35))
         sheet.save(tmp_path / f"{left}.png")
         [found] = atnet.explain(tmp_path / f"{left}.png", SHIPPED, target="n03028079")
         for seen in (found.maps.gradient.clip(0), found.maps.rollout[0]):
             middles.append(float((seen.sum(0) * (np.arange(10) + 0.5)).sum() / seen.sum()))
-    assert middles[0] < 5 < middles[2], middles
-    assert middles[1] + 1 < middles[3], middles
+    assert max(middles[:2]) < 5 < min(middles[2:]), middles
 
 
 def test_other_sizes_and_shapes_have_other_grids(china):
