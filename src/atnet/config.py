@@ -179,7 +179,7 @@ class OptimConfig:
     """muon: Muon for the matrices between input and classifier, AdamW for the others. adamw: AdamW for all."""
     lr: float = 0.0
     """Peak learning rate, for the batch as it is: it is not scaled. 0: 12e-3 of muon, 1e-3 of adamw;
-    a third of it if --weights are to go on from."""
+    half of it if --weights are to go on from."""
     weight_decay: float = 0.05
     """Decay of the matrices of layers; norms, biases and tokens are not decayed."""
     betas: tuple[float, float] = (0.9, 0.999)

@@ -49,10 +49,10 @@ def test_weights_bring_model_size_and_colours_and_options_go_before_them(pretrai
     config = configure(weights=str(pretrained), data=str(others))
     assert (config.model, config.data.size, config.data.crop_pct) == ("atnet_xxxs+registers=2", 32, 1.0)
     assert config.data.mean == (0.1, 0.1, 0.1)
-    assert (config.optim.name, config.optim.lr, config.optim.layer_decay) == ("muon", 4e-3, 1.0)
+    assert (config.optim.name, config.optim.lr, config.optim.layer_decay) == ("muon", 6e-3, 1.0)
     config = configure(weights=str(pretrained), data={"source": str(others), "size": 48}, optim={"name": "adamw"})
     assert (config.data.size, config.data.crop_pct) == (48, 1.0)
-    assert (config.optim.name, config.optim.lr) == ("adamw", pytest.approx(1e-3 / 3))
+    assert (config.optim.name, config.optim.lr) == ("adamw", pytest.approx(1e-3 / 2))
     assert configure(weights=str(pretrained), data=str(others), optim={"lr": 5e-3}).optim.lr == 5e-3
 
 

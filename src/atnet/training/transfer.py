@@ -16,7 +16,7 @@ from atnet.model.load import classifier_parameters, load, read_info
 log = logging.getLogger("atnet")
 
 ALL = "all"
-SLOWER = 3
+SLOWER = 2
 """Times that the usual learning rate is divided by, where nothing else is asked for: LOG.md has other rates, layer-wise
 decay and frozen networks beside it."""
 
