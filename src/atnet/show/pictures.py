@@ -148,7 +148,7 @@ def draw_calibration(found: Calibration) -> bytes:
 def draw_accuracy(title: str, points: "Sequence[Point]", path: Path) -> None:
     """Top-1 over parameters, as a PNG: AT-Net's sizes, joined by a line for each number of epochs, and other networks.
 
-    A bar is a standard deviation over seeds. Open circles: sizes with several heads, what learned from other networks.
+    A bar is a standard deviation over seeds. Open circles, not named: several heads, or taught by other networks.
     """
     figure = Figure(figsize=(8.5, 6.5), layout="constrained")
     axes = figure.subplots()
@@ -162,17 +162,21 @@ def draw_accuracy(title: str, points: "Sequence[Point]", path: Path) -> None:
         axes.plot([point.parameters for point in sizes], [point.top1 for point in sizes], color=RED, alpha=0.5)
         for point in drawn:
             ours, plain = point.row.startswith("atnet_"), point in sizes
-            color = RED if ours else BLUE
+            color, opened = RED if ours else BLUE, ours and not plain
             axes.errorbar(
                 point.parameters, point.top1, point.spread, marker="o", color=color, capsize=3,
-                markerfacecolor="white" if ours and not plain else color,
+                markerfacecolor="white" if opened else color,
             )  # fmt: skip
+            if opened:
+                continue
             name = point.row.removeprefix("atnet_") + (f", {epochs} epochs" if plain and point is sizes[-1] else "")
             text = axes.annotate(
                 name, (point.parameters, point.top1), xytext=(7, 3), textcoords="offset points", fontsize="small",
                 fontweight="bold" if plain else "normal", color=color,
             )  # fmt: skip
             names.append(text)
+    axes.plot([], [], "o", color=RED, markerfacecolor="white", label="several heads, or taught")
+    axes.legend(frameon=False, loc="lower left")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda count, _: f"{count / 1e6:g}M")
     axes.xaxis.set_minor_locator(NullLocator())
