@@ -148,7 +148,8 @@ def draw_calibration(found: Calibration) -> bytes:
 def draw_accuracy(title: str, points: "Sequence[Point]", path: Path) -> None:
     """Top-1 over parameters, as a PNG: AT-Net's sizes, joined by a line for each number of epochs, and other networks.
 
-    A bar is a standard deviation over seeds. Open circles, not named: several heads, taught by other networks, the published recipe.
+    A bar is a standard deviation over seeds. Open circles, not named: several heads, taught by other networks, the
+    published recipe and layouts.
     """
     figure = Figure(figsize=(8.5, 6.5), layout="constrained")
     axes = figure.subplots()
@@ -175,7 +176,7 @@ def draw_accuracy(title: str, points: "Sequence[Point]", path: Path) -> None:
                 fontweight="bold" if plain else "normal", color=color,
             )  # fmt: skip
             names.append(text)
-    axes.plot([], [], "o", color=RED, markerfacecolor="white", label="several heads, taught, or the published recipe")
+    axes.plot([], [], "o", color=RED, markerfacecolor="white", label="several heads, taught, or as published")
     axes.legend(frameon=False, loc="lower left")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda count, _: f"{count / 1e6:g}M")
