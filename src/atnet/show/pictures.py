@@ -177,6 +177,9 @@ def draw_accuracy(title: str, points: "Sequence[Point]", path: Path) -> None:
             )  # fmt: skip
             names.append(text)
     axes.plot([], [], "o", color=RED, markerfacecolor="white", label="several heads, taught, or as published")
+    others = sorted({point.epochs for point in points if not point.row.startswith("atnet_")})
+    if others:
+        axes.plot([], [], "o", color=BLUE, label=f"other networks, {' and '.join(map(str, others))} epochs")
     axes.legend(frameon=False, loc="lower left")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda count, _: f"{count / 1e6:g}M")
