@@ -206,6 +206,11 @@ def weights_to_serve_that_are_not_exported(data, run):
     return ["serve", "--weights", str(run)]
 
 
+@case("batch=0, workers=2: use a batch of 1 or more")
+def an_evaluation_of_none_at_a_time(data, run):
+    return ["eval", "--weights", str(run), "--batch", "0"]
+
+
 @case("--queue 0 is out of range: use 1 to 10,000")
 def a_queue_without_room(data, run):
     return ["serve", "--weights", str(run), "--queue", "0"]

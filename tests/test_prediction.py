@@ -12,7 +12,7 @@ import atnet
 from atnet.cli import main
 from atnet.deploy.export import export, of_onnx
 from atnet.deploy.onnx import OnnxNetwork
-from atnet.errors import ConfigError, DataError
+from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.measure.trust import least_confidence
 from atnet.model.info import SHIPPED, WEIGHTS, find_weights
 from atnet.model.load import read_info
@@ -152,3 +152,11 @@ def test_weights_that_can_promise_nothing_say_so(quick, digits, tmp_path):
     with pytest.raises(ConfigError, match=r"--abstain 0.999 was not reached"):
         atnet.predict(picture, run, abstain=0.999)
     assert not atnet.predict(picture, run)[0].ask_a_person
+
+
+def test_a_newest_run_that_is_gone_is_said_and_nothing_else_answers(quick, digits):
+    run = atnet.train(**quick, out="run").folder
+    picture = next((digits / "val").rglob("*.png"))
+    shutil.rmtree(run)
+    with pytest.raises(WeightsError, match="last: the run that it points to is gone; name another by --weights"):
+        atnet.predict(picture)

@@ -404,7 +404,7 @@ def make_config(recipe: str | Path | None = None, *, below: dict[str, Any] | Non
     below: other defaults than ours, nested so too.
     Raises ConfigError naming an unknown key, with the nearest known one, or a bad value.
     """
-    layers = [Dict(_by_section(options, "options"), source="options")]
+    layers = [Dict(by_section(options, "options"), source="options")]
     if recipe is not None:
         layers.append(Dict(read_yaml(recipe), source=str(recipe)))
     if below:
@@ -506,7 +506,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     nameless = next((name for name in _names(values) if not isinstance(name, str)), None)
     if nameless is not None:
         raise ConfigError(f"{path}: {nameless!r} is no name; one of digits is written in quotes: '112'")
-    return _by_section(values, str(path))
+    return by_section(values, str(path))
 
 
 def _names(values: dict[Any, Any]) -> Iterator[Any]:
@@ -526,7 +526,7 @@ def merged(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _by_section(values: dict[str, Any], origin: str) -> dict[str, Any]:
+def by_section(values: dict[str, Any], origin: str) -> dict[str, Any]:
     """The values with `data: FOLDER` written out. Raises ConfigError on another section without names.
 
     Else the parser would take a section's bare value for all of the section, and drop the layers below.

@@ -1,5 +1,6 @@
 """Named answers for pictures."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from atnet.data.decode import SUFFIXES, decode
-from atnet.errors import DataError
+from atnet.errors import DataError, WeightsError
 from atnet.files import resolve_run
 from atnet.measure.trust import least_confidence
 from atnet.model.info import SHIPPED, WEIGHTS, WeightsInfo, find_weights
@@ -114,7 +115,10 @@ def as_json(top: tuple[tuple[str, str, float], ...]) -> list[dict[str, Any]]:
 def weights_meant(weights: str | Path | None) -> Path:
     """The file; without one the newest run's, or before there is a run, that of the network that comes with AT-Net."""
     if weights is None:
-        newest = resolve_run("runs/last")
+        last = Path("runs/last")
+        newest = resolve_run(last)
+        if os.path.lexists(last) and not newest.exists():
+            raise WeightsError(f"{last}: the run that it points to is gone; name another by --weights")
         weights = newest if newest.exists() else SHIPPED
     return find_weights(weights)
 

@@ -278,6 +278,15 @@ def test_a_new_publication_takes_the_place_of_the_old_one(hub, weights, digits, 
     assert atnet.load(f"hf-hub:alice/horn@{first[0]}")[1].model == "atnet_xxxs"
 
 
+def test_a_training_goes_on_from_the_hub_and_says_from_which_commit(hub, weights, quick, tmp_path):
+    publish(weights, to="alice/horn")
+    commit = hub.repositories["alice/horn"].commits[-1][0]
+    run = atnet.train(**quick | {"model": "xxxs"}, weights="hf-hub:alice/horn", out=tmp_path / "run")
+    assert run.record["config"]["weights"] == f"hf-hub:alice/horn@{commit}"
+    publish(write_weights(tmp_path / "more.safetensors", "atnet_xxxs+registers=2"), to="alice/horn")
+    assert atnet.load(run.record["config"]["weights"])[1].model == "atnet_xxxs"
+
+
 def test_an_export_of_what_is_on_the_hub_lies_here_and_not_in_the_cache(hub, weights, digits, tmp_path):
     publish(weights, to="alice/horn")
     atnet.load("hf-hub:alice/horn")

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import yaml
 
+import atnet
 from atnet.cli import main
-from atnet.errors import ConfigError
+from atnet.errors import ConfigError, TrainingError
 from atnet.measure.study import (
     Study,
     Trial,
@@ -94,6 +95,13 @@ def test_each_of_several_models_is_run_in_every_variant(write, quick):
         ({"variants": {"odd": {"optim": {"lrr": 1}}}}, "odd: .*did you mean optim.lr"),
         ({"variants": {"odd": {"model": "+kernal=5"}}}, "odd: .*'kernal=5' changes nothing of a layout.*kernel"),
         ({"variants": {"odd": {"model": "+heads=5"}}}, "odd: .*dim=192 is not divisible by heads=5"),
+        ({"variants": {"w/o registers": None}}, "w/o registers: files are called so"),
+        ({"variants": {"a b": None, "a-b": None}}, "there are two runs called a-b-seed0"),
+        ({"variants": {"few": "+registers=1"}}, "variants: few is a mapping of options"),
+        ({"factors": {"few": "+registers=1"}}, "factors: few is a mapping of options"),
+        ({"variants": {"a": None}, "seeds": 3}, r"seeds is a list of whole numbers, \[0, 1, 2\]"),
+        ({"factors": {"a": None}, "runs": "many"}, "runs: many is no whole number"),
+        ({"variants": {"a": {"weights": "nowhere"}}}, "a: nowhere: no such run"),
     ],
 )
 def test_a_study_that_cannot_run_says_why_before_anything_is_run(write, parts, message, tmp_path):
@@ -155,11 +163,71 @@ def test_a_record_of_other_settings_is_not_taken_for_the_trial(write, digits, tm
         list(run_study(wider, out))
 
 
+def test_a_run_of_other_settings_is_not_taken_for_the_trial(write, digits, tmp_path, monkeypatch):
+    """Where the record was deleted, as the message says, and where the run was stopped."""
+    before = read_study(write(variants={"plain": None}), str(digits))
+    list(run_study(before, tmp_path / "shape"))
+    changed = read_study(write(variants={"plain": {"optim": {"lr": 1e-3}}}), str(digits))
+    with pytest.raises(ConfigError, match=r"plain-seed0.json: made with optim.lr 0.012, and it is to have 0.001 now"):
+        list(run_study(changed, tmp_path / "shape"))
+    (tmp_path / "shape" / "plain-seed0.json").unlink()
+    for out in (tmp_path / "shape", tmp_path / "elsewhere" / "shape"):
+        with pytest.raises(ConfigError, match=r"runs/shape/plain-seed0: made with optim.lr 0.012.* another name"):
+            list(run_study(changed, out))
+    run = tmp_path / "runs" / "shape" / "plain-seed0"
+    (run / "record.json").unlink()
+    with pytest.raises(ConfigError, match=r"runs/shape/plain-seed0: made with optim.lr 0.012"):
+        list(run_study(changed, tmp_path / "shape"))
+    [(_, again)] = run_study(before, tmp_path / "shape")
+    assert again["config"]["optim"]["lr"] == 12e-3
+
+
+def test_what_is_settled_at_the_start_of_a_run_does_not_make_it_another(write, quick, digits, tmp_path):
+    """A teacher, weights, a list of classes, a batch that fits."""
+    atnet.train(**quick, out="runs/taught")
+    (tmp_path / "names.txt").write_text("\n".join(sorted(path.name for path in (digits / "train").iterdir())))
+    base = {"data": {"classes": "names.txt"}, "batch": "auto"}
+    variants = {"taught": {"teacher": ["runs/taught"]}, "further": {"weights": "runs/taught"}}
+    study = read_study(write(options=base, variants=variants), str(digits))
+    made = list(run_study(study, tmp_path / "shape"))
+    assert made[0][1]["config"]["teacher"] == ["taught/ema.safetensors"]
+    assert made[0][1]["config"]["data"]["classes"] == "names.txt"
+    assert made[1][1]["config"]["optim"]["lr"] == pytest.approx(6e-3)
+    assert list(run_study(study, tmp_path / "shape")) == made
+
+
+def test_the_pictures_of_a_study_stay_where_they_are_said_to_be(write, digits):
+    """Whether they or their size are said first, or in short."""
+    for options, changes in (
+        ({"data": str(digits)}, {"data": {"size": 64}}),
+        ({"data": {"size": 64}}, {"data": str(digits)}),
+    ):
+        [trial] = read_study(write(options=options, variants={"a": changes})).trials
+        assert trial.options["data"] == {"source": str(digits), "size": 64}
+
+
+def test_a_trial_that_diverges_does_not_keep_the_others_from_their_turn(write, digits, tmp_path):
+    high = {"optim": {"lr": 1e30, "clip": 0.0}, "schedule": {"warmup": 0.0}}
+    study = read_study(write(variants={"high": high, "plain": None}), str(digits))
+    for said in (r"high-seed0: .*lower --optim.lr", r"high-seed0: .*could not be trained before"):
+        with pytest.raises(TrainingError, match=rf"1 of 2 trials have no record:\n{said}"):
+            list(run_study(study, tmp_path / "shape"))
+        assert [trial.name for trial, _ in read_results(study, tmp_path / "shape")] == ["plain"]
+
+
+def test_a_damaged_record_is_named(write, tmp_path):
+    study = read_study(write(variants={"plain": None}))
+    (tmp_path / "shape").mkdir()
+    (tmp_path / "shape" / "plain-seed0.json").write_text('{"top1": ')
+    with pytest.raises(ConfigError, match=r"plain-seed0.json: damaged"):
+        list(run_study(study, tmp_path / "shape"))
+
+
 def test_the_command_lists_then_runs_then_compares(write, quick, digits, tmp_path, capsys):
-    path = write(variants={"plain": None, "few": {"model": "+registers=1"}})
+    path = write(variants={"plain": None, "[few]": {"model": "+registers=1"}})
     main(["study", str(path), "--data", str(digits), "--check"])
     said = capsys.readouterr().out
-    assert "few-seed0" in said
+    assert "[few]-seed0" in said
     assert "Nothing was trained" in said
     assert not (tmp_path / "shape").exists()
     main(["study", str(path), "--data", str(digits)])
@@ -169,7 +237,7 @@ def test_the_command_lists_then_runs_then_compares(write, quick, digits, tmp_pat
     rows = list(csv.DictReader((tmp_path / "shape" / "results.csv").read_text().splitlines()))
     assert [(row["trial"], row["model"]) for row in rows] == [
         ("plain", f"atnet_{quick['model']}"),
-        ("few", f"atnet_{quick['model']}+registers=1"),
+        ("[few]", f"atnet_{quick['model']}+registers=1"),
     ]
     assert int(rows[0]["parameters"]) - int(rows[1]["parameters"]) == 3 * 192
     assert (tmp_path / "shape" / "study.png").stat().st_size > 5_000

@@ -11,7 +11,7 @@ import atnet
 from atnet.cli.table import table
 from atnet.config import make_config
 from atnet.errors import ConfigError
-from atnet.measure.table import BEGIN, END, add_record, points_of, read_results, write_table
+from atnet.measure.table import BEGIN, END, add_record, points_of, read_results, row_name, write_table
 from atnet.show.pictures import part_names
 
 README = f"# Title\n\n{BEGIN}\nold\n{END}\n\nAfter.\n"
@@ -134,6 +134,35 @@ def test_a_run_is_published_once_and_without_its_machines_paths(quick, place):
     with pytest.raises(ConfigError, match="there is a record already"):
         add_record(run.folder, place / "results")
     assert "Top-1, digits 32 px, 1 epochs" in make(place)
+
+
+def test_a_row_is_of_one_recipe_on_one_data_set(quick, place):
+    def run(name, **options):
+        return atnet.train(**quick | options, out=place / name).folder
+
+    add_record(run("one"), place / "results")
+    add_record(run("two", seed=1, threads=1, keep=1), place / "results")
+    with pytest.raises(ConfigError, match=r"of the same row, with optim.lr 0.012 where this run has 0.003"):
+        add_record(run("slow", seed=2, optim={"lr": 3e-3}), place / "results")
+    [gone, *_] = sorted((place / "digits" / "train" / "nine").iterdir())
+    gone.unlink()
+    with pytest.raises(ConfigError, match=r"with train_pictures 200 where this run has 199"):
+        add_record(run("fewer", seed=2), place / "results")
+
+
+@pytest.mark.parametrize(
+    ("weights", "name"),
+    [
+        ("xxs-80-0/ema.safetensors", "xxs-80-0"),
+        ("weights/xxxs.imagenette.safetensors", "xxxs.imagenette"),
+        ("photos/a.safetensors", "a"),
+        ("local-dir:tmp/deit", "deit"),
+        ("hf-hub:alice/horn@0123456789abcdef", "horn"),
+    ],
+)
+def test_rows_name_the_weights_that_they_come_from(weights, name):
+    assert row_name(record() | {"config": {"teacher": [weights]}}) == f"atnet_xxxs, taught by {name}"
+    assert row_name(record() | {"config": {"weights": weights}}) == f"atnet_xxxs, from {name}"
 
 
 def test_what_cannot_be_a_table_is_said(place):

@@ -1,5 +1,6 @@
 """The report of a real run, of pictures whose names are attacks too."""
 
+import contextlib
 import csv
 import re
 import shutil
@@ -58,7 +59,8 @@ def attacked(tmp_path_factory):
         for i, other in enumerate((ATTACKS[k - 1], ATTACKS[k - 2])):
             Image.new("RGB", (32, 32), (5 * k, 255 - 5 * k, 100 * i)).save(folder / f"{other}.png"[-200:], "PNG")
     data = {"source": str(home / "data"), "size": 32, "workers": 0, "val_share": 0.5}
-    return atnet.train(batch=20, epochs=1, data=data, out=home / "run").folder
+    with contextlib.chdir(home):
+        return atnet.train(batch=20, epochs=1, data=data, out="run").folder.absolute()
 
 
 def test_a_report_holds_everything_and_fetches_nothing(quick, tmp_path):

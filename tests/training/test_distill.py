@@ -1,5 +1,10 @@
+import contextlib
 import dataclasses
+import itertools
 import json
+import logging
+import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +17,11 @@ import atnet
 from atnet.config import DataConfig, DistillConfig, make_config
 from atnet.data.loader import batches_of, eval_loader
 from atnet.data.sources import open_labelled
-from atnet.errors import ConfigError
+from atnet.errors import ConfigError, Stopped, WeightsError
 from atnet.model.load import load
+from atnet.training import loop
 from atnet.training.distill import Teacher, Teachers, distillation_loss
+from atnet.training.plan import settle
 from atnet.training.state import _loss
 
 CPU = torch.device("cpu")
@@ -25,7 +32,8 @@ def teacher(_digits, tmp_path_factory) -> Path:
     """A run on the digits that knows them a little."""
     data = {"source": str(_digits), "size": 32, "crop_pct": 1.0, "workers": 0}
     options = {"epochs": 4, "batch": 20, "data": data, "augment": {"flip": 0.0, "crop_scale": 0.6}}
-    return atnet.train(**options, out=tmp_path_factory.mktemp("teacher") / "run").folder
+    with contextlib.chdir(tmp_path_factory.mktemp("teacher")):
+        return atnet.train(**options, out="run").folder.absolute()
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +93,7 @@ def test_heads_that_learn_together_may_each_differ_from_their_teacher():
     assert loss(together=0.0) > 0.05
 
 
-def test_timms_own_folder_teaches_too(tmp_path, classes):
+def test_timms_own_folder_teaches_too(tmp_path, classes, caplog):
     """An architecture with a fixed input: pictures of another size are resized for it."""
     torch.manual_seed(0)
     model = timm.create_model("deit_tiny_patch16_224", num_classes=10).eval()
@@ -93,7 +101,9 @@ def test_timms_own_folder_teaches_too(tmp_path, classes):
     said = {"architecture": "deit_tiny_patch16_224", "num_classes": 10}
     settings = {"input_size": [3, 224, 224], "fixed_input_size": True, "mean": [0.5] * 3, "std": [0.5] * 3}
     (tmp_path / "config.json").write_text(json.dumps(said | {"pretrained_cfg": settings}))
-    found = Teacher(f"local-dir:{tmp_path}", classes, DataConfig(mean=(0.5,) * 3, std=(0.5,) * 3), CPU)
+    with caplog.at_level(logging.WARNING, logger="atnet"):
+        found = Teacher(f"local-dir:{tmp_path}", classes, DataConfig(mean=(0.5,) * 3, std=(0.5,) * 3), CPU)
+    assert "does not say which 10 classes it knows: they are taken for the run's" in caplog.text
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(found.answer(images), model(images), atol=1e-5, rtol=1e-5)
@@ -135,17 +145,55 @@ def test_a_student_comes_to_agree_with_its_teacher(quick, digits, teacher, tmp_p
     assert apart(student) < 0.8 * apart(loner)
 
 
+def stop_in_epoch(number, monkeypatch):
+    """Ctrl-C in a step of the epoch, the first being 1."""
+    take, steps = loop.take_step, itertools.count()
+
+    def stopping(state, *words):
+        if next(steps) == state.steps_per_epoch * (number - 1) + 3:
+            signal.raise_signal(signal.SIGINT)
+        return take(state, *words)
+
+    monkeypatch.setattr(loop, "take_step", stopping)
+
+
 @pytest.mark.parametrize("kind", ["soft", "hard"])
-def test_killed_or_not_the_teachers_run_is_the_same(kind, quick, teacher, tmp_path):
+def test_stopped_or_not_the_teachers_run_is_the_same(kind, quick, teacher, tmp_path, monkeypatch):
     options = quick | {"epochs": 2, "teacher": str(teacher), "augment": {"mixup": 0.3}, "distill": {"kind": kind}}
-    losses = [atnet.train(**options, out=tmp_path / name).record["loss"] for name in ("one", "two")]
-    assert losses[0] == losses[1]
+    whole = atnet.train(**options, out=tmp_path / "whole").record
+    stop_in_epoch(2, monkeypatch)
+    with pytest.raises(Stopped):
+        atnet.train(**options, out=tmp_path / "broken")
+    monkeypatch.undo()
+    assert atnet.train(resume=tmp_path / "broken").record["loss"] == whole["loss"]
+
+
+def test_a_teacher_that_changed_or_is_gone_is_not_taken_for_the_one_before(quick, teacher, tmp_path, monkeypatch):
+    taken = Path(shutil.copytree(teacher, tmp_path / "teacher"))
+    stop_in_epoch(1, monkeypatch)
+    with pytest.raises(Stopped):
+        atnet.train(**quick, teacher=str(taken), out=tmp_path / "run")
+    monkeypatch.undo()
+    shutil.copy(taken / "best.safetensors", tmp_path / "kept.safetensors")
+    shutil.copy(taken / "last.safetensors", taken / "ema.safetensors")
+    with pytest.raises(ConfigError, match=r"--teacher .*ema.safetensors: not what the run began with"):
+        atnet.train(resume=tmp_path / "run")
+    shutil.rmtree(taken)
+    with pytest.raises(WeightsError, match=r"--teacher .*ema.safetensors: no such run"):
+        atnet.train(resume=tmp_path / "run")
+
+
+def test_teachers_are_found_again_from_any_folder(quick, teacher, monkeypatch):
+    monkeypatch.chdir(teacher.parent)
+    config = settle(make_config(**quick, teacher=("run", "local-dir:run")))
+    assert config.teacher == (str(teacher / "ema.safetensors"), f"local-dir:{teacher}")
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
         (("a", "b"), "knows 10 classes, the run has 2, 'a' is not among its own"),
+        (("one", "zero"), "knows 10 classes, the run has 2: use one"),
         (("one", "zero", "two", "three", "four", "five", "six", "seven", "eight", "nine"), "in another order"),
     ],
 )

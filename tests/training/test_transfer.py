@@ -1,3 +1,4 @@
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from atnet.config import make_config
 from atnet.errors import ConfigError, WeightsError
 from atnet.model.load import create_classifier
 from atnet.training.optim import make_optimizers
-from atnet.training.plan import configure, settle
+from atnet.training.plan import configure, forecast, settle
 from atnet.training.state import State
 from atnet.training.transfer import freeze
 
@@ -33,7 +34,8 @@ def pretrained(_digits, tmp_path_factory) -> Path:
         "workers": 0,
     }
     options = {"model": "xxxs+registers=2", "epochs": 1, "batch": 20, "data": data}
-    return atnet.train(**options, out=root / "run").folder
+    with contextlib.chdir(root):
+        return atnet.train(**options, out="run").folder.absolute()
 
 
 @pytest.fixture
@@ -115,7 +117,7 @@ def test_each_layer_learns_slower_than_the_next(name, optimizer):
     assert scale[id(last)] == 1
     assert scale[id(first)] == min(scales) < 0.1
     if name == "xxxs":
-        layers = [model.stem, *model.conv_mix, model.squeeze, *model.trans_mix, model.head]
+        layers = [model.stem, *model.conv_mix, model.squeeze, *model.late_mix, *model.trans_mix, model.head]
         of_layers = [scale[id(next(layer.parameters()))] for layer in layers]
         assert of_layers == sorted(set(of_layers))
 
@@ -134,3 +136,5 @@ def test_what_does_not_fit_is_said_before_anything_is_written(pretrained, others
     with pytest.raises(error, match=message):
         atnet.train(**{"weights": str(pretrained), "data": str(others), "batch": 20, **options}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    with pytest.raises(error, match=message):
+        forecast(**{"weights": str(pretrained), "data": str(others), "batch": 20, **options})

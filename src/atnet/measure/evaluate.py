@@ -128,6 +128,8 @@ def evaluate(
     Classes are matched by name with the weights' class list. A picture that cannot be read is in `scores.bad`.
     Raises WeightsError, DataError or ConfigError naming the thing and the remedy.
     """
+    if batch < 1 or workers < 0:
+        raise ConfigError(f"batch={batch}, workers={workers}: use a batch of 1 or more, and 0 workers or more")
     path = find_weights(weights)
     chosen = pick_device(device)
     model, info = load(path, str(chosen))

@@ -13,7 +13,7 @@ def describe_fit(rows: Sequence[dict[str, str]], config: dict[str, Any]) -> list
     """Sentences about a run's metrics, each with what to change.
 
     rows: metrics by epoch; those without an evaluation are passed over.
-    config: the run's, of which augmentation and schedule are looked at.
+    config: the run's, whose augmentation is looked at.
     Over-fitting: the validation loss lies 2% above its lowest while the training loss fell on; or training
     top-1 lies 10 points above validation's. Not finished: the last fifth of the epochs still gained 0.5 points.
     Lagging: the moving average ends 3 points below the last weights.

@@ -278,8 +278,13 @@ def read_record(where: str | Path) -> tuple[Path, dict[str, Any]]:
         if checkpoints(run):
             raise ConfigError(f"{run}: not finished; go on with: atnet train --resume {run}")
         raise ConfigError(f"{run}: no {RECORD} in it, so it is no finished run; give a folder below runs/")
+    return run, read_json(run / RECORD)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A record. Raises ConfigError if it is damaged."""
     try:
-        record: dict[str, Any] = json.loads((run / RECORD).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{run / RECORD}: damaged ({error})") from error
-    return run, record
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return dict(record)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: damaged ({error}); delete it, and have it made again") from error

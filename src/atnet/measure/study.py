@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 from scipy.linalg import hadamard
 from scipy.stats import t
 
-from atnet.config import make_config, merged, read_yaml
-from atnet.errors import ConfigError
+from atnet.config import Config, by_section, merged, read_yaml
+from atnet.errors import AtnetError, ConfigError, TrainingError
 from atnet.files import csv_table, write_whole
 from atnet.measure.compare import WHERE, flat_settings
 from atnet.measure.cost import cost_of
-from atnet.measure.record import RECORD, checkpoints, kept_weights, publish_record, read_record
-from atnet.training.loop import resume_run, train
+from atnet.measure.record import RECORD, checkpoints, kept_weights, open_run, publish_record, read_json, read_record
+from atnet.training.faults import FOLDER as FAULTS
+from atnet.training.loop import for_others, resume_run, train
+from atnet.training.plan import configure, named
 
 log = logging.getLogger("atnet")
 
@@ -93,35 +95,56 @@ def read_study(path: str | Path, data: str | None = None) -> Study:
         raise ConfigError(f"{path}: a study has a recipe, and either variants or factors")
     if "models" in values and "factors" in values:
         raise ConfigError(f"{path}: models go with variants; a study of factors has one model, in its options")
-    recipe, seeds = Path(values["recipe"]), values.get("seeds", [0])
-    base = merged({"model": read_yaml(recipe).get("model", "xxxs")}, values.get("options", {}))
+    recipe, seeds, runs = Path(str(values["recipe"])), values.get("seeds", [0]), values.get("runs", 32)
+    if not (isinstance(seeds, list) and seeds and all(isinstance(seed, int) for seed in seeds)):
+        raise ConfigError(f"{path}: seeds is a list of whole numbers, [0, 1, 2] for example")
+    if not isinstance(runs, int):
+        raise ConfigError(f"{path}: runs: {runs} is no whole number")
+    options = by_section(values.get("options", {}), f"{path}: options")
+    base = merged({"model": read_yaml(recipe).get("model", "xxxs")}, options)
     if data is not None:
         base = merged(base, {"data": {"source": data}})
     rows: list[tuple[str, list[dict[str, Any]], frozenset[str]]] = []
     if "variants" in values:
-        rows = [(name, [changes or {}], frozenset()) for name, changes in values["variants"].items()]
+        rows = [(name, [changes], frozenset()) for name, changes in _named_options(values, "variants", path).items()]
         if "models" in values:
-            models = {model: {"model": model, **(own or {})} for model, own in values["models"].items()}
+            own_options = _named_options(values, "models", path)
+            models = {model: {"model": model, **own} for model, own in own_options.items()}
             rows = [
                 (f"{model}, {name}", [own, *changes], on)
                 for (model, own), (name, changes, on) in itertools.product(models.items(), rows)
             ]
     else:
-        factors = values["factors"]
-        for number, levels in enumerate(fraction(len(factors), int(values.get("runs", 32)))):
+        factors = _named_options(values, "factors", path)
+        for number, levels in enumerate(fraction(len(factors), runs)):
             on = [name for name, level in zip(factors, levels, strict=True) if level]
             rows.append((f"run{number:02}", [factors[name] for name in on], frozenset(on)))
     trials = tuple(
         Trial(name=name, seed=seed, options=merged(_changed(base, changes), {"seed": seed}), on=on)
         for (name, changes, on), seed in itertools.product(rows, seeds)
     )
+    keys = [trial.key for trial in trials]
     for trial in trials:
+        if Path(trial.key).name != trial.key:
+            raise ConfigError(f"{path}: {trial.name}: files are called so, which cannot have a folder in their name")
+        if keys.count(trial.key) > 1:
+            raise ConfigError(f"{path}: {trial.name}: there are two runs called {trial.key}; give one another name")
         try:
-            config = make_config(recipe, **trial.options)
+            config = configure(recipe, **trial.options)
             cost_of(config.model, config.data.size)
-        except ConfigError as error:
+        except AtnetError as error:
             raise ConfigError(f"{path}: {trial.name}: {error}") from error
     return Study(recipe=recipe, trials=trials, factors=tuple(values.get("factors", ())))
+
+
+def _named_options(values: dict[str, Any], kind: str, path: Path) -> dict[str, dict[str, Any]]:
+    """The options behind each name of a kind, {} where there are none. Raises ConfigError if one has something else."""
+    found = {}
+    for name, options in values[kind].items():
+        if not isinstance(options or {}, dict):
+            raise ConfigError(f"{path}: {kind}: {name} is a mapping of options to values, {{}} where there are none")
+        found[str(name)] = by_section(options or {}, f"{path}: {name}")
+    return found
 
 
 def fraction(factors: int, runs: int) -> NDArray[np.bool_]:
@@ -150,51 +173,82 @@ def run_study(study: Study, out: Path, shard: tuple[int, int] = (1, 1)) -> Itera
 
     out: the folder of the records; runs are kept in runs/NAME/.  A run that was stopped goes on.
     shard: (2, 3) is every third trial from the second on, for one of three processes side by side.
+    Raises ConfigError on a record or a run of other settings; TrainingError, after all other trials, of those that
+    could not be trained to their end.
     """
     out.mkdir(parents=True, exist_ok=True)
     for trial, record in read_results(study, out):
-        _require_made_by(study, trial, record, out / f"{trial.key}.json")
+        _require_settings(configure(study.recipe, **trial.options), _settings(record), out / f"{trial.key}.json")
     first, step = shard
+    failed = []
     for trial in study.trials[first - 1 :: step]:
         path, run = out / f"{trial.key}.json", Path("runs") / out.name / trial.key
         if not path.exists():
             log.info("\n%s, %d of %d", trial.key, study.trials.index(trial) + 1, len(study.trials))
-            publish_record(path, record_of(run, study.recipe, **trial.options))
-        yield trial, json.loads(path.read_text(encoding="utf-8"))
+            try:
+                record = record_of(run, study.recipe, **trial.options)
+            except TrainingError as error:
+                log.error("%s: %s", trial.key, error)
+                failed.append(f"{trial.key}: {error}")
+                continue
+            publish_record(path, record)
+        yield trial, read_json(path)
+    if failed:
+        raise TrainingError(f"{len(failed)} of {len(study.trials)} trials have no record:\n" + "\n".join(failed))
 
 
-def _require_made_by(study: Study, trial: Trial, record: dict[str, Any], path: Path) -> None:
-    """Raises ConfigError if a record was made with other settings than the study gives the trial now.
+def _require_settings(config: Config, had: dict[str, Any], path: Path) -> None:
+    """Raises ConfigError if what lies at path was made with other settings than those that it is to have now.
 
+    had: its settings by their full names.
     Only what both know of is compared, and a network by its parameters: a name may mean another layout by now.
     """
-    config = make_config(study.recipe, **trial.options)
-    as_recorded = json.loads(json.dumps(dataclasses.asdict(config)))
-    wanted, had = flat_settings(as_recorded), flat_settings(record["config"])
-    wanted["parameters"] = cost_of(config.model, config.data.size).parameters_without_classifier
-    had["parameters"] = record.get("parameters_without_classifier")
-    for name in wanted.keys() & had.keys() - UNRELATED:
+    wanted = _settings(_recorded(config))
+    if not config.batch:  # auto
+        del wanted["batch"]
+    for name in sorted(wanted.keys() & had.keys() - UNRELATED):
         if (wanted[name] or None) != (had[name] or None):
             raise ConfigError(
-                f"{path}: made with {name} {had[name]!r}, and the study has {wanted[name]!r} now; "
-                "delete it to train the trial again, or choose another --out"
+                f"{path}: made with {name} {had[name]!r}, and it is to have {wanted[name]!r} now; "
+                "delete it to train it again, or choose an --out of another name"
             )
 
 
+def _recorded(config: Config) -> dict[str, Any]:
+    """What the record of a training by this configuration, settled or not, says of its settings."""
+    return {
+        "config": json.loads(json.dumps(dataclasses.asdict(for_others(named(config))))),
+        "parameters_without_classifier": cost_of(config.model, config.data.size).parameters_without_classifier,
+    }
+
+
+def _settings(record: dict[str, Any]) -> dict[str, Any]:
+    """A record's settings by their full names, and its network's parameters."""
+    return flat_settings(record["config"]) | {"parameters": record.get("parameters_without_classifier")}
+
+
 def record_of(run: Path, recipe: Path | None, **options: Any) -> dict[str, Any]:
-    """The record of a training: of one that is done; of one that was stopped, gone on with; else made now."""
-    if not (run / RECORD).exists():
-        if checkpoints(run):
-            resume_run(run)
-        else:
-            train(recipe, out=run, **options)
+    """The record of a training: of one that is done; of one that was stopped, gone on with; else made now.
+
+    Raises ConfigError if the run has other settings, TrainingError if it cannot be trained.
+    """
+    config = configure(recipe, **options)
+    if (run / RECORD).exists():
+        _require_settings(config, _settings(read_record(run)[1]), run)
+    elif checkpoints(run):
+        _require_settings(config, _settings(_recorded(open_run(run))), run)
+        resume_run(run)
+    elif (run / FAULTS).exists():
+        raise TrainingError(f"{run}: could not be trained before; see its {FAULTS}/, and delete the run to try again")
+    else:
+        train(recipe, out=run, **options)
     return read_record(run)[1]
 
 
 def read_results(study: Study, out: Path) -> list[Result]:
-    """The trials that are done, with their records."""
+    """The trials that are done, with their records. Raises ConfigError naming a damaged one."""
     paths = [(trial, out / f"{trial.key}.json") for trial in study.trials]
-    return [(trial, json.loads(path.read_text(encoding="utf-8"))) for trial, path in paths if path.exists()]
+    return [(trial, read_json(path)) for trial, path in paths if path.exists()]
 
 
 def compare_trials(study: Study, results: Sequence[Result]) -> list[Bar]:
@@ -227,7 +281,7 @@ def costs(study: Study, out: Path) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of a table: each trial, its size at 1000 classes, and whether it is done."""
     heads, rows = ["Trial", "Params", "Multiply-adds", "Epochs", "px", "Done"], []
     for trial in study.trials:
-        config = make_config(study.recipe, **trial.options)
+        config = configure(study.recipe, **trial.options)
         cost = cost_of(config.model, config.data.size)
         done = "yes" if (out / f"{trial.key}.json").exists() else "no"
         rows.append(

@@ -9,12 +9,20 @@ from typing import Any
 
 from atnet.errors import ConfigError
 from atnet.files import markdown_table, replace_between
+from atnet.measure.compare import WHERE, flat_settings
 from atnet.measure.cost import cost_of
-from atnet.measure.record import kept_weights, publish_record, read_record
+from atnet.measure.record import kept_weights, publish_record, read_json, read_record
+from atnet.model.info import BEST, EMA, LAST, MODEL
 from atnet.model.load import architecture
 from atnet.model.sizes import SIZES, layout_of
 
 BEGIN, END = "<!-- table: begin, made by `make table` -->", "<!-- table: end -->"
+
+
+OF_A_RUN = {EMA, LAST, BEST, MODEL}
+"""What weights are called in the folder of their run."""
+NO_DIFFERENCE = {"seed", "eval_every", "save_minutes", "keep"}
+"""Options that a row's runs may have each for itself."""
 
 
 @dataclass(frozen=True, order=True)
@@ -55,7 +63,7 @@ def row_name(record: dict[str, Any]) -> str:
     teachers = config.get("teacher") or ()
     hard = config.get("distill", {}).get("kind") == "hard"
     notes = [
-        f", {word} {' and '.join(PurePosixPath(name).parent.name or name for name in names)}"
+        f", {word} {' and '.join(map(_name_of, names))}"
         for names, word in (
             ([config.get("weights")], "from"),
             ([teachers] if isinstance(teachers, str) else teachers, "taught the classes of" if hard else "taught by"),
@@ -67,6 +75,12 @@ def row_name(record: dict[str, Any]) -> str:
     return "".join([record["model"], *notes])
 
 
+def _name_of(weights: str) -> str:
+    """What weights in a record are called: by their run, or else by their file or where they lie on the hub."""
+    path = PurePosixPath(weights.partition("@")[0])
+    return path.parent.name if path.name in OF_A_RUN else path.name.removesuffix(".safetensors")
+
+
 def model_of(row: str) -> str:
     """The model of a row."""
     return row.partition(",")[0]
@@ -76,7 +90,7 @@ def add_record(run: str | Path, results: Path) -> Path:
     """Copies a finished run's record to results/PROTOCOL/MODEL-SEED.json and returns that path.
 
     Absolute paths in its command become relative to the current folder, or their last part.
-    Raises ConfigError if there is one already.
+    Raises ConfigError if there is one already, or if those of other seeds were trained otherwise.
     """
     _, record = read_record(run)
     path = results / f"{record['data']}-{record['size']}px-{record['epochs']}ep"
@@ -84,9 +98,28 @@ def add_record(run: str | Path, results: Path) -> Path:
     path = path / f"{name}-seed{record['seed']}.json"
     if path.exists():
         raise ConfigError(f"{path}: there is a record already; remove it to publish another")
+    for other in sorted(path.parent.glob("*.json")):
+        _require_alike(record, read_json(other), other)
     path.parent.mkdir(parents=True, exist_ok=True)
     publish_record(path, record)
     return path
+
+
+def _require_alike(record: dict[str, Any], other: dict[str, Any], path: Path) -> None:
+    """Raises ConfigError if the record at path, one of the same row, differs in more than seed and machine."""
+    if row_name(other) != row_name(record):
+        return
+    settings, theirs = (
+        flat_settings(one["config"])
+        | {name: one.get(name) for name in ("class_names", "train_pictures", "val_pictures")}
+        for one in (record, other)
+    )
+    for name in sorted((settings.keys() & theirs.keys()) - WHERE - NO_DIFFERENCE):
+        if settings[name] != theirs[name]:
+            raise ConfigError(
+                f"{path}: of the same row, with {name} {theirs[name]!r} where this run has {settings[name]!r}; a row "
+                "is of one recipe on one data set: remove that record, or publish this run in another --results"
+            )
 
 
 def read_results(results: Path) -> Results:

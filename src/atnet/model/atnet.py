@@ -220,8 +220,9 @@ class ATNet(nn.Module):
         return {
             "stem": r"^stem",
             "conv_mix": r"^conv_mix" if coarse else r"^conv_mix\.(\d+)",
+            "squeeze": r"^squeeze",
             "late_mix": r"^late_mix" if coarse else r"^late_mix\.(\d+)",
-            "tokens": r"^squeeze|^cls_token|^reg_token",
+            "tokens": r"^cls_token|^reg_token",
             "trans_mix": r"^trans_mix" if coarse else r"^trans_mix\.(\d+)",
             "norm": r"^norm",
         }

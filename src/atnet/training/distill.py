@@ -1,5 +1,7 @@
 """Learning from a teacher: the loss against its answers to the same augmented pictures."""
 
+import hashlib
+import logging
 from typing import Any
 
 import timm
@@ -10,9 +12,11 @@ from torch import Tensor, nn
 
 from atnet.config import DataConfig, DistillConfig
 from atnet.data.classes import printable
-from atnet.errors import ConfigError
+from atnet.errors import ConfigError, WeightsError
 from atnet.model.heads import fuse
 from atnet.model.load import has_fixed_input, load
+
+log = logging.getLogger("atnet")
 
 LOCAL = "local-dir:"
 
@@ -25,6 +29,7 @@ class Teachers:
     ) -> None:
         """As `Teacher`, each."""
         self.each = [Teacher(name, classes, data, device) for name in names]
+        self.digests = [teacher.digest for teacher in self.each]
 
     def answer(self, images: Tensor, heads: int) -> Tensor:
         """What each head has to learn (B, heads, classes), as logits, of images (B, 3, H, W) normalised as the run's.
@@ -53,22 +58,33 @@ class Teacher:
             settings = resolve_model_data_config(self.model)
             mean, std = settings["mean"], settings["std"]
             config: dict[str, Any] = getattr(self.model, "pretrained_cfg", None) or {}
-            known = tuple(config.get("label_names") or ())
+            labels = config.get("label_names")
+            known = tuple(labels) if isinstance(labels, list | tuple) else ()
             count = getattr(self.model, "num_classes", 0)
             if config.get("fixed_input_size"):
                 fixed = settings["input_size"][-1]
         else:
-            self.model, info = load(name)
+            try:
+                self.model, info = load(name)
+            except WeightsError as error:
+                raise WeightsError(f"--teacher {error}") from error
             mean, std, known, count = info.preprocess.mean, info.preprocess.std, info.classes, len(info.classes)
             if has_fixed_input(info.model):
                 fixed = info.preprocess.size
         if count != len(classes) or (known and known != classes):
             other = next((name for name in classes if name not in known), "") if known else ""
+            order = ", in another order" if count == len(classes) else ""
             raise ConfigError(
                 f"--teacher {name}: knows {count} classes, the run has {len(classes)}"
-                + (f", {printable(other)!r} is not among its own" if other else ", in another order")
+                + (f", {printable(other)!r} is not among its own" if other else order)
                 + ": use one trained on the same folders"
             )
+        if not known:
+            log.warning(
+                "--teacher %s does not say which %d classes it knows: they are taken for the run's, in this order: %s",
+                name, count, printable(", ".join(classes[:5])) + (", ..." if count > 5 else ""),
+            )  # fmt: skip
+        self.digest = _digest(self.model)
         self.model = self.model.to(device).eval().requires_grad_(False)
         self.fixed = fixed
         theirs = torch.tensor([mean, std], device=device)
@@ -84,6 +100,14 @@ class Teacher:
             images = F.interpolate(images, self.fixed, mode="bilinear", antialias=True)
         logits: Tensor = self.model(images).float()
         return logits
+
+
+def _digest(model: nn.Module) -> str:
+    """SHA-256 of a network's tensors."""
+    found = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        found.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def distillation_loss(logits: Tensor, taught: Tensor, distill: DistillConfig) -> Tensor:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import logging
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -116,7 +117,7 @@ def train_config(
                 return _resume(unfinished)
         state = State(config)
         if config.weights:
-            state.start_from_weights()
+            log.info(state.start_from_weights())
         run = ranks.led(lambda: new_run(config, out))
         with _held(run):
             return _fit(state, run)
@@ -417,12 +418,6 @@ def _line(state: State, row: dict[str, Any]) -> str:
 
 def _record(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[str, Any]]) -> dict[str, Any]:
     config = state.config
-    named = dataclasses.replace(
-        config,
-        weights=_without_folders(config.weights),
-        teacher=tuple(map(_without_folders, config.teacher)),
-        data=dataclasses.replace(config.data, source=config.data.source_name),
-    )
     final = {name.removesuffix(".safetensors"): found for name, found in scores.items()}
     heads = classifier_parameters(state.model)
     speeds = sorted(float(row["images_per_s"]) for row in rows)
@@ -450,7 +445,7 @@ def _record(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[
         "peak_memory_mb": max(float(row["peak_memory_mb"]) for row in rows),
         "device": str(state.device),
         "environment": read_yaml(run / ENVIRONMENT),
-        "config": dataclasses.asdict(named),
+        "config": dataclasses.asdict(for_others(config)),
     }  # fmt: skip
 
 
@@ -461,11 +456,19 @@ def _of_heads(scores: dict[str, Scores]) -> dict[str, Any]:
             "top1": (100 * (heads.predicted == found.labels[:, None]).mean(0)).round(4).tolist(),
             "loss": heads.loss.round(5).tolist(),
             "disagreement": round(heads.disagreement, 4),
-            "error_correlation": round(heads.error_correlation(found.labels), 4),
+            "error_correlation": None if math.isnan(alike) else round(alike, 4),
         }
         for name, found in scores.items()
         if (heads := found.heads)
+        for alike in [heads.error_correlation(found.labels)]
     }
+
+
+def for_others(config: Config) -> Config:
+    """A settled configuration as records have it: files by name, without the folders of this machine."""
+    data = dataclasses.replace(config.data, source=config.data.source_name, classes=Path(config.data.classes).name)
+    teacher = tuple(map(_without_folders, config.teacher))
+    return dataclasses.replace(config, weights=_without_folders(config.weights), teacher=teacher, data=data)
 
 
 def _without_folders(weights: str) -> str:

@@ -27,7 +27,7 @@ from atnet.errors import ConfigError, DataError, TrainingError
 from atnet.measure.cost import cost_of
 from atnet.measure.evaluate import score_together
 from atnet.measure.record import peak_memory_mb
-from atnet.model.info import find_weights
+from atnet.model.info import HUB, find_weights
 from atnet.model.load import architecture, create_classifier
 from atnet.progress import duration, progress_bar
 from atnet.training import ranks
@@ -98,33 +98,51 @@ def configure(recipe: str | Path | None = None, **options: Any) -> Config:
 
 
 def settle(config: Config) -> Config:
-    """The configuration with nothing left to find: the model's full name, absolute paths (so that a run is
-    resumed from anywhere), a batch that fits if it was auto, and parts of it for each of several processes.
+    """The configuration with nothing left to find: as `named`, a batch that fits if it was auto, and parts of it for
+    each of several processes.
     Raises ConfigError if no pictures are named.
     """
-    model, source = architecture(config.model), config.data.source
-    if not source:
+    if not config.data.source:
         raise ConfigError(
             "nothing to train on: give --data FOLDER, one with a folder of pictures for each class, "
             "or --data digits, the embedded ones"
         )
-    if source != DIGITS and not is_address(source):
-        source = str(Path(source).expanduser().resolve())
-    weights, *teachers = (
-        str(find_weights(name).resolve()) if name and not name.startswith(LOCAL) else name
-        for name in (config.weights, *config.teacher)
-    )
+    config = named(config)
     if config.optim.accumulate % ranks.count():
         parts = math.lcm(config.optim.accumulate, ranks.count())
         config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=parts))
-    classes = config.data.classes and str(Path(config.data.classes).expanduser().resolve())
-    data = dataclasses.replace(config.data, source=source, classes=classes)
-    config = dataclasses.replace(config, model=model, weights=weights, teacher=tuple(teachers), data=data)
     if not config.batch:
         if ranks.several():
             raise ConfigError("--batch auto measures one process, not several: give the batch of all of them together")
         config = dataclasses.replace(config, batch=fitting_batch(config))
     return config
+
+
+def named(config: Config) -> Config:
+    """The configuration with the model's full name and absolute paths, so that a run is resumed from anywhere."""
+    source, classes = config.data.source, config.data.classes
+    if source and source != DIGITS and not is_address(source):
+        source = str(Path(source).expanduser().resolve())
+    classes = classes and str(Path(classes).expanduser().resolve())
+    return dataclasses.replace(
+        config,
+        model=architecture(config.model),
+        weights=_settled(config.weights),
+        teacher=tuple(map(_settled, config.teacher)),
+        data=dataclasses.replace(config.data, source=source, classes=classes),
+    )
+
+
+def _settled(weights: str) -> str:
+    """The weights by a name that means the same from any folder, and tomorrow: on the hub, with the commit."""
+    if not weights:
+        return weights
+    if weights.startswith(LOCAL):
+        return LOCAL + str(Path(weights.removeprefix(LOCAL)).expanduser().resolve())
+    path = find_weights(weights)
+    if weights.startswith(HUB):
+        return f"{weights.partition('@')[0]}@{path.parent.name}"
+    return str(path.resolve())
 
 
 def forecast(recipe: str | Path | None = None, **options: Any) -> Forecast:
@@ -139,6 +157,8 @@ def forecast_config(config: Config) -> Forecast:
     """What a run of this configuration, a settled one, will take."""
     free = _free_mb(pick_device(config.device))
     state = State(config)
+    if config.weights:
+        state.start_from_weights()
     wanted = WARM_STEPS + min(MOST_STEPS, state.steps_per_epoch)
     order = batch_order(state.train_pictures, config, 0, wanted)
     first = {draw.picture for batch in order for draw in batch}

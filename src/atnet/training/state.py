@@ -122,11 +122,12 @@ class State:
                 f"{self.config.model} does not take pictures of {size} px ({error}); use --data.size of another"
             ) from error
 
-    def start_from_weights(self) -> None:
-        """The network and its moving average begin as config.weights are."""
-        load_into(self.model, self.config, self.info.classes)
+    def start_from_weights(self) -> str:
+        """The network and its moving average begin as config.weights are; returns a sentence about it."""
+        said = load_into(self.model, self.config, self.info.classes)
         if self.ema is not None:
             self.ema.module.load_state_dict(self.model.state_dict())
+        return said
 
     def train_mode(self) -> None:
         """Before training steps; what is frozen keeps its batch statistics too."""
@@ -154,6 +155,7 @@ class State:
             "best": self.best,
             "seconds": self.seconds,
             "data": self.data_digest,
+            "teachers": self.teachers.digests if self.teachers else [],
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
         }
@@ -163,6 +165,12 @@ class State:
             raise ConfigError(
                 f"{self.config.data.source}: its pictures are not those the run began with, so order and split "
                 "would be others; bring them back or start the run anew"
+            )
+        taught = self.teachers.digests if self.teachers else []
+        if checkpoint.get("teachers", taught) != taught:  # checkpoints did not have them once
+            raise ConfigError(
+                f"--teacher {' '.join(self.config.teacher)}: not what the run began with, so its end would be another; "
+                "bring it back or start the run anew"
             )
         self.epoch, self.step, self.sums = checkpoint["epoch"], checkpoint["step"], Sums(**checkpoint["sums"])
         self.faults, self.bad = checkpoint["faults"], checkpoint["bad"]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import logging
 from typing import Any
 
 from torch import nn
@@ -12,8 +11,6 @@ from atnet.data.classes import printable
 from atnet.errors import ConfigError
 from atnet.model.info import find_weights
 from atnet.model.load import classifier_parameters, load, read_info
-
-log = logging.getLogger("atnet")
 
 ALL = "all"
 SLOWER = 2
@@ -31,8 +28,10 @@ def defaults_of(config: Config) -> dict[str, Any]:
     return {"optim": {"lr": rate}, "model": info.model, "data": dataclasses.asdict(info.preprocess)}
 
 
-def load_into(model: nn.Module, config: Config, classes: tuple[str, ...]) -> None:
+def load_into(model: nn.Module, config: Config, classes: tuple[str, ...]) -> str:
     """Gives the model the tensors of config.weights; its head stays as it was drawn if the classes differ.
+
+    Returns a sentence that says so.
 
     Raises ConfigError if the weights are of another network, WeightsError if they are unusable.
     """
@@ -55,12 +54,8 @@ def load_into(model: nn.Module, config: Config, classes: tuple[str, ...]) -> Non
             f"at {config.data.size} px: use --data.size {info.preprocess.size}"
         )
     model.load_state_dict(own | tensors)
-    log.info(
-        "goes on from %s, %d classes; head %s",
-        printable(str(config.weights)),
-        len(info.classes),
-        "kept, the classes are the same" if kept else f"new, of {len(classes)} classes",
-    )
+    of_head = "kept, the classes are the same" if kept else f"new, of {len(classes)} classes"
+    return f"goes on from {printable(str(config.weights))}, {len(info.classes)} classes; head {of_head}"
 
 
 def freeze(model: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
