@@ -143,7 +143,7 @@ def _named_options(values: dict[str, Any], kind: str, path: Path) -> dict[str, d
     for name, options in values[kind].items():
         if not isinstance(options or {}, dict):
             raise ConfigError(f"{path}: {kind}: {name} is a mapping of options to values, {{}} where there are none")
-        found[str(name)] = by_section(options or {}, f"{path}: {name}")
+        found[name] = by_section(options or {}, f"{path}: {name}")
     return found
 
 
