@@ -166,11 +166,12 @@ def test_no_registers_is_a_size_too():
 def test_groups_follow_the_pictures_way():
     from timm.models._manipulate import group_parameters
 
-    model = ATNet(**LAYOUT)
+    model = ATNet(**LAYOUT, late_mix=1)
     groups = group_parameters(model, model.group_matcher(), reverse=True)
-    way = ["stem.0.conv.weight", "conv_mix.0.depthwise.weight", "conv_mix.1.depthwise.weight", "cls_token",
-           "trans_mix.0.norm1.weight", "trans_mix.1.norm1.weight", "norm.weight", "head.weight"]  # fmt: skip
-    assert [groups[name] for name in way] == list(range(8))
+    way = ["stem.0.conv.weight", "conv_mix.0.depthwise.weight", "conv_mix.1.depthwise.weight",
+           "squeeze.position.weight", "late_mix.0.depthwise.weight", "cls_token", "trans_mix.0.norm1.weight",
+           "trans_mix.1.norm1.weight", "norm.weight", "head.weight"]  # fmt: skip
+    assert [groups[name] for name in way] == list(range(10))
 
 
 @pytest.mark.parametrize(

@@ -102,12 +102,12 @@ def settle(config: Config) -> Config:
     each of several processes.
     Raises ConfigError if no pictures are named.
     """
+    config = named(config)
     if not config.data.source:
         raise ConfigError(
             "nothing to train on: give --data FOLDER, one with a folder of pictures for each class, "
             "or --data digits, the embedded ones"
         )
-    config = named(config)
     if config.optim.accumulate % ranks.count():
         parts = math.lcm(config.optim.accumulate, ranks.count())
         config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=parts))
