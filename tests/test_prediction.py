@@ -154,9 +154,11 @@ def test_weights_that_can_promise_nothing_say_so(quick, digits, tmp_path):
     assert not atnet.predict(picture, run)[0].ask_a_person
 
 
-def test_a_newest_run_that_is_gone_is_said_and_nothing_else_answers(quick, digits):
+def test_a_newest_run_that_is_gone_is_said_and_nothing_else_answers(quick, digits, capsys):
     run = atnet.train(**quick, out="run").folder
     picture = next((digits / "val").rglob("*.png"))
+    main(["predict", str(picture)])
+    assert "Answered by the newest run, run\n" in capsys.readouterr().out
     shutil.rmtree(run)
     with pytest.raises(WeightsError, match="last: the run that it points to is gone; name another by --weights"):
         atnet.predict(picture)

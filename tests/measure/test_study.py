@@ -156,7 +156,9 @@ def test_a_record_of_other_settings_is_not_taken_for_the_trial(write, digits, tm
     list(run_study(read_study(write(factors=factors, runs=4), str(digits)), out))
     list(run_study(read_study(write(factors=factors, runs=4, options={"threads": 1}), "elsewhere"), out))
     turned = read_study(write(factors=dict(reversed(factors.items())), runs=4), str(digits))
-    with pytest.raises(ConfigError, match=r"run\d\d-seed0.json: made with .* now; delete it"):
+    with pytest.raises(
+        ConfigError, match=r"run\d\d-seed0.json: made with .* now; delete .*runs/shape/run\d\d-seed0 to train"
+    ):
         list(run_study(turned, out))
     wider = read_study(write(factors=factors, runs=4, options={"model": "xxxs"}), str(digits))
     with pytest.raises(ConfigError, match="made with parameters"):
@@ -172,7 +174,7 @@ def test_a_run_of_other_settings_is_not_taken_for_the_trial(write, digits, tmp_p
         list(run_study(changed, tmp_path / "shape"))
     (tmp_path / "shape" / "plain-seed0.json").unlink()
     for out in (tmp_path / "shape", tmp_path / "elsewhere" / "shape"):
-        with pytest.raises(ConfigError, match=r"runs/shape/plain-seed0: made with optim.lr 0.012.* another name"):
+        with pytest.raises(ConfigError, match=r"runs/shape/plain-seed0: made with optim.lr 0.012.*--out another"):
             list(run_study(changed, out))
     run = tmp_path / "runs" / "shape" / "plain-seed0"
     (run / "record.json").unlink()

@@ -63,13 +63,28 @@ def test_an_accuracy_between_two_levels_is_taken_as_the_higher(answers):
     assert least_confidence(facts, 0.945) == least_confidence(facts, 0.95)
 
 
+def test_as_few_pictures_as_promise_an_accuracy_are_those_that_it_names():
+    for level, pictures in ((0.95, 59), (0.99, 299)):
+        for count in (pictures - 1, pictures):
+            facts = {TRUST: fit_trust(np.linspace(0.6, 0.9, count), np.ones(count, dtype=bool))}
+            promised = {held for held, *_ in facts[TRUST]["levels"]}
+            assert (level in promised) == (count == pictures)
+
+
 @pytest.mark.parametrize(
     ("facts", "accuracy", "message"),
     [
         ({}, 0.9, "do not tell how sure"),
         ({TRUST: {"levels": [["x", 0.5, 1]]}}, 0.9, "do not tell how sure"),
         ({TRUST: {"levels": [[0.5, 0.4, 1.0]]}}, 0.9, "the most that could be promised is 0.5"),
-        ({TRUST: {"levels": []}}, 0.9, "nothing could be promised"),
+        ({TRUST: {"levels": []}}, 0.9, "nothing could be promised$"),
+        (
+            {TRUST: {"pictures": 32, "levels": [[0.91, 0.4, 1.0]]}},
+            0.95,
+            "is 0.91; 32 are too few, 59 it takes if",
+        ),
+        ({TRUST: {"pictures": 298, "levels": []}}, 0.985, "nothing could be promised; 298 are too few, 299 it takes"),
+        ({TRUST: {"pictures": 299, "levels": []}}, 0.99, "nothing could be promised$"),
         ({}, 1.0, "out of range"),
         ({}, 95, "out of range"),
     ],

@@ -1,6 +1,7 @@
 """`atnet predict`"""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -62,6 +63,9 @@ def predict(
         _show(answers)
         if weights is None and asked.parent == WEIGHTS:
             _tell_limits(asked)
+        elif weights is None:
+            run_asked = os.path.relpath(asked.parent.resolve())
+            Console(highlight=False).print(f"Answered by the newest run, {run_asked}", markup=False, soft_wrap=True)
     if failures:
         raise DataError("\natnet: ".join(map(str, failures)))
 

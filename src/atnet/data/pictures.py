@@ -129,7 +129,8 @@ class Pictures:
         elif unknown:
             raise DataError(
                 f"{self.store.name}: {some(unknown)} not among the {len(classes)} known classes "
-                f"({some(classes)}): rename or remove it, or leave its pictures out with --data.mismatch ignore"
+                f"({some(classes)}): rename or remove it, or leave its pictures out with --data.mismatch ignore, of "
+                "`atnet eval` --mismatch ignore"
             )
         position = np.array([classes.index(name) if name in classes else -1 for name in self.classes], dtype=np.int64)
         labels = position[pictures.labels]

@@ -176,13 +176,15 @@ def run_study(study: Study, out: Path, shard: tuple[int, int] = (1, 1)) -> Itera
     Raises ConfigError on a record or a run of other settings; TrainingError, after all other trials, of those that
     could not be trained to their end.
     """
+    runs = Path("runs") / out.name
     out.mkdir(parents=True, exist_ok=True)
     for trial, record in read_results(study, out):
-        _require_settings(configure(study.recipe, **trial.options), _settings(record), out / f"{trial.key}.json")
+        paths = out / f"{trial.key}.json", runs / trial.key
+        _require_settings(configure(study.recipe, **trial.options), _settings(record), *paths)
     first, step = shard
     failed = []
     for trial in study.trials[first - 1 :: step]:
-        path, run = out / f"{trial.key}.json", Path("runs") / out.name / trial.key
+        path, run = out / f"{trial.key}.json", runs / trial.key
         if not path.exists():
             log.info("\n%s, %d of %d", trial.key, study.trials.index(trial) + 1, len(study.trials))
             try:
@@ -197,10 +199,10 @@ def run_study(study: Study, out: Path, shard: tuple[int, int] = (1, 1)) -> Itera
         raise TrainingError(f"{len(failed)} of {len(study.trials)} trials have no record:\n" + "\n".join(failed))
 
 
-def _require_settings(config: Config, had: dict[str, Any], path: Path) -> None:
-    """Raises ConfigError if what lies at path was made with other settings than those that it is to have now.
+def _require_settings(config: Config, had: dict[str, Any], *paths: Path) -> None:
+    """Raises ConfigError if what lies at the first path was made with other settings than it is to have now.
 
-    had: its settings by their full names.
+    had: its settings by their full names.  paths: it, and what else is to be deleted to make it again.
     Only what both know of is compared, and a network by its parameters: a name may mean another layout by now.
     """
     wanted = _settings(_recorded(config))
@@ -209,8 +211,8 @@ def _require_settings(config: Config, had: dict[str, Any], path: Path) -> None:
     for name in sorted(wanted.keys() & had.keys() - UNRELATED):
         if (wanted[name] or None) != (had[name] or None):
             raise ConfigError(
-                f"{path}: made with {name} {had[name]!r}, and it is to have {wanted[name]!r} now; "
-                "delete it to train it again, or choose an --out of another name"
+                f"{paths[0]}: made with {name} {had[name]!r}, and it is to have {wanted[name]!r} now; "
+                f"delete {' and '.join(map(str, paths))} to train it again, or give the trial or --out another name"
             )
 
 

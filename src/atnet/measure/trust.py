@@ -5,6 +5,7 @@ Classification for Deep Neural Networks", without its correction for choosing am
 confidence tells right from wrong one promise in twenty breaks, of one whose confidence tells nothing more (LOG.md).
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ def least_confidence(facts: dict[str, Any], accuracy: float) -> tuple[float, flo
         raise ConfigError(f"--abstain {accuracy:g} is out of range: use 0.5 to 0.999, the accuracy to hold")
     try:
         levels = [(float(level), float(least), float(share)) for level, least, share in facts[TRUST]["levels"]]
+        pictures = int(facts[TRUST].get("pictures", 0))
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             "these weights do not tell how sure they have to be: train them with this version, which fits it on the "
@@ -64,4 +66,7 @@ def least_confidence(facts: dict[str, Any], accuracy: float) -> tuple[float, flo
         if level >= accuracy - 1e-9:
             return least, share
     most = f"the most that could be promised is {levels[-1][0]:g}" if levels else "nothing could be promised"
-    raise ConfigError(f"--abstain {accuracy:g} was not reached on the validation pictures: {most}")
+    asked = next((level for level in LEVELS if level >= accuracy - 1e-9), LEVELS[-1])
+    needed = math.ceil(math.log(DOUBT) / math.log(asked))
+    few = f"; {pictures:,} are too few, {needed:,} it takes if all are right" if 0 < pictures < needed else ""
+    raise ConfigError(f"--abstain {accuracy:g} was not reached on the validation pictures: {most}{few}")
