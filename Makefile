@@ -8,6 +8,7 @@
 #   make web-picture           docs/web.png: the page of `atnet web` with the network WEIGHTS, in Chromium
 #   make explain-picture       docs/explain.png: what the network that comes with the package looks at in a photo
 #   make proof-faults          trainings killed, stopped, starved and spoilt, and that each goes on to the same bits
+#   make proof-fuzz            every reader and command fed with spoilt files, the server with spoilt requests (an hour)
 #   make proof-data            damaged, odd and malicious pictures, copies, readers fed with anything (50 minutes)
 #   make proof-data-speed      our loader beside timm's and torchvision's, on the same pictures (5 minutes)
 #   make proof-augment         our augmentation beside torchvision's: accuracy on three seeds (15 minutes)
@@ -32,7 +33,7 @@ PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo bench table weights test ci lint types peer-tests proof-augment proof-data proof-data-speed proof-explain \
-	proof-faults proof-heads proof-malicious proof-parity proof-products proof-publish proof-serve proof-training-speed \
+	proof-faults proof-fuzz proof-heads proof-malicious proof-parity proof-products proof-publish proof-serve proof-training-speed \
 	proof-transfer readme reference setup dev web-picture explain-picture clean
 .DEFAULT_GOAL := demo
 
@@ -137,6 +138,9 @@ proof-data: dev
 
 proof-data-speed: dev
 	$(BIN)/python tests/peer/load_beside_timm.py $(ATNET_IMAGENETTE)
+
+proof-fuzz: dev
+	$(BIN)/python tests/proof/fuzz.py all 30 $(ATNET_IMAGENETTE)
 
 proof-heads: dev
 	$(BIN)/python tests/proof/heads.py $(ATNET_IMAGENETTE)/val --plain $(PLAIN) --starred $(STARRED) --picture docs/heads.png

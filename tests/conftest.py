@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import atnet
 from atnet.data.sources import open_parts
 
 
@@ -68,6 +69,16 @@ QUICK = {
     "data": {"size": 32, "crop_pct": 1.0, "workers": 0},
     "augment": {"flip": 0.0, "crop_scale": 0.6},
 }
+
+
+@pytest.fixture(scope="session")
+def finished_run(_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three epochs, to be read and copied, never changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        data = {**QUICK["data"], "source": str(_digits)}
+        return atnet.train(**QUICK | {"epochs": 3, "data": data}, out=folder / "run").folder
 
 
 @pytest.fixture

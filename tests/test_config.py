@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def test_an_absent_recipe_is_said():
 
 
 def test_a_huge_recipe_is_not_read(tmp_path):
-    with pytest.raises(ConfigError, match="too many"):
+    with pytest.raises(ConfigError, match="1,100,003 bytes are more than"):
         read_yaml(write(tmp_path, "a: " + "x" * 1_100_000))
 
 
@@ -114,3 +115,47 @@ def test_the_published_recipe_is_what_was_published():
     recipe = yaml.safe_load((RECIPES[0].parent / "imagenet.yaml").read_text())
     assert (recipe["epochs"], recipe["batch"], recipe["data"]["size"]) == (300, 1024, 224)
     assert make_config(RECIPES[0].parent / "imagenet.yaml").cycle_ends() == [20, 60, 140, 300]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("~: 1", "None is no name"),
+        ("epochs: 0x" + "f" * 5000, "is not a whole number"),
+        ("epochs: 1" + ":59" * 300 + ".5", "is not a whole number"),
+        ("epochs: 1:30", "'1:30' is not a whole number"),
+        ("epochs: 2026-01-01", "is not a whole number"),
+        ("epochs: !!bool maybe", "tags"),
+        ('epochs: !!int ""', "tags"),
+        ("model: !!binary aGVsbG8=", "tags"),
+        ("data: !!python/name:os.system", "tags"),
+        ('data: "a\\0b"', "null character"),
+        ("data: " + "a/" * 60_000, "more than 100,000 letters"),
+        ("epochs: 1000000\nschedule: {cycle: 1e-9}", "schedule.cycle=1e-09 makes more than 10,000 cycles"),
+        ("a: " + "[" * 50_000, "not a YAML file"),
+        ("a: \ud800", "not UTF-8"),
+    ],
+)
+def test_a_recipe_that_would_cost_dearly_or_crash_is_refused(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ConfigError, match=message):
+        make_config(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "loop"])
+def test_a_recipe_that_is_no_file_is_refused_at_once(tmp_path, kind):
+    path = tmp_path / "recipe.yaml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else path)
+    with pytest.raises(ConfigError, match="recipe.yaml: "):
+        read_yaml(path)
+
+
+def test_numbers_are_what_they_look_like(tmp_path):
+    text = "a: 1_000\nb: 0x10\nc: -2.5e-3\nd: 017\ne: .inf\nf: true\ng: ~\nh: yes\n"
+    assert read_yaml(write(tmp_path, text)) == {
+        "a": 1000, "b": 16, "c": -0.0025, "d": "017", "e": float("inf"), "f": True, "g": None, "h": True,
+    }  # fmt: skip

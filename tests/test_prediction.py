@@ -10,12 +10,13 @@ import torch
 
 import atnet
 from atnet.cli import main
+from atnet.data.preprocess import Preprocess
 from atnet.deploy.export import export, of_onnx
 from atnet.deploy.onnx import OnnxNetwork
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.measure.trust import least_confidence
-from atnet.model.info import SHIPPED, WEIGHTS, find_weights
-from atnet.model.load import read_info
+from atnet.model.info import SHIPPED, WEIGHTS, WeightsInfo, find_weights
+from atnet.model.load import read_info, to_safetensors
 from atnet.prediction import weights_to_ask
 
 
@@ -162,3 +163,26 @@ def test_a_newest_run_that_is_gone_is_said_and_nothing_else_answers(quick, digit
     shutil.rmtree(run)
     with pytest.raises(WeightsError, match="last: the run that it points to is gone; name another by --weights"):
         atnet.predict(picture)
+
+
+def test_answers_that_are_no_numbers_are_refused_and_never_printed(digits, tmp_path, capsys):
+    """Of weights that are finite, each by itself: a prediction, an evaluation, JSON."""
+    classes = tuple(sorted(folder.name for folder in (digits / "val").iterdir()))
+    preprocess = Preprocess(size=32, crop_pct=1.0, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
+    info = WeightsInfo(
+        model="atnet_xxxs", classes=classes, class_names=classes, preprocess=preprocess, epoch=1, moving_average=False
+    )
+    state = atnet.create_model("xxxs", num_classes=10).state_dict()
+    state["head.weight"].fill_(3e38)
+    path, picture = tmp_path / "large.safetensors", next((digits / "val").rglob("*.png"))
+    path.write_bytes(to_safetensors(state, info))
+    with pytest.raises(WeightsError, match=r"large\.safetensors: its answers are not finite"):
+        atnet.predict(picture, path)
+    with pytest.raises(WeightsError, match=r"large\.safetensors: its answers are not finite"):
+        atnet.evaluate(path, str(digits), workers=0)
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(picture), "--weights", str(path), "--json"])
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert not said.out
+    assert said.err.count("large.safetensors: its answers are not finite") == 1

@@ -6,6 +6,7 @@ The command line, recipes and Python all go through `make_config`: one set of na
 import datetime
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,10 +18,14 @@ from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, Token,
 from cyclopts.config import Dict
 
 from atnet.errors import ConfigError
-from atnet.files import did_you_mean
+from atnet.files import did_you_mean, read_text
 from atnet.model.sizes import LARGEST_IMAGE
 
-MAX_YAML_BYTES = 1_000_000
+MAX_YAML_BYTES = 200_000
+MAX_CYCLES = 10_000
+MAX_SOURCE = 100_000
+"""Letters of a data source."""
+
 SECTIONS = ("data", "augment", "optim", "schedule", "distill", "heads")
 
 
@@ -110,6 +115,8 @@ class DataConfig:
             workers=(self.workers, 0, 256),
             max_bad=(self.max_bad, 0, 1),
         )
+        _check(len(self.source) <= MAX_SOURCE, f"data.source has more than {MAX_SOURCE:,} letters: give a list of them")
+        _check("\0" not in self.source, f"data.source={self.source!r:.200} has a null character in it")
         _check(
             self.train_size == 0 or 8 <= self.train_size <= LARGEST_IMAGE,
             f"data.train_size={self.train_size} is out of range: use 8 to {LARGEST_IMAGE:,}, or 0 for data.size",
@@ -341,7 +348,7 @@ class Config:
         _check(
             abs(self.epochs - ends[-1]) < 1e-6,
             f"epochs={self.epochs} ends inside a learning-rate cycle (schedule.cycle={self.schedule.cycle:g}): "
-            f"cycles end at {', '.join(f'{end:g}' for end in ends)}; use one of these, or --schedule.cycle 0",
+            f"cycles end at {', '.join(f'{end:g}' for end in ends[-20:])}; use one of these, or --schedule.cycle 0",
         )
 
     @property
@@ -384,6 +391,10 @@ class Config:
         """Epochs at which a cycle ends, up to the first one that is not before the run's end."""
         ends, length = [self.first_cycle], self.first_cycle
         while ends[-1] < self.epochs - 1e-6:
+            _check(
+                len(ends) < MAX_CYCLES,
+                f"schedule.cycle={self.schedule.cycle:g} makes more than {MAX_CYCLES:,} cycles: use a longer one",
+            )
             length *= self.schedule.multiplier
             ends.append(ends[-1] + length)
         return ends
@@ -479,33 +490,59 @@ def _nearest(word: str, names: Sequence[str]) -> str:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without anchors and aliases, whose expansion can eat the machine."""
+    """YAML without anchors and aliases, whose expansion can eat the machine, and without tags.
+
+    What is not in quotes is null, true or false, or a number as YAML 1.2 has it, else text: 1:30 is no 90, and a day
+    is no date.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012, PyYAML's own way
+        letter: [(tag, form) for tag, form in forms if tag.rpartition(":")[2] in ("null", "bool")]
+        for letter, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed")
+        if getattr(self.peek_event(), "tag", None) is not None:  # type: ignore[no-untyped-call]
+            raise yaml.YAMLError("tags (!name) are not allowed")
         return super().compose_node(parent, index)
+
+
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9_]{0,30}|0x[0-9a-fA-F]{1,16})$"), list("-+0123456789")
+)
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"[-+]?(?:(?:[0-9][0-9_]{0,99}\.[0-9_]{0,99}|\.[0-9][0-9_]{0,99})(?:[eE][-+]?[0-9]{1,3})?|\.(?:inf|Inf|INF))$"
+        r"|\.(?:nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file's mapping. Raises ConfigError if it is absent, too large, or no mapping."""
     path = Path(path)
-    if path.is_dir():
-        raise ConfigError(f"{path}: a folder, not a recipe; did you mean --data {path}?")
-    if not path.is_file():
-        near = did_you_mean(path, "recipes", among=lambda found: found.suffix in (".yaml", ".yml"))
-        raise ConfigError(f"{path}: no such recipe{near or '; the shipped ones are in recipes/'}")
-    if path.stat().st_size > MAX_YAML_BYTES:
-        raise ConfigError(f"{path}: {path.stat().st_size:,} bytes are too many for a recipe")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a number or a day that is none
+        text = read_text(path, MAX_YAML_BYTES, ConfigError)
+    except FileNotFoundError as error:
+        near = did_you_mean(path, "recipes", among=lambda found: found.suffix in (".yaml", ".yml"))
+        raise ConfigError(f"{path}: no such recipe{near or '; the shipped ones are in recipes/'}") from error
+    except ConfigError as error:
+        if os.path.isdir(path):
+            raise ConfigError(f"{path}: a folder, not a recipe; did you mean --data {path}?") from error
+        raise
+    try:
+        values = yaml.load(text, Loader=_PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError) as error:
         raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of names to values, this is not")
-    nameless = next((name for name in _names(values) if not isinstance(name, str)), None)
-    if nameless is not None:
-        raise ConfigError(f"{path}: {nameless!r} is no name; one of digits is written in quotes: '112'")
+    nameless = [name for name in _names(values) if not isinstance(name, str)]
+    if nameless:
+        raise ConfigError(f"{path}: {nameless[0]!r} is no name; one of digits is written in quotes: '112'")
     return by_section(values, str(path))
 
 

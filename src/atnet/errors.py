@@ -1,5 +1,6 @@
 """What can be wrong with what a user gives; each message names the thing and the remedy."""
 
+import shlex
 from pathlib import Path
 
 
@@ -34,5 +35,6 @@ class Stopped(KeyboardInterrupt):
     """
 
     def __init__(self, run: Path, step: int, steps: int, signal: int) -> None:
-        super().__init__(f"stopped after step {step:,} of {steps:,}, saved; go on with: atnet train --resume {run}")
+        command = f"atnet train --resume {shlex.quote(str(run))}"
+        super().__init__(f"stopped after step {step:,} of {steps:,}, saved; go on with: {command}")
         self.exit_code = 128 + signal

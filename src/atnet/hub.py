@@ -18,10 +18,7 @@ from huggingface_hub.errors import (
 
 from atnet import __version__
 from atnet.errors import AtnetError, HubError
-from atnet.model.info import HASHES, HUB, MAX_HASHES_BYTES, MODEL
-
-MAX_BYTES = 4_000_000_000
-"""Of a weights file that is fetched."""
+from atnet.model.info import HASHES, HUB, MAX_HASHES_BYTES, MAX_WEIGHTS_BYTES, MODEL
 
 OPTIONAL = re.compile(r"model\.onnx|web/.*")
 """Files that a publication may have or not."""
@@ -38,7 +35,7 @@ def fetch(address: str) -> Path:
     commit: str | None = revision or None
     path = Path()
     with _plainly(name):
-        for file, most in ((HASHES, MAX_HASHES_BYTES), (MODEL, MAX_BYTES)):
+        for file, most in ((HASHES, MAX_HASHES_BYTES), (MODEL, MAX_WEIGHTS_BYTES)):
             known = hf_hub_download(
                 name, file, revision=commit, dry_run=True, library_name="atnet", library_version=__version__
             )

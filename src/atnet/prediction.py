@@ -15,7 +15,7 @@ from atnet.data.decode import SUFFIXES, decode
 from atnet.errors import DataError, WeightsError
 from atnet.files import resolve_run
 from atnet.measure.trust import least_confidence
-from atnet.model.info import SHIPPED, WEIGHTS, WeightsInfo, find_weights
+from atnet.model.info import INFINITE, SHIPPED, WEIGHTS, WeightsInfo, find_weights
 from atnet.progress import progress_bar
 
 Ask = Callable[[Image.Image], NDArray[np.float32]]
@@ -161,7 +161,9 @@ def _open(path: Path, device: str) -> tuple[Ask, WeightsInfo]:
     def ask(picture: Image.Image) -> NDArray[np.float32]:
         with torch.inference_mode():
             together, each = answer(model, torch.from_numpy(info.preprocess(picture))[None].to(chosen))
-        logits: NDArray[np.float32] = (together if each is None else each[0]).cpu().numpy()
+        logits: NDArray[np.float32] = (together if each is None else each[0]).float().cpu().numpy()
+        if not np.isfinite(logits).all():
+            raise WeightsError(f"{path}: {INFINITE}")
         return logits
 
     return ask, info

@@ -1,12 +1,21 @@
 import io
 import os
 import warnings
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 
-from atnet.data.decode import MAX_BYTES, decode, decode_for_crop, describe
+from atnet.data.decode import (
+    MAX_BYTES,
+    _Transforms,
+    brightest_of,
+    decode,
+    decode_for_crop,
+    describe,
+    is_too_dark,
+)
 from atnet.errors import DataError
 
 
@@ -189,3 +198,84 @@ def test_what_is_odd_in_a_file_is_described(photo):
     assert describe(encoded(photo.convert("CMYK"), "JPEG"), ".jpg").odd == ("CMYK colours",)
     several = describe(encoded(photo, "MPO", save_all=True, append_images=[photo]), ".jpg")  # as some cameras write
     assert (several.format, several.odd) == ("JPEG", ("several frames, of which the first is taken",))
+
+
+def sixteen_bits(top: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, top, (40, 30)).astype(np.uint16))
+
+
+def with_sbit(png: bytes, bits: int) -> bytes:
+    chunk = b"sBIT" + bytes([bits])
+    return png[:33] + b"\0\0\0\1" + chunk + zlib.crc32(chunk).to_bytes(4, "big") + png[33:]
+
+
+def test_fewer_bits_in_16_are_scaled_where_the_file_says_how_many():
+    grey = sixteen_bits(4096)
+    expected = (np.asarray(grey) / (4095 / 255)).round().astype(np.uint8)
+    tiff = encoded(grey, "TIFF", tiffinfo={281: 4095})
+    for content in (with_sbit(encoded(grey, "PNG"), 12), tiff):
+        assert np.array_equal(np.asarray(decode(content))[:, :, 0], expected)
+        pixels, _ = decode_for_crop(content, "x", lambda width, height: ((0, 0, width, height), 1))
+        assert np.array_equal(pixels[:, :, 0], expected)
+    scaled = Image.fromarray((np.asarray(grey) % 256 << 4).astype(np.uint16))  # dark, but as the standard has it
+    assert np.array_equal(
+        np.asarray(decode(with_sbit(encoded(scaled, "PNG"), 12))), np.asarray(decode(encoded(scaled, "PNG")))
+    )
+    wide = sixteen_bits(65536)
+    assert np.array_equal(
+        np.asarray(decode(with_sbit(encoded(wide, "PNG"), 12))), np.asarray(decode(encoded(wide, "PNG")))
+    )
+
+
+@pytest.mark.parametrize("top", [1024, 4096, 16384])
+def test_a_picture_that_fewer_bits_make_nearly_black_is_odd(top):
+    content = encoded(sixteen_bits(top), "PNG")
+    shade = brightest_of(decode(content))
+    assert describe(content, ".png", shade).odd == (
+        "16 bits a channel",
+        "nearly black, with 14 or fewer of 16 bits a channel in use",
+    )
+    assert is_too_dark(content, "x")
+    assert not is_too_dark(encoded(sixteen_bits(65536), "PNG"), "x")
+    assert not is_too_dark(encoded(Image.new("L", (9, 9)), "PNG"), "x")
+
+
+def test_sixteen_bits_of_colour_are_told_too():
+    head = b"IHDR" + (8).to_bytes(4, "big") * 2 + b"\x10\2\0\0\0"
+    rows = zlib.compress((b"\0" + b"\x0f\xff" * 24) * 8)
+    parts = [head, b"IDAT" + rows, b"IEND"]
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(
+        (len(part) - 4).to_bytes(4, "big") + part + zlib.crc32(part).to_bytes(4, "big") for part in parts
+    )
+    assert is_too_dark(content, "x")
+
+
+def profiled(number: int, size: int) -> bytes:
+    """A JPEG with a profile of its own, of so many bytes."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes().replace(b"sRGB", b"xRGB"))
+    profile = profile.replace(b"s\0R\0G\0B", b"x\0R\0G\0B") + number.to_bytes(8, "big") + bytes(size)
+    profile[:4] = len(profile).to_bytes(4, "big")
+    return encoded(Image.new("RGB", (8, 8), (200, 40, 40)), "JPEG", icc_profile=bytes(profile))
+
+
+def test_colour_profiles_are_kept_as_far_as_their_bytes_allow(monkeypatch):
+    monkeypatch.setattr("atnet.data.decode.KEPT_PROFILE_BYTES", 400_000)
+    kept = _Transforms()
+    monkeypatch.setattr("atnet.data.decode._transforms", kept)
+    for size in (20_000, 90_000, 200_000):
+        for number in range(8):
+            decode(profiled(number, size))
+            assert sum(len(profile) for profile, _ in kept._kept) == kept._bytes <= 400_000
+    assert 1 <= len(kept._kept) <= 20
+    with Image.open(io.BytesIO(profiled(1, 20_000))) as picture:
+        profile = picture.info["icc_profile"]
+    assert kept.of(profile, "RGB") is kept.of(profile, "RGB") is not None
+
+
+def test_to_look_at_a_tiff_takes_no_walk_over_its_directories(monkeypatch):
+    several = encoded(Image.new("L", (9, 9), 255), "TIFF", save_all=True, append_images=[Image.new("L", (9, 9))] * 4)
+    sought = []
+    seek = TiffImagePlugin.TiffImageFile._seek
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "_seek", lambda self, at: (sought.append(at), seek(self, at)))
+    assert "several frames, of which the first is taken" in describe(several, ".tif").odd
+    assert set(sought) <= {0}

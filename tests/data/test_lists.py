@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from atnet.data.classes import look_alikes
 from atnet.data.lists import open_list
+from atnet.data.shards import read_class_list
 from atnet.data.sources import open_parts
 from atnet.errors import DataError
 
@@ -111,3 +114,86 @@ def test_a_parquet_list_with_names_or_values_that_are_no_text_is_refused(tmp_pat
     path.write_bytes(Path(write(path, rows)).read_bytes().replace(text, other))
     with pytest.raises(DataError, match="list.parquet: not a whole Parquet file"):
         open_list(path)
+
+
+def test_blanks_around_labels_make_no_classes(tmp_path):
+    labels = ["cat", "cat ", " cat", "\u00a0cat", "cat\u200b", "caf\u00e9", "cafe\u0301", "caf\u00e9\t"]
+    (tmp_path / "list.csv").write_text("path, label\n" + "".join(f"{i}.png,{one}\n" for i, one in enumerate(labels)))
+    pictures = open_list(tmp_path / "list.csv")[""]
+    assert (pictures.classes, pictures.labels.tolist()) == (("caf\u00e9", "cat"), [0] * 3 + [1] * 5)
+    (tmp_path / "classes.txt").write_text("cat \n caf\u00e9\n")
+    assert read_class_list(tmp_path / "classes.txt") == ("cat", "caf\u00e9")
+
+
+def test_labels_that_are_numbers_are_one_class_each_and_others_are_refused(tmp_path):
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps([{"path": "a", "label": 3}, {"path": "b", "label": 3.0}, {"path": "c", "label": "03"}]))
+    assert open_list(path)[""].classes == ("03", "3")
+    for label, message in ((None, "no label"), ([1], "row 1: a label is text or a number"), (" ", "no label")):
+        path.write_text(json.dumps([{"path": "a", "label": label}]))
+        with pytest.raises(DataError, match=message):
+            open_list(path)
+
+
+def test_parts_written_in_two_ways_are_one(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label,split\na,x,Train\nb,y,train \nc,x,VAL\n")
+    assert {part: len(pictures) for part, pictures in open_list(tmp_path / "list.csv").items()} == {
+        "train": 2,
+        "val": 1,
+    }
+
+
+def test_names_that_differ_little_are_found():
+    assert look_alikes(["Cat", "cat", "dog", "polar bear", "polar_bear", "1", "01", "2", "x"]) == [
+        ("Cat", "cat"), ("polar bear", "polar_bear"), ("1", "01"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "sparse"])
+def test_a_list_without_end_is_refused_at_once(tmp_path, suffix, kind):
+    path = tmp_path / f"list.{suffix}"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(1_900_000_000)
+    with pytest.raises(DataError, match=path.name):
+        open_list(path)
+
+
+def test_a_parquet_list_of_more_rows_than_its_bytes_can_name_is_refused(tmp_path):
+    rows = pyarrow.DictionaryArray.from_arrays(np.zeros(3_000_000, np.int32), ["a.jpg"]).cast("string")
+    pyarrow.parquet.write_table(pyarrow.table({"path": rows, "label": rows}), tmp_path / "list.parquet")
+    with pytest.raises(DataError, match="3,000,000 rows in"):
+        open_list(tmp_path / "list.parquet")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"path":"\\ud800.jpg","label":"a"}]', "row 1: .*half a letter"),
+        ('[{"path":"a","label":"\\ud800"}]', "row 1: .*half a letter"),
+        ('[{"path":"a","label":"b"}] x', "something follows"),
+        ('[{"path":"a","label":"b"} {}]', "not JSON"),
+        ('[{"path":"a","label":"b"},]', "not JSON"),
+        ("[]", "no rows"),
+        ('[{"path":"a","label":' + "9" * 5000 + "}]", "list.json"),
+    ],
+)
+def test_a_json_list_that_cannot_be_used_says_why(tmp_path, text, message):
+    (tmp_path / "list.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        open_list(tmp_path / "list.json")
+
+
+def test_a_long_json_list_is_read_piece_by_piece(tmp_path, monkeypatch):
+    rows = [{"path": f"{i}.jpg", "label": str(i % 7), "note": "x" * (i % 50)} for i in range(2000)]
+    (tmp_path / "list.json").write_text(json.dumps(rows, indent=1))
+    monkeypatch.setattr("atnet.data.lists.MAX_ROW", 200)
+    assert len(open_list(tmp_path / "list.json")[""]) == 2000
+    (tmp_path / "list.json").write_text(json.dumps([*rows, {"path": "x", "label": "y" * 1000}]))
+    with pytest.raises(DataError, match="not JSON"):
+        open_list(tmp_path / "list.json")

@@ -184,3 +184,29 @@ def test_a_picture_shown_again_is_augmented_anew(digits):
     assert not torch.equal(first, again)
     assert not torch.equal(first, later)
     assert torch.equal(first, samples.at(0, Draw(0, 0))[0])
+
+
+def test_where_shared_memory_is_full_batches_are_the_same(digits, monkeypatch, caplog):
+    def full(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    pictures, made = open_parts(str(digits), 0.2)[0], config(digits, workers=2)
+    expected = list(batches_of(train_loader(pictures, made, 0, 6)))
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)  # and in the processes, which are forked
+    found = list(batches_of(train_loader(pictures, made, 0, 6)))
+    assert same(found, expected)
+    assert [one.stride() for one, _, _ in found] == [one.stride() for one, _, _ in expected]
+    assert caplog.text.count("--shm-size") == 1
+    preprocess = make_preprocess(made.data)
+    plain, piped = ([*batches_of(eval_loader(pictures, preprocess, 64, workers))] for workers in (0, 2))
+    assert same(plain, piped)
+
+
+def test_loader_processes_that_cannot_be_started_are_an_error_with_a_remedy(digits, monkeypatch):
+    def refused(self):
+        raise OSError(28, "No space left on device")
+
+    loader = train_loader(open_parts(str(digits), 0.2)[0], config(digits, workers=2), 0, 6)
+    monkeypatch.setattr(type(loader), "__iter__", refused)
+    with pytest.raises(TrainingError, match="--data.workers 0"):
+        next(batches_of(loader))

@@ -368,3 +368,135 @@ def test_imagenets_layout_its_shards_and_a_folder_train_to_the_same_losses(few_p
         losses.append([(row["train_loss"], row["val_loss"], row["ema_val_top1"]) for row in rows])
     assert len(losses[0]) == 2
     assert losses[0] == losses[1] == losses[2]
+
+
+@pytest.mark.parametrize(
+    "name", ["a-{0..999999}{0..999999}.tar", "{a,b}" * 26, "a-{0..999999999999999999}{5..1}.tar", "*{0..99999}.tar"]
+)
+def test_braces_that_stand_for_too_many_are_refused_before_they_are_written_out(name):
+    with pytest.raises(DataError, match="too many"):
+        expand(name)
+
+
+@pytest.mark.parametrize("which", ["a.tar", "classes.txt", "index/a.parquet"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_shard_or_what_lies_beside_it_that_is_no_file_is_refused_at_once(tmp_path, which, kind):
+    webdataset(tmp_path / "a.tar", [(f"{i}", {"png": png(i), "cls": b"%d" % (i % 2)}) for i in range(4)])
+    path = tmp_path / which
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=path.name):
+        open_whole(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK])
+@pytest.mark.parametrize("size", [3_000_000_000, -512])
+def test_a_head_of_a_tar_file_that_is_too_long_is_not_read(tmp_path, kind, size):
+    head = tarfile.TarInfo("x")
+    head.type, head.size = kind, size
+    with (tmp_path / "a.tar").open("wb") as file:
+        file.write(head.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(3_000_010_240)
+    with pytest.raises(DataError, match=r"a.tar: "):
+        open_whole(str(tmp_path))
+
+
+def test_a_tar_file_that_leads_back_to_itself_ends(tmp_path):
+    head = tarfile.TarInfo("a.png")
+    head.size = -1024
+    (tmp_path / "a.tar").write_bytes(head.tobuf(tarfile.GNU_FORMAT) * 4 + bytes(10_240))
+    with pytest.raises(DataError, match="less than no bytes"):
+        open_whole(str(tmp_path))
+
+
+def test_pictures_in_a_tar_file_that_are_not_read_are_named(tmp_path, caplog):
+    samples = [(f"{i}", {"png": png(i), "cls": b"%d" % (i % 2)}) for i in range(4)]
+    webdataset(tmp_path / "a.tar", [*samples, ("4", {"heic": b"x", "cls": b"1"})])
+    assert len(open_whole(str(tmp_path))[""]) == 4
+    assert "4.heic" in caplog.text
+
+
+INDEX = {"id": ["0.png", "1.png"], "label": ["0", "1"], "offset": [512, 512], "length": [10, 10]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id": ["0.png", None]}, "without a value"),
+        ({"id": [1, 2]}, "'id' is of another kind"),
+        ({"label": [0.5, 1.5]}, "'label' is of another kind"),
+        ({"offset": ["x", "y"]}, "'offset' is of another kind"),
+        ({"length": [[1], [2]]}, "'length' is of another kind"),
+        ({"offset": [512, -512]}, "before the beginning"),
+        ({"offset": [512, 2**63 - 5]}, "truncated"),
+        ({"length": None}, "no column 'length'"),
+        ({name: values * 1000 for name, values in INDEX.items()}, "2,000 pictures cannot be in a shard"),
+    ],
+)
+def test_an_index_that_is_none_is_refused(tmp_path, changes, message):
+    webdataset(tmp_path / "a.tar", [(f"{i}", {"png": png(i), "cls": b"%d" % (i % 2)}) for i in range(4)])
+    (tmp_path / "index").mkdir()
+    columns = {name: values for name, values in {**INDEX, **changes}.items() if values is not None}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "index" / "a.parquet")
+    with pytest.raises(DataError, match=message):
+        open_whole(str(tmp_path))
+
+
+def test_a_damaged_index_in_the_cache_is_made_anew(tmp_path, caplog):
+    webdataset(tmp_path / "a.tar", [(f"{i}", {"png": png(i), "cls": b"%d" % (i % 2)}) for i in range(4)])
+    first = open_whole(str(tmp_path / "a.tar"))[""]
+    [kept] = (tmp_path / "cache" / "index").glob("*.parquet")
+    sound = kept.read_bytes()
+    kept.write_bytes(sound[:100])
+    assert same([first], [open_whole(str(tmp_path / "a.tar"))[""]])
+    assert "scanned anew" in caplog.text
+    assert kept.read_bytes() == sound
+
+
+def test_names_that_are_not_utf8_are_packed(digits, tmp_path):
+    folder = digits / "train" / "one"
+    min(folder.iterdir()).rename(folder / os.fsdecode(b"not-utf8-\xff.png"))
+    packed(digits, tmp_path / "pack")
+    assert same(open_parts(str(digits), 0.2), open_parts(str(tmp_path / "pack"), 0.2))
+
+
+def hugging_face(path, pictures, labels, names=None, **options):
+    noted = {"info": {"features": {"label": {"names": names}}}}
+    table = pyarrow.table({"image": pictures, "label": labels})
+    pyarrow.parquet.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps(noted)}) if names else table, path, **options
+    )
+
+
+def test_a_parquet_file_that_unpacks_to_far_more_than_it_has_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("atnet.data.parquet.FREE_GROWTH", 5_000_000)
+    content = pyarrow.DictionaryArray.from_arrays(np.zeros(24, np.int32), pyarrow.array([bytes(1_000_000)]))
+    path = tmp_path / "train.parquet"
+    hugging_face(
+        path, content, [i % 2 for i in range(24)], compression="zstd", use_dictionary=["image"], store_schema=False
+    )
+    assert path.stat().st_size < 20_000
+    with pytest.raises(DataError, match="too many for its size"):
+        open_whole(str(tmp_path))
+    hugging_face(path, [bytes(1_000_000)] * 24, [0] * 24, compression="zstd", use_dictionary=False)
+    with pytest.raises(DataError, match="too many for"):
+        open_whole(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["a\nb", "c"], "not a name of one line"), (["a", " "], "not a name of one line"), ([1, 2], "are none")],
+)
+def test_names_of_classes_that_would_shift_the_labels_are_refused(tmp_path, names, message):
+    hugging_face(tmp_path / "train.parquet", [png(i) for i in range(4)], [0, 1, 0, 1], names)
+    with pytest.raises(DataError, match=message):
+        open_whole(str(tmp_path))
+
+
+def test_names_of_classes_under_numbers_are_in_their_order(tmp_path):
+    hugging_face(tmp_path / "train.parquet", [png(i) for i in range(4)], [0, 1, 0, 1], {"1": "b", "0": "c"})
+    assert open_whole(str(tmp_path))[""].classes == ("c", "b")

@@ -256,3 +256,102 @@ def test_the_studies_hold_out_the_pictures_that_are_listed(photos):
     assert sorted(held_out.ids) == listed
     assert not set(listed) & set(train.ids)
     assert len(listed) == pytest.approx(0.15 * (len(listed) + len(train)), rel=0.001)
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".JPE", ".pjpeg", ".dib", ".apng", ".TIFF"])
+def test_relatives_of_the_usual_suffixes_are_pictures(digits, suffix):
+    for path in (digits / "train" / "one").iterdir():
+        path.rename(path.with_suffix(suffix))
+    assert len(open_parts(str(digits), 0.2)[0]) == 200
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.AVIF", "a.ppm", "scan.svg", "a", "a.jpg_large", "a.png.bak"])
+def test_what_looks_like_a_picture_but_is_not_read_is_named(digits, caplog, name):
+    shutil.copy(min((digits / "train" / "one").iterdir()), digits / "train" / "one" / name)
+    assert len(open_parts(str(digits), 0.2)[0]) == 200
+    assert f"1 of these look like pictures ({os.path.join('one', name)!r})" in caplog.text
+
+
+def test_pictures_beside_the_class_folders_are_named(digits, caplog):
+    shutil.copy(min((digits / "train" / "one").iterdir()), digits / "train" / "stray.png")
+    assert len(open_parts(str(digits), 0.2)[0]) == 200
+    assert "stray.png" in caplog.text
+
+
+def test_the_order_of_classes_is_no_matter_of_chance():
+    code = (
+        "from atnet.data.classes import class_order; "
+        "print(class_order({'1', '01', '001', '2', '10', '02'}), class_order({'b', 'B', 'a', '1'}))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in range(4)
+    }
+    assert found == {"('001', '01', '1', '02', '2', '10') ('1', 'B', 'a', 'b')\n"}
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [("seg_train", "seg_test"), ("train_images", "test_images"), ("Training Set", "Validation Set"),
+     ("train2017", "val2017"), ("TrainingSet", "testset"), ("train", "my_val")],
+)  # fmt: skip
+def test_parts_are_told_by_a_word_of_their_names(digits, train, val, caplog):
+    (digits / "train").rename(digits / train)
+    (digits / "val").rename(digits / val)
+    (digits / "seg_pred").mkdir()
+    assert [(len(part), part.classes) for part in open_parts(str(digits), 0.2)] == [(200, NAMES), (50, NAMES)]
+    assert val in caplog.text
+
+
+def test_parts_one_folder_below_are_found(digits):
+    (digits / "images").mkdir()
+    for part in ("train", "val"):
+        (digits / part).rename(digits / "images" / part)
+    assert [len(part) for part in open_parts(str(digits), 0.2)] == [200, 50]
+
+
+def test_two_folders_for_one_part_are_an_error(digits):
+    (digits / "train").rename(digits / "a_train")
+    shutil.copytree(digits / "a_train", digits / "b_train")
+    with pytest.raises(DataError, match="'a_train' and 'b_train' could both be"):
+        open_parts(str(digits), 0.2)
+
+
+def test_a_class_called_like_a_part_is_a_class(digits):
+    (digits / "train" / "one").rename(digits / "train" / "training_shoe")
+    (digits / "train" / "two").rename(digits / "train" / "test_tube")
+    train, _ = open_parts(str(digits / "train"), 0.2)
+    assert {"training_shoe", "test_tube"} < set(train.classes)
+
+
+def test_folders_that_repeat_themselves_are_named(digits, caplog):
+    (digits / "train").rename(digits / "first")
+    (digits / "val").rename(digits / "second")
+    assert open_parts(str(digits), 0.2)[0].classes == ("first", "second")
+    assert "all hold the same folders" in caplog.text
+
+
+def test_links_that_lead_nowhere_are_named_and_no_hang(digits):
+    (digits / "train" / "one" / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match="loop: this link cannot be followed"):
+        open_parts(str(digits), 0.2)
+    with pytest.raises(DataError, match="cannot be opened"):
+        open_parts(str(digits / "train" / "one" / "loop"), 0.2)
+
+
+@pytest.mark.parametrize("source", ["a\0b", "x" * 5000, "~nobody_of_this_name/x", "/dev/zero", "/dev/null"])
+def test_a_source_that_is_none_is_an_error(source):
+    with pytest.raises(DataError, match=r"cannot be opened|neither a folder|no such folder"):
+        open_parts(source, 0.2)
+
+
+def test_a_folder_reached_in_two_ways_has_the_same_names_always(digits):
+    (digits / "train" / "one" / "a").symlink_to(digits / "train" / "one" / "z", target_is_directory=True)
+    (digits / "train" / "one" / "z").mkdir()
+    shutil.copy(min((digits / "train" / "two").iterdir()), digits / "train" / "one" / "z" / "x.png")
+    assert os.path.join("one", "z", "x.png") in set(open_parts(str(digits), 0.2)[0].ids)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,8 @@ def test_nothing_is_sent_or_noted_by_onnx_runtime(run, digits, tmp_path):
     place.mkdir()
     picture = str(next((digits / "val").rglob("*.png")))
     words = [sys.executable, "-m", "atnet", "predict", picture, "--weights", str(export(run).path)]
-    subprocess.run(words, check=True, env=os.environ | {"TMPDIR": str(place), "HOME": str(place), "CI": ""})
+    where = {"TMPDIR": str(place), "HOME": str(place), "ATNET_CACHE": str(tmp_path / "cache"), "CI": ""}
+    subprocess.run(words, check=True, env=os.environ | where)
     assert list(place.iterdir()) == []
 
 
@@ -87,6 +89,29 @@ def test_half_as_large_says_the_same(run, digits, to):
     assert 0 < apart < 0.01
     same = atnet.predict(pictures, run)
     assert max(abs(a.top[0][2] - b.top[0][2]) for a, b in zip(one, same, strict=True)) < 1e-4
+
+
+def test_exports_into_one_folder_at_once_are_each_of_their_own_weights(finished_run, tmp_path):
+    names = ("last", "ema")
+    alone = {
+        name: export(finished_run / f"{name}.safetensors", tmp_path / f"{name}.safetensors", to="safetensors").path
+        for name in names
+    }
+    assert alone["last"].read_bytes() != alone["ema"].read_bytes()
+    with ThreadPoolExecutor(2) as threads:
+        made = [
+            (
+                name,
+                threads.submit(
+                    export, finished_run / f"{name}.safetensors", tmp_path / f"{name}-{i}", to="safetensors"
+                ),
+            )
+            for i in range(4)
+            for name in names
+        ]
+        for name, one in made:
+            assert one.result().path.read_bytes() == alone[name].read_bytes()
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_file_that_differs_from_torch_never_gets_its_name(run, monkeypatch):

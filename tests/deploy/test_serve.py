@@ -1,8 +1,10 @@
 """A served network, asked over HTTP: real processes, real sockets."""
 
+import asyncio
 import http.client
 import io
 import json
+import logging
 import os
 import re
 import signal
@@ -19,14 +21,16 @@ from typing import Any
 import psutil
 import pytest
 import torch
+import uvicorn
 from PIL import Image
 
 import atnet
 from atnet.cli import main
 from atnet.data.preprocess import Preprocess
+from atnet.deploy.connections import Address, Connection, Door, Turns, client_of
 from atnet.deploy.export import write_onnx
-from atnet.deploy.serve import file_to_serve, serve
-from atnet.deploy.service import Limits
+from atnet.deploy.serve import _log_seldom, file_to_serve, serve
+from atnet.deploy.service import Limits, _Places
 from atnet.errors import ConfigError, WeightsError
 from atnet.model.info import WeightsInfo
 from atnet.model.load import create_classifier
@@ -89,13 +93,24 @@ class Server:
 
 @contextmanager
 def served(
-    weights: Path, *options: object, end: signal.Signals | None = signal.SIGTERM, **environment: str
+    weights: Path,
+    *options: object,
+    end: signal.Signals | None = signal.SIGTERM,
+    files: int | None = None,
+    log: Path | None = None,
+    **environment: str,
 ) -> Iterator[Server]:
-    """A server, and that it ends as it should by that signal."""
+    """A server, and that it ends as it should by that signal.  files: that it may open.  log: what it writes there."""
     words = [sys.executable, "-m", "atnet", "serve", "--weights", weights, "--port", 0, *options]
-    process = subprocess.Popen(
-        list(map(str, words)), stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
-    )
+    few = [] if files is None else ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh"]
+    with ExitStack() as stack:
+        process = subprocess.Popen(
+            few + list(map(str, words)),
+            stdout=subprocess.PIPE,
+            stderr=None if log is None else stack.enter_context(log.open("wb")),
+            text=True,
+            env={**os.environ, **environment},
+        )
     assert process.stdout is not None
     try:
         port = None
@@ -293,6 +308,328 @@ def test_bodies_on_their_way_take_no_more_memory_than_eight_of_the_largest(serve
         full = {"error": "too many bodies are on their way; try again later"}
         until(lambda: server.predict(content) == (503, full))
     until(lambda: server.predict(content)[0] == 200)
+
+
+@pytest.fixture(scope="module")
+def guarded(weights: Path) -> Iterator[Server]:
+    """A server with small limits."""
+    options = ("--connections", 10, "--per-address", 6, "--timeout", 5, "--decoders", 1, "--queue", 2)
+    with served(weights, *options, "--max-megabytes", 1) as found:
+        yield found
+
+
+def line_to(server: Server, host: str = "127.0.0.1") -> socket.socket:
+    """A connection from that address."""
+    line = socket.socket()
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    line.settimeout(60)
+    line.bind((host, 0))
+    line.connect(("127.0.0.1", server.port))
+    return line
+
+
+def everything(line: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    said = b""
+    with line, suppress(ConnectionResetError):
+        while chunk := line.recv(65536):
+            said += chunk
+    return said
+
+
+def is_closed(line: socket.socket) -> bool:
+    line.setblocking(False)
+    try:
+        return line.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+DOCUMENT = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+HERE, ELSEWHERE = {"source_address": ("127.0.0.1", 0)}, {"source_address": ("127.0.0.2", 0)}
+
+
+def test_an_address_has_a_share_of_the_connections_and_its_oldest_make_room(guarded):
+    with ExitStack() as lines:
+        many = []
+        for _ in range(9):
+            many.append(lines.enter_context(line_to(guarded)))
+            many[-1].sendall(HEALTHZ)
+            assert many[-1].recv(65536).startswith(b"HTTP/1.1 200 ")
+        until(lambda: [is_closed(line) for line in many] == [True] * 3 + [False] * 6)
+        others = [lines.enter_context(line_to(guarded, "127.0.0.3")) for _ in range(4)]
+        last = lines.enter_context(line_to(guarded, "127.0.0.2"))
+        last.sendall(HEALTHZ)
+        assert last.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert [is_closed(line) for line in many] == [True] * 4 + [False] * 5
+        assert not any(map(is_closed, others))
+
+
+def test_whoever_does_not_read_or_sends_byte_by_byte_is_not_waited_for(guarded):
+    """Three clients: one reads nothing, one a byte at a time, one never ends its head."""
+    process = psutil.Process(guarded.process.pid)
+    with ExitStack() as lines:
+        unread, slow, endless = (lines.enter_context(line_to(guarded)) for _ in range(3))
+        for line in (unread, slow, endless):
+            line.sendall(HEALTHZ)
+            line.recv(1)
+            line.setblocking(False)
+        held = process.num_fds()
+        for line in (unread, slow):
+            with suppress(BlockingIOError):
+                for _ in range(8):
+                    line.send(DOCUMENT * 400)
+
+        def all_closed() -> bool:
+            with suppress(OSError):
+                endless.send(b"x")
+            with suppress(OSError):
+                slow.recv(1)
+            return process.num_fds() <= held - 3
+
+        until(all_closed)
+
+
+def test_what_is_sent_ahead_is_answered_in_turn_even_if_the_client_has_ended(guarded, pictures):
+    content = pictures[0].read_bytes()
+    ask = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(content) + content
+    line = line_to(guarded)
+    line.sendall((HEALTHZ + ask) * 5)
+    line.shutdown(socket.SHUT_WR)
+    said = everything(line)
+    assert (
+        re.findall(rb'HTTP/1.1 200|"status"|"top"', said)
+        == [b"HTTP/1.1 200", b'"status"', b"HTTP/1.1 200", b'"top"'] * 5
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "word"),
+    [
+        (
+            b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"3\r\nabc\r\n0\r\n\r\n" + HEALTHZ,
+            b"422",
+            b"connection: close",
+        ),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"a:\r\n" * 101 + b"\r\n" + HEALTHZ, b"431", b"100 lines"),
+        (b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 30_000 + b"\r\n\r\n", b"431", b"16,384 bytes"),
+        (b"nothing that is HTTP\r\n\r\n" + HEALTHZ, b"400", b"not a valid HTTP request"),
+        (
+            b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"a: b\r\n" * 3000,
+            b"400",
+            b"lines around a chunk",
+        ),
+        (b"POST /predict?" + b"top=1&" * 50 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"400", b"top is"),
+    ],
+)
+def test_a_request_of_doubtful_extent_is_answered_once_and_the_connection_closed(guarded, content, status, word):
+    line = line_to(guarded)
+    line.sendall(content)
+    said = everything(line)
+    assert re.findall(rb"HTTP/1.1 (\d+)", said) == [status]
+    assert word in said
+
+
+def test_a_body_in_the_smallest_chunks_is_a_body(guarded, pictures):
+    content = pictures[0].read_bytes()
+    assert guarded.predict((bytes([byte]) for byte in content), encode_chunked=True)[0] == 200
+
+
+@pytest.mark.parametrize("proxied", [False, True])
+def test_a_full_queue_has_room_for_a_client_with_less_in_it(weights, guarded, pictures, proxied):
+    content = pictures[0].read_bytes()
+    options = ("--queue", 3, "--decoders", 1, "--proxy", "127.0.0.1")
+    with ExitStack() as stack:
+        server = stack.enter_context(served(weights, *options)) if proxied else guarded
+        one, other = ({"headers": {"X-Forwarded-For": name}} for name in ("10.0.0.1", "spoofed, 10.0.0.2"))
+        threads = stack.enter_context(ThreadPoolExecutor(5))
+        predict = (lambda options: server.predict(content, **options)) if proxied else ask_from(server, content)
+        count = 3 if proxied else 2
+        with server.decoders_stopped() as [pid]:
+            held = []
+            for number in range(count):
+                held.append(threads.submit(predict, one if proxied else HERE))
+                until(lambda many=number + 1: server.measure("atnet_admitted_pictures") == many)
+            last = threads.submit(predict, other if proxied else ELSEWHERE)
+            full = {"error": f"{count} pictures are waiting already; try again later"}
+            assert held[-1].result() == (503, full)
+            os.kill(pid, signal.SIGCONT)
+            assert [future.result()[0] for future in (*held[:-1], last)] == [200] * count
+
+
+def ask_from(server: Server, content: bytes) -> Callable[[dict[str, Any]], tuple[int, Any]]:
+    def ask(options: dict[str, Any]) -> tuple[int, Any]:
+        line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60, **options)
+        line.request("POST", "/predict", content)
+        answer = line.getresponse()
+        said = answer.status, json.loads(answer.read())
+        line.close()
+        return said
+
+    return ask
+
+
+def test_bodies_of_one_client_leave_room_for_those_of_another(server, pictures):
+    content = pictures[0].read_bytes()
+    with ExitStack() as lines:
+        many = [lines.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60)) for _ in range(8)]
+        for line in many:
+            line.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"\0" * 999_999)
+        time.sleep(2)  # until all have come
+        assert ask_from(server, content)(ELSEWHERE)[0] == 200
+        for line in many:
+            line.setblocking(False)
+        said = []
+        for line in many:
+            with suppress(BlockingIOError):
+                said.append(line.recv(12))
+        assert said == [b"HTTP/1.1 503"], "one of the client that holds most"
+
+
+def test_fewer_files_than_clients_are_a_limit_and_no_fault(weights, pictures, tmp_path):
+    content, log = pictures[0].read_bytes(), tmp_path / "log"
+    with ExitStack() as lines:
+        server = lines.enter_context(served(weights, "--decoders", 1, files=180, log=log))
+        many = [lines.enter_context(line_to(server)) for _ in range(300)]
+        until(lambda: sum(map(is_closed, many)) == 300 - 25)
+        assert ask_from(server, content)(ELSEWHERE)[0] == 200
+        for line in many:
+            line.close()
+    text = log.read_text(encoding="utf-8")
+    assert "Traceback" not in text
+    assert "connections are open" in text
+    assert len(text) < 2000
+
+
+def test_the_limit_of_open_files_is_raised_and_says_what_is_missing(monkeypatch):
+    resource = pytest.importorskip("resource")
+    known, limits = [], {"soft": 256, "hard": 1000}
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limits["soft"], limits["hard"]))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, values: known.append(values))
+    settled = Limits(decoders=4).settled()
+    assert (settled.connections, settled.per_address) == (860, 430)
+    settled.allow_files()
+    assert known == [(1000, 1000)]
+    assert Limits(decoders=4, connections=100).settled().per_address == 50
+    with pytest.raises(ConfigError, match="ulimit -n"):
+        Limits(decoders=4, connections=900).settled()
+    limits["hard"] = 100
+    with pytest.raises(ConfigError, match="ulimit -n"):
+        Limits(decoders=4).settled()
+
+
+def test_who_counts_as_one_client():
+    hosts = ("192.0.2.7", "::ffff:192.0.2.7", "2001:db8:1:2:3::4", "2001:db8:1:2::9", "2001:db8:1:3::9", "fe80::1%eth0")
+    assert [client_of(host) for host in hosts] == [
+        "192.0.2.7",
+        "192.0.2.7",
+        "2001:db8:1:2::/64",
+        "2001:db8:1:2::/64",
+        "2001:db8:1:3::/64",
+        "fe80::/64",
+    ]
+
+
+def test_addresses_have_turns_one_after_another():
+    done = []
+
+    async def ask() -> None:
+        turns, busy, quiet = Turns(), Address("busy"), Address("quiet")
+        for number in range(20):
+            turns.take(busy, lambda number=number: done.append(number))
+        await asyncio.sleep(0)
+        turns.take(quiet, lambda: done.append("quiet"))
+        while len(done) < 21:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(ask())
+    assert done.index("quiet") < 5
+    assert [number for number in done if number != "quiet"] == list(range(20))
+
+
+def test_one_client_has_all_decoders_but_for_one_while_another_asks():
+    async def ask() -> list[str]:
+        places, began = _Places(2), []
+
+        async def picture(client: str) -> None:
+            async with places.taken(client) as place:
+                began.append(client)
+                await asyncio.sleep(0.01)
+                place.free()
+                await asyncio.sleep(0.01)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(6):
+                group.create_task(picture("many"))
+            await asyncio.sleep(0)
+            assert began == ["many"] * 2, "alone it has all"
+            group.create_task(picture("few"))
+            group.create_task(picture("few"))
+        return began
+
+    began = asyncio.run(ask())
+    assert began[:4].count("few") == 1
+    assert began.count("many") == 6
+    assert began.index("few", began.index("few") + 1) < 7
+
+
+def test_answers_are_sent_at_once():
+    """Without Nagle's algorithm, which would hold an answer's second part until the client has confirmed the first."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+
+    async def ask() -> int:
+        config = uvicorn.Config(app, http="h11", lifespan="off", log_config=None)
+        config.load()
+        state = uvicorn.server.ServerState()
+        made = []
+
+        def protocol(door: Door, address: Address) -> Connection:
+            made.append(Connection(door, address, config=config, server_state=state, app_state={}))
+            return made[-1]
+
+        door = Door(protocol, most=2, share=2, shareless=lambda _: False, timeout=10)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            door.open(listening)
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            writer.write(HEALTHZ)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 204")
+            line = made[0].transport.get_extra_info("socket")
+            found = line.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            writer.close()
+            await writer.wait_closed()
+            while made[0] in state.connections:
+                await asyncio.sleep(0.01)
+            await door.close()
+            await door.stop()
+            return int(found)
+
+    assert asyncio.run(ask())
+
+
+def test_the_log_has_a_line_a_second_of_what_is_repeated(monkeypatch, caplog):
+    now = [100.0]
+    monkeypatch.setattr("atnet.deploy.serve.time.monotonic", lambda: now[0])
+    with caplog.at_level(logging.WARNING, "atnet"), _log_seldom():
+        for number in range(2000):
+            now[0] += 0.001
+            try:
+                raise OSError(f"fault {number}")
+            except OSError:
+                logging.getLogger("atnet").exception("it failed")
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == "it failed"
+    assert 2 <= len(lines) <= 3
+    assert "fault 999" in lines[1] or "fault 1000" in lines[1]
+    assert "999 more" in lines[1] or "1,000 more" in lines[1]
+    assert [bool(record.exc_info) for record in caplog.records][:2] == [True, False]
+    logging.getLogger("atnet").warning("outside of a server nothing is left out")
 
 
 def test_metrics_count_what_was_answered(server, pictures):

@@ -1,5 +1,6 @@
 """Files made to do harm, opened in this process; `make proof-malicious` opens them, and others, by the commands."""
 
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +10,16 @@ import onnx
 import onnx.parser
 import pytest
 import torch
+from PIL import Image
 
 sys.path.append(str(Path(__file__).parent.parent / "proof"))
 import malicious
 
 from atnet.deploy.export import write_onnx
-from atnet.deploy.onnx import OnnxNetwork
+from atnet.deploy.onnx import MAX_BYTES, OnnxNetwork, require_finite
+from atnet.deploy.preprocessing import with_preprocessing
 from atnet.deploy.untrusted import MAX_MEGABYTES, require_harmless
-from atnet.errors import WeightsError
+from atnet.errors import DataError, WeightsError
 from atnet.model.load import create_classifier
 
 HARMFUL = [name for name, (_, says) in malicious.CASES.items() if name.startswith("ONNX") and "answer" not in says]
@@ -36,9 +39,71 @@ def test_a_harmful_network_is_refused(name, sound, tmp_path, monkeypatch):
     monkeypatch.setattr(malicious, "SOUND", sound)
     make, says = malicious.CASES[name]
     make(tmp_path)
+    path = tmp_path / "evil.onnx"
     with pytest.raises(WeightsError, match=r"evil\.onnx: ") as refused:
-        OnnxNetwork(tmp_path / "evil.onnx")
+        tried(path, process=says in (malicious.SURVIVE, "not finite") or path.stat().st_size > MAX_BYTES)
     assert says in str(refused.value)
+
+
+def tried(path: Path, process: bool) -> None:
+    """Opens a file as a command does, and asks; what is told before it runs, without a process if it need not be."""
+    if not process:
+        require_harmless(path.read_bytes(), path)
+    OnnxNetwork(path).answers(np.ones((1, 3, malicious.SIZE, malicious.SIZE), np.float32))
+
+
+def test_a_sound_network_is_tried_once(sound, tmp_path, monkeypatch):
+    """With each number of images that a batch may have; the next time its hash is known."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    network = OnnxNetwork(sound, batch=3)
+    assert network(np.zeros((3, 3, malicious.SIZE, malicious.SIZE), np.float32)).shape == (3, 10)
+    [note] = (tmp_path / "cache" / "atnet" / "onnx").iterdir()
+    assert note.stat().st_size == 0
+
+    def never(*args, **options):
+        raise AssertionError("a second process")
+
+    monkeypatch.setattr(subprocess, "run", never)
+    OnnxNetwork(sound, batch=3)
+    with pytest.raises(AssertionError, match="a second process"):
+        OnnxNetwork(sound, batch=2)
+
+
+def test_a_network_that_ends_the_process_at_one_number_of_images_is_not_served(sound, tmp_path, monkeypatch):
+    """The least number divided by -1 for two images, and by others for one and three."""
+    monkeypatch.setattr(malicious, "SOUND", sound)
+    malicious.crash(
+        "by the batch less three",
+        "n = Shape <end = 1> (image) m = Sub (n, three) odd = Div (least, m)",
+        malicious.SURVIVE,
+        f"{malicious.LEAST}, int64[1] three = {{3}}",
+    )
+    make, _ = malicious.CASES.pop("ONNX: by the batch less three")
+    make(tmp_path)
+    assert OnnxNetwork(tmp_path / "evil.onnx").info == malicious.INFO
+    with pytest.raises(WeightsError, match=r"evil\.onnx: a process that tried it did not survive"):
+        OnnxNetwork(tmp_path / "evil.onnx", batch=4)
+
+
+def test_a_network_that_takes_for_ever_is_ended(sound, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("atnet.deploy.trial.SECONDS", 0.01)
+    with pytest.raises(WeightsError, match=r"sound\.onnx: takes more than 0\.1 s"):
+        OnnxNetwork(sound)
+
+
+def test_answers_that_are_no_numbers_are_refused_and_nothing_else_stops(sound, tmp_path, monkeypatch):
+    monkeypatch.setattr(malicious, "SOUND", sound)
+    make, _ = malicious.CASES["ONNX: answers that are no numbers"]
+    make(tmp_path)
+    network = OnnxNetwork(tmp_path / "evil.onnx")
+    with pytest.raises(WeightsError, match=r"evil\.onnx: its answers are not finite"):
+        network.ask(Image.new("RGB", (40, 50)))
+    found = network(np.ones((1, 3, malicious.SIZE, malicious.SIZE), np.float32))
+    with pytest.raises(DataError, match="not finite"):
+        require_finite(found)
+    with pytest.raises(DataError, match=r"evil\.onnx: does not run on "):
+        network(np.ones((1, 3, 7, 7), np.float32))
 
 
 @pytest.mark.parametrize("name", ["xxxs", "xxxs_star", "xs_star", "seed_s", "mobilenetv3_small_100"])
@@ -112,3 +177,32 @@ def test_a_network_has_more_memory_than_any_of_ours_needs_and_not_more(sound, tm
         else:
             with pytest.raises(WeightsError, match=r"much\.onnx: needs \d+ MB beside its weights, more than 400 MB"):
                 require_harmless(content, tmp_path / "much.onnx")
+
+
+@pytest.mark.parametrize(
+    "step", ["Concat <axis = 0> (of_image, many)", "Slice (of_image, one, many)", "Add (of_image, many)"]
+)
+def test_numbers_that_a_file_claims_without_having_them_are_counted(step):
+    """ONNX holds a place for each while it tells the sizes."""
+    size = malicious.SIZE
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["": 20]>
+        graph (float[1, 3, {size}, {size}] image) => (float[1, 10] logits)
+        <int64[1] one = {{1}}, int64[1] many = {{1}}> {{
+            of_image = Shape (image)
+            made = {step}
+            logits = Reshape (image, made)
+        }}"""
+    )
+    model.graph.initializer[1].dims[0] = 2**31 - 1
+    onnx.helper.set_model_props(model, malicious.INFO.to_metadata())
+    with pytest.raises(WeightsError, match="numbers may come together"):
+        require_harmless(model.SerializeToString(), Path("many.onnx"))
+
+
+def test_preprocessing_whose_steps_are_used_further_on_is_none(sound):
+    model = with_preprocessing(onnx.load(sound), malicious.INFO.preprocess)
+    last = model.graph.node[-1]
+    last.input[0] = "preprocess.enlarged"
+    with pytest.raises(WeightsError, match="not what its metadata say"):
+        require_harmless(model.SerializeToString(), Path("odd.onnx"))

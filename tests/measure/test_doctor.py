@@ -117,3 +117,29 @@ def test_sketches_know_a_picture_again_and_others_apart(few_photos):
 def test_flat_pictures_are_not_taken_for_each_other():
     flat = [sketch(Image.new("RGB", (64, 64), (shade, shade, shade))) for shade in range(0, 250, 10)]
     assert len(near_pairs(np.stack([s.bands for s in flat]), np.stack([s.miniature for s in flat]))) == 0
+
+
+def test_what_training_would_not_see_is_said(digits):
+    one = digits / "train" / "one"
+    shutil.copy(min(one.iterdir()), one / "a.heic")
+    shutil.copy(min(one.iterdir()), one / "b.png.1")
+    shutil.copy(min(one.iterdir()), digits / "val" / "stray.png")
+    shutil.copytree(digits / "train" / "two", digits / "train" / "Two")
+    shutil.copytree(digits / "val" / "two", digits / "val" / "Two")
+    for path in sorted(one.glob("*.png"))[:3]:
+        Image.fromarray(np.full((28, 28), 4000, np.uint16)).save(path)
+    found = examine(str(digits))
+    assert "Left out: 2 files that look like pictures (1 .heic, 1 .1)" in said(found, "odd")
+    assert "Left out: 1 picture in no class folder" in said(found, "odd")
+    assert "1 time classes have names that differ only in case" in said(found, "odd")
+    assert "3 pictures: nearly black, with 14 or fewer of 16 bits" in said(found, "odd")
+    assert "told by a word" not in said(found, "odd")
+
+
+def test_folders_that_may_be_parts_are_said(digits):
+    (digits / "train").rename(digits / "seg_train")
+    (digits / "val").rename(digits / "seg_test")
+    assert "'seg_train' is for training, 'seg_test' for validation" in said(examine(str(digits)), "odd")
+    (digits / "seg_train").rename(digits / "first")
+    (digits / "seg_test").rename(digits / "second")
+    assert "all hold the same folders: 'eight', 'five'" in said(examine(str(digits)), "odd")

@@ -112,3 +112,26 @@ def test_parts_of_heads_scores_make_the_whole():
     whole = together([part(1, [1.0, 2.0]), part(3, [5.0, 2.0])])
     assert whole.heads.loss.tolist() == [4.0, 2.0]
     assert whole.heads.predicted.shape == (4, 2)
+
+
+def test_figures_of_many_classes_need_no_matrix_and_groups_add_up():
+    labels, predicted = np.random.default_rng(0).integers(0, 7, (2, 500))
+    scores = Scores(
+        loss=1.0, top1=1.0, top5=1.0, classes=7, labels=labels, predicted=predicted,
+        confidence=np.ones(500, np.float32),
+    )  # fmt: skip
+    whole = scores.confusion
+    assert whole.sum() == 500
+    assert whole[2, 5] == ((labels == 2) & (predicted == 5)).sum()
+    grouped = scores.confusion_of(3)
+    assert grouped.shape == (3, 3)
+    assert grouped[0, 2] == whole[:3, 6:].sum()
+    assert np.allclose(scores.recall, 100 * whole.diagonal() / whole.sum(1))
+    assert np.allclose(scores.precision, 100 * whole.diagonal() / whole.sum(0))
+    many = Scores(
+        loss=1.0, top1=1.0, top5=1.0, classes=100_000, labels=labels * 14_000, predicted=predicted * 14_000,
+        confidence=np.ones(500, np.float32),
+    )  # fmt: skip
+    assert many.recall[14_000] == pytest.approx(scores.recall[1])
+    assert many.macro_f1 == pytest.approx(scores.macro_f1)
+    assert many.confusion_of(100).shape == (1000, 1000)

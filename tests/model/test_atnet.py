@@ -1,3 +1,5 @@
+import copy
+import pickle
 from functools import partial
 
 import pytest
@@ -136,8 +138,46 @@ def test_three_feature_levels_for_detection():
     assert [level.shape[1] for level in levels] == model.feature_info.channels() == [48, 96, 192]
     assert [tuple(level.shape[2:]) for level in levels] == [(40, 72), (20, 36), (10, 18)]
     sum(level.square().mean() for level in levels).backward()
-    without = {name.split(".")[1] for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
-    assert without <= {"cls_token", "reg_token", "trans_mix", "norm"}, "class attention changes no patch token"
+    assert unused(model) == []
+
+
+def unused(model):
+    """Parameters that get no gradient, or one of zeros."""
+    return [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("last", [0, 1, 2])
+def test_levels_of_features_are_the_whole_networks_and_leave_no_parameter_unused(count, last):
+    whole = ATNet(**LAYOUT, num_classes=5, class_attention=count, late_mix=1).eval()
+    images = torch.randn(2, 3, 64, 64)
+    expected = whole.forward_intermediates(images, indices=[last], intermediates_only=True)
+    pruned = copy.deepcopy(whole)
+    taken = pruned.prune_intermediate_layers([last], prune_norm=True)
+    found = pruned.forward_intermediates(images, indices=taken, intermediates_only=True)
+    assert torch.equal(found[0], expected[0])
+    found[0].square().mean().backward()
+    assert unused(pruned) == []
+    assert pruned(images).shape[-1] == whole(images).shape[-1] or last < 2 or pruned.num_classes == 0
+    if pruned.cls_token is None:
+        with pytest.raises(ValueError, match="'avg'"):
+            pruned.reset_classifier(3, "token")
+    pruned.reset_classifier(3, "avg")
+    assert pruned(images).shape == (2, 3)
+
+
+@pytest.mark.parametrize("pool", ["token", "avg", "both"])
+@pytest.mark.parametrize(("name", "heads"), [("xxxs", False), ("xxxs_star", True), ("xxxs+trans_mix=3", False)])
+def test_every_pooling_uses_every_parameter(name, heads, pool):
+    model = create_model(name, num_classes=4, global_pool="both")
+    model.reset_classifier(4, pool)
+    model(torch.randn(3, 3, 64, 64)).square().mean().backward()
+    assert unused(model) == []
+
+
+def test_a_class_token_that_reads_no_patch_is_refused():
+    with pytest.raises(ValueError, match="'both'"):
+        ATNet(**{**LAYOUT, "trans_mix": 0}, class_attention=0, global_pool="token")
 
 
 def test_prefix_tokens_come_with_the_last_level():
@@ -153,8 +193,39 @@ def test_the_head_reads_what_global_pool_says(pool):
     model = ATNet(**LAYOUT, num_classes=5, global_pool=pool).eval()
     tokens = model.forward_features(torch.randn(2, 3, 64, 64))
     token, mean = tokens[:, 0], tokens[:, model.num_prefix_tokens :].mean(1)
-    expected = {"token": token, "avg": mean, "both": (token + mean) / 2}[pool]
+    everything = tokens.mean(1)  # class attention changes no patch token, so "avg" reads those that it changes too
+    expected = {"token": token, "avg": everything, "both": (token + mean) / 2}[pool]
     torch.testing.assert_close(model.forward_head(tokens, pre_logits=True), expected)
+
+
+def test_avg_is_of_patches_alone_where_they_attend_too():
+    model = ATNet(**LAYOUT, num_classes=5, global_pool="avg", class_attention=0).eval()
+    tokens = model.forward_features(torch.randn(2, 3, 64, 64))
+    expected = tokens[:, model.num_prefix_tokens :].mean(1)
+    torch.testing.assert_close(model.forward_head(tokens, pre_logits=True), expected)
+
+
+@pytest.mark.parametrize("name", ["xxxs", "xxxs_star", "seed_xxxs"])
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_can_be_saved_and_answers_alike(name, form, training, tmp_path):
+    model = create_model(name, num_classes=3).train(training).to(memory_format=form)
+    images = torch.randn(2, 3, 32, 32).to(memory_format=form)
+    torch.jit.trace(model, images).save(tmp_path / "traced.pt")  # which traces twice, and compares
+    expected = model(images)
+    torch.testing.assert_close(torch.jit.load(tmp_path / "traced.pt")(images), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(model))(images), expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_it_can_be_exported_and_traced_by_symbols(training):
+    model = create_model("xxxs", num_classes=3).train(training).to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)
+    expected = model(images)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(images), expected, rtol=1e-4, atol=1e-4)
+    exported = torch.export.export(model, (images,), strict=False).module()
+    torch.testing.assert_close(exported(images), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_no_registers_is_a_size_too():

@@ -1,4 +1,5 @@
 import json
+import os
 import struct
 from dataclasses import asdict, replace
 
@@ -9,8 +10,8 @@ from safetensors.torch import load_file, save_file
 import atnet
 from atnet.data.preprocess import Preprocess
 from atnet.errors import WeightsError
-from atnet.model.info import WeightsInfo
-from atnet.model.load import to_safetensors
+from atnet.model.info import HASHES, WeightsInfo, note_hashes, read_unchanged
+from atnet.model.load import read_info, to_safetensors
 
 INFO = WeightsInfo(
     model="atnet_xxxs",
@@ -98,6 +99,11 @@ def test_other_peoples_safetensors_are_told_apart(tmp_path):
         ({"model": "atnet_xxxs+heads=0"}, "weights.safetensors: atnet_xxxs.heads=0: 'heads=0': no whole number"),
         ({"model": "gcvit_xxtiny", "preprocess": asdict(replace(INFO.preprocess, size=8))}, "cannot be built with"),
         ({"model": "atnet_xxxs+stem=foo"}, "weights.safetensors: .*none of patch, overlap"),
+        ({"model": "atnet_xxxs" + "+kernel=5" * 1000}, "weights.safetensors: .*more than 1,000 characters"),
+        ({"class_names": ["x" * 9_000, "b", "c"]}, "weights.safetensors: .*more than 1,000 characters"),
+        ({"class_names": ["\ud800", "b", "c"]}, "weights.safetensors: .*surrogates not allowed"),
+        ({"classes": list(range(200_000)), "class_names": list(range(200_000))}, "more than 100,000 classes"),
+        ({"facts": {"many": ["x"] * 100_000}}, "facts of more than 100,000 characters"),
     ],
 )
 def test_metadata_that_cannot_be_right_or_point_elsewhere_are_refused(saved, change, message):
@@ -106,3 +112,104 @@ def test_metadata_that_cannot_be_right_or_point_elsewhere_are_refused(saved, cha
     save_file(load_file(path), path, metadata={"atnet": json.dumps(values)})
     with pytest.raises(WeightsError, match=message):
         atnet.load(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda tensor: tensor.index_fill(1, torch.tensor([7]), float("nan")), "head.weight has numbers that are not"),
+        (lambda tensor: tensor.half().fill_(float("inf")), "head.weight has numbers that are not"),
+        (lambda tensor: tensor.short(), "head.weight has numbers of type I16 instead of F32 or F16 or BF16"),
+        (lambda tensor: tensor.double(), "head.weight has numbers of type F64"),
+        (lambda tensor: tensor.bool(), "head.weight has numbers of type BOOL"),
+    ],
+    ids=["nan", "inf", "int16", "float64", "bool"],
+)
+def test_numbers_that_are_none_or_of_another_type_are_refused(saved, spoil, message):
+    _, path = saved
+    state = load_file(path)
+    path.write_bytes(to_safetensors(state | {"head.weight": spoil(state["head.weight"])}, INFO))
+    with pytest.raises(WeightsError, match=f"weights.safetensors: {message}"):
+        atnet.load(path)
+
+
+def test_numbers_of_16_bits_are_taken(saved):
+    model, path = saved
+    for kind in (torch.float16, torch.bfloat16):
+        state = {name: t.to(kind) if t.is_floating_point() else t for name, t in model.state_dict().items()}
+        path.write_bytes(to_safetensors(state, INFO))
+        loaded, _ = atnet.load(path)
+        assert torch.equal(loaded.head.weight, model.head.weight.to(kind).float())
+
+
+def test_facts_that_json_does_not_have_are_left_out_with_a_line(saved, caplog):
+    _, path = saved
+    facts = {"val_top1": float("nan"), "deep": {"er": [1e999]}, "text": "\udc80", "data": "digits", "val_top5": 99.5}
+    for text in (json.dumps(asdict(INFO) | {"facts": facts}), replace(INFO, facts=facts).to_metadata()["atnet"]):
+        save_file(load_file(path), path, metadata={"atnet": text})
+        _, info = atnet.load(path)
+        assert info.facts == {"data": "digits", "val_top5": 99.5}
+    assert "weights.safetensors: what it says of 'val_top1' is no finite number" in caplog.text
+
+
+def test_every_changed_bit_is_noticed_where_there_are_hashes(saved):
+    _, path = saved
+    content = path.read_bytes()
+    note_hashes(path.parent, {path.name: content})
+    atnet.load(path)
+    generator = torch.Generator().manual_seed(0)
+    for place in torch.randint(8 * len(content), (10,), generator=generator).tolist():
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with pytest.raises(WeightsError, match=r"weights\.safetensors: "):
+            atnet.load(path)
+
+
+def test_hashes_pass_what_is_replaced_whenever_the_process_is_killed(tmp_path):
+    path = tmp_path / "last.safetensors"
+    path.write_bytes(b"first")
+    (tmp_path / HASHES).write_text("damaged")
+    for killed, content in ((True, b"second"), (True, b"third"), (False, b"fourth"), (False, b"fifth")):
+        note_hashes(tmp_path, {path.name: content})
+        read_unchanged(path)
+        if not killed:
+            path.write_bytes(content)
+            assert read_unchanged(path) == content
+    note_hashes(tmp_path, {"ema.safetensors": b"other"})
+    assert read_unchanged(path) == b"fifth"
+    for changed in (b"first", b"third", b"changed"):
+        path.write_bytes(changed)
+        with pytest.raises(WeightsError, match=r"last\.safetensors: damaged or changed, for sha256\.json"):
+            read_unchanged(path)
+    note_hashes(tmp_path, {path.name: b"sixth"})
+    with pytest.raises(WeightsError, match=r"last\.safetensors: damaged"):
+        read_unchanged(path)
+
+
+@pytest.mark.parametrize(
+    "content", ["[1, 2", "[]x", '{"last.safetensors": [1]}', '{"last.safetensors": 7}', "[" * 9999]
+)
+def test_damaged_hashes_are_said(tmp_path, content):
+    (tmp_path / "last.safetensors").write_bytes(b"weights")
+    (tmp_path / HASHES).write_text(content)
+    with pytest.raises(WeightsError, match=rf"{HASHES}: damaged .* delete it"):
+        read_unchanged(tmp_path / "last.safetensors")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_weights_that_are_no_file_are_refused_before_they_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "zero.safetensors").symlink_to("/dev/zero")
+    (tmp_path / "folder.safetensors").mkdir()
+    with (tmp_path / "large.safetensors").open("wb") as file:
+        file.truncate(5_000_000_000)
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(WeightsError, match=path.name):
+            atnet.load(path)
+        with pytest.raises(WeightsError, match=path.name):
+            read_info(path)
+    (tmp_path / HASHES).symlink_to("/dev/zero")
+    (tmp_path / "last.safetensors").write_bytes(b"weights")
+    with pytest.raises(WeightsError, match=rf"{HASHES}: a device"):
+        read_unchanged(tmp_path / "last.safetensors")

@@ -7,11 +7,17 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame, DropPath
+from timm.layers import Conv2dSame, DropPath, drop
 from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils import parametrize, prune
 
 from atnet import create_model
 from atnet.model import ops
+from atnet.model.blocks import ConvMix
 from atnet.model.ops import (
     DepthwiseConv2d,
     NormRelu2d,
@@ -185,7 +191,7 @@ def test_norm_and_relu_agree_with_torch_in_double(images, count, channels, heigh
     norm, plain = norm_pair(channels)
     shape = (count, channels, height, width)
     grid, out_grad = (3 * images(*shape) + 7).to(dtype).requires_grad_(), images(*shape).to(dtype)
-    assert norm.trains_by_kernel(grid)
+    assert norm.trains_by_kernel(grid, norm.weight, norm.bias)
     exact = grid.detach().double().requires_grad_()
     out = norm(grid)
     out.backward(out_grad)
@@ -240,13 +246,13 @@ def test_a_gradient_of_norms_gradient_is_torchs(images):
 def test_norm_and_relu_are_torchs_outside_training(images):
     norm, plain = norm_pair(16)
     grid = images(4, 16, 6, 6)
-    assert not norm.trains_by_kernel(images(1, 16, 1, 1))
-    assert not norm.trains_by_kernel(torch.randn(4, 16, 6, 6))
+    assert not norm.trains_by_kernel(images(1, 16, 1, 1), norm.weight, norm.bias)
+    assert not norm.trains_by_kernel(torch.randn(4, 16, 6, 6), norm.weight, norm.bias)
     with torch.no_grad():
-        assert not norm.trains_by_kernel(grid)
+        assert not norm.trains_by_kernel(grid, norm.weight, norm.bias)
     norm.eval()
     plain.eval()
-    assert not norm.trains_by_kernel(grid)
+    assert not norm.trains_by_kernel(grid, norm.weight, norm.bias)
     torch.testing.assert_close(norm(grid).double(), F.relu(plain(grid.double())), rtol=1e-5, atol=1e-5)
 
 
@@ -280,14 +286,21 @@ def halves(channels, kernel):
     return conv, norm
 
 
-class Dropped(nn.Module):
-    """Stochastic depth of a known choice: of three pictures one is dropped, and the others count 1.5 times."""
+DROPPED = DropPath(1 / 3)
 
-    drop_prob = 1 / 3
 
-    def forward(self, x):
-        factors = torch.tensor([1.5, 0.0, 1.5]).repeat(6)[: len(x)].to(x.dtype)
+@pytest.fixture(autouse=True)
+def _known_choice(monkeypatch):
+    """Of three pictures DROPPED drops one, and the others count 1.5 times."""
+    drop_path = drop.drop_path
+
+    def choose(x, drop_prob=0.0, *options):
+        if drop_prob != DROPPED.drop_prob:
+            return drop_path(x, drop_prob, *options)
+        factors = torch.tensor([1.5, 0.0, 1.5], dtype=x.dtype, device=x.device).repeat(6)[: len(x)]
         return x * factors.reshape(-1, *[1] * (x.ndim - 1))
+
+    monkeypatch.setattr(drop, "drop_path", choose)
 
 
 def mixed(conv, norm, grid, out_grad, half=mix, drop_path=NOTHING):
@@ -305,7 +318,7 @@ def plainly(grid, conv, norm, drop_path):
 
 
 @has_compiler
-@pytest.mark.parametrize("drop_path", [NOTHING, Dropped()])
+@pytest.mark.parametrize("drop_path", [NOTHING, DROPPED])
 @pytest.mark.parametrize("kernel", [1, 5])
 @pytest.mark.parametrize("sides", [(3, 24, 9, 8), (17, 8, 5, 3), (2, 136, 4, 4), (3, 8, 17, 9)])
 def test_half_a_block_in_one_operation_agrees_with_torch_in_double(images, sides, kernel, drop_path):
@@ -319,7 +332,7 @@ def test_half_a_block_in_one_operation_agrees_with_torch_in_double(images, sides
 
 
 @has_compiler
-@pytest.mark.parametrize("drop_path", [NOTHING, Dropped()])
+@pytest.mark.parametrize("drop_path", [NOTHING, DROPPED])
 @pytest.mark.parametrize("kernel", [1, 5])
 def test_half_a_block_in_bf16_is_as_exact_as_torchs(images, kernel, drop_path):
     conv, norm = halves(24, kernel)
@@ -333,7 +346,7 @@ def test_half_a_block_in_bf16_is_as_exact_as_torchs(images, kernel, drop_path):
 
 
 @has_compiler
-@pytest.mark.parametrize("drop_path", [NOTHING, Dropped()])
+@pytest.mark.parametrize("drop_path", [NOTHING, DROPPED])
 @pytest.mark.parametrize("kernel", [1, 5])
 def test_half_a_block_has_torchs_second_derivative(images, kernel, drop_path):
     conv, norm = halves(8, kernel)
@@ -351,7 +364,7 @@ def test_half_a_block_has_torchs_second_derivative(images, kernel, drop_path):
 def test_half_a_block_that_is_looked_into_runs_its_parts(images):
     conv, norm = halves(8, 5)
     grid = images(2, 8, 6, 6)
-    drop_path = Dropped()
+    drop_path = DROPPED
     before = mix(grid, conv, norm, drop_path)
     seen = []
     for part in (conv, norm, drop_path):
@@ -437,8 +450,308 @@ def test_under_bf16_on_a_cpu_what_is_slower_there_stays_fp32_and_the_gradient_cl
     assert types["attention"] == types["conv_mix.0.depthwise"] == torch.float32
 
 
-def test_scripted_models_run_torchs_convolution():
+def test_scripted_models_run_torchs_convolution(monkeypatch):
+    monkeypatch.undo()  # a known choice can't be scripted
     model = create_model("xxxs", num_classes=5).eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad(), pytest.warns(FutureWarning, match="torch.jit.script"):
         torch.testing.assert_close(torch.jit.script(model)(images), model(images))
+
+
+# Whatever reaches a block, its answer and its gradients are those without kernels.
+
+
+@pytest.fixture
+def block():
+    """A ConvMix block of 16 channels, with uneven weights."""
+    torch.manual_seed(3)
+    made = ConvMix(16, 5, 0.0, residual="both").to(memory_format=torch.channels_last)
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+@pytest.fixture
+def plainly_too(monkeypatch):
+    """What a function finds with the kernels, which is the same without them."""
+
+    def compare(find, within=1e-3):
+        ours = find()
+        with monkeypatch.context() as patch:
+            patch.setattr(ops, "kernels", lambda: None)
+            theirs = find()
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.dtype == other.dtype
+            assert (one.double() - other.double()).norm() <= within * other.double().norm() + 1e-3 * within
+        return ours
+
+    return compare
+
+
+def trained(block, grid, weights=None, loss=lambda out: out.float().square().sum()):
+    """A block's answer, and the gradients of the grid and the weights; of a copy, as statistics move."""
+    block = copy.deepcopy(block)
+    weights = dict(block.named_parameters()) if weights is None else weights
+    grid = grid.detach().requires_grad_()
+    out = functional_call(block, weights, (grid,))
+    return [out.detach(), *torch.autograd.grad(loss(out), [grid, *weights.values()])]
+
+
+@has_compiler
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weights", [torch.float32, torch.float64, None])
+def test_autocast_of_any_precision_and_weights_of_any_is_torchs(images, block, plainly_too, dtype, weights):
+    block, grid = block.to(weights or dtype), images(4, 16, 9, 9).to(weights or dtype)
+
+    def find():
+        with torch.autocast("cpu", dtype):
+            found = trained(block, grid, loss=lambda out: out.float().square().mean())
+        return [one.float() for one in found]
+
+    plainly_too(find, within=0.1)
+
+
+@has_compiler
+@pytest.mark.parametrize("part", ["norm1.weight", "norm1.bias", "pointwise.weight", "depthwise.weight"])
+def test_one_tensor_of_another_precision_is_never_misread(images, block, part):
+    name, kind = part.split(".")
+    module = block.get_submodule(name)
+    setattr(module, kind, nn.Parameter(getattr(module, kind).detach().double()))
+    with pytest.raises(RuntimeError, match=r"(?i)type"):  # as torch's own operations
+        trained(block, images(4, 16, 9, 9))
+
+
+STORED = {
+    "strided": lambda x: torch.stack([x, x + 1], -1)[..., 0],
+    "sliced": lambda x: torch.cat([x + 1, x])[len(x) :],
+    "negated": lambda x: torch._neg_view(-x),
+    "reversed": lambda x: x.flip(0).flip(0),
+    "expanded": lambda x: x[:1].expand(x.shape) if x.ndim == 1 else x,
+}
+
+
+@has_compiler
+@pytest.mark.parametrize("how", STORED)
+def test_weights_are_read_however_they_are_stored(images, block, how):
+    grid = images(4, 16, 9, 9)
+    weights = {name: STORED[how](p.detach()).requires_grad_() for name, p in block.named_parameters()}
+    plainly = {name: w.detach().clone(memory_format=torch.contiguous_format) for name, w in weights.items()}
+    expected = trained(block, grid, {name: w.requires_grad_() for name, w in plainly.items()})
+    for one, other in zip(trained(block, grid, weights), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
+GRIDS = {
+    "of some channels": lambda x: torch.cat([x, x], 1)[:, 8:24],
+    "of some rows": lambda x: torch.cat([x, x], 2)[:, :, 3:12],
+    "of one image": lambda x: x[:1].expand(x.shape),
+    "negated": lambda x: torch._neg_view(x),
+    "subclass": lambda x: x.as_subclass(type("Numbers", (torch.Tensor,), {})),
+    "fp64": lambda x: x.double(),
+}
+
+
+@has_compiler
+@pytest.mark.parametrize("how", GRIDS)
+def test_grids_are_read_however_they_are_stored(images, block, plainly_too, how):
+    grid = GRIDS[how](images(4, 16, 9, 9))
+    plainly_too(lambda: trained(block.to(grid.dtype), grid))
+
+
+@has_compiler
+def test_gradients_are_read_however_they_are_stored(images, block, plainly_too):
+    slope, grid = torch.arange(9.0), images(4, 16, 9, 9)
+    for loss in (torch.sum, lambda out: (out.transpose(2, 3).flip(2) * slope).square().sum(), lambda out: out[1].sum()):
+        plainly_too(lambda loss=loss: trained(block, grid, loss=loss))
+
+
+@has_compiler
+def test_an_empty_grid_and_one_without_a_batch_are_torchs(images, plainly_too):
+    conv = DepthwiseConv2d(16, 5)
+    for grid in (images(0, 16, 9, 9), torch.randn(16, 8, 9)):
+        plainly_too(lambda grid=grid: trained(conv, grid))
+
+
+@has_compiler
+@pytest.mark.parametrize("change", [
+    lambda block: setattr(block.depthwise, "dilation", (2, 2)) or setattr(block.depthwise, "padding", (4, 4)),
+    lambda block: setattr(block, "pointwise", nn.Conv2d(16, 16, 1, groups=4, bias=False)),
+    lambda block: setattr(block, "pointwise", nn.Conv2d(16, 16, (3, 1), padding=(1, 0), bias=False)),
+    lambda block: setattr(block, "pointwise", nn.Sequential(block.pointwise, nn.Conv2d(16, 16, 1, bias=False))),
+    lambda block: setattr(block, "norm1", NormRelu2d(16, affine=False)),
+    lambda block: setattr(block.norm1, "act", nn.GELU()),
+    lambda block: setattr(block.norm1, "drop", nn.Hardtanh()),
+    lambda block: setattr(block, "drop_path", nn.Softsign()),
+    lambda block: block.norm1.eval().requires_grad_(False),
+    lambda block: parametrize.register_parametrization(block.norm1, "weight", nn.Softplus()),
+    lambda block: parametrize.register_parametrization(block.depthwise, "weight", nn.Tanh()),
+    lambda block: prune.l1_unstructured(block.pointwise, "weight", 0.5),
+    lambda block: setattr(block.depthwise, "forward", block.pointwise.forward),
+    lambda block: setattr(block.norm2, "__class__", type("Other", (NormRelu2d,), {"forward": lambda _, x: 2 * x})),
+])  # fmt: skip
+def test_a_part_that_was_changed_does_what_it_was_changed_to(images, block, plainly_too, change):
+    with torch.random.fork_rng():
+        change(block)
+    grid = images(4, 16, 9, 9)
+
+    def find():
+        given = grid.clone(memory_format=torch.preserve_format).requires_grad_()
+        out = block(given)
+        learned = [p for p in block.parameters() if p.requires_grad]
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), [given, *learned], materialize_grads=True)]
+
+    plainly_too(find)
+
+
+HOOKS = (
+    "register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
+    "register_full_backward_pre_hook",
+)  # fmt: skip
+
+
+@has_compiler
+@pytest.mark.parametrize(
+    "part", ["depthwise", "norm1", "norm1.act", "norm1.drop", "pointwise", "norm2", "drop_path", ""]
+)
+@pytest.mark.parametrize("kind", HOOKS)
+def test_a_hook_on_any_part_is_called(images, block, kind, part):
+    block.norm1.act.inplace = False  # else torch refuses backward hooks around it
+    calls = []
+    getattr(block.get_submodule(part), kind)(lambda *_: calls.append(1) and None)
+    grid = images(2, 16, 9, 9).requires_grad_()
+    block(grid).sum().backward()
+    assert len(calls) == (2 if part == "drop_path" else 1)
+
+
+@has_compiler
+def test_a_hook_on_all_modules_is_called_for_each(images, block):
+    called = []
+    hook = register_module_forward_hook(lambda module, *_: called.append(module))
+    try:
+        block(images(2, 16, 9, 9))
+    finally:
+        hook.remove()
+    parts = [block.depthwise, block.norm1, block.norm1.act, block.norm1.drop, block.pointwise, block.norm2, block]
+    assert all(part in called for part in parts)
+
+
+@has_compiler
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # torch's own, in forward mode
+def test_torch_func_and_forward_mode_see_what_is_done(images, block, plainly_too):
+    block.eval()
+    grid, along = images(3, 16, 7, 7), images(3, 16, 7, 7)
+    weights = {name: p.detach() for name, p in block.named_parameters()}
+
+    def loss(weights, image):
+        return functional_call(block, weights, (image[None],)).square().sum()
+
+    plainly_too(lambda: vmap(grad(loss), in_dims=(None, 0))(weights, grid).values())
+    plainly_too(lambda: [grad(lambda x: block(x).square().sum())(grid)])
+    plainly_too(lambda: [x.detach() for x in jvp(block, (grid,), (along,))])
+    block.train()
+
+    def tangent():
+        with forward_ad.dual_level():
+            return [forward_ad.unpack_dual(block(forward_ad.make_dual(grid, along))).tangent.detach()]
+
+    plainly_too(tangent)
+    given = images(2, 16, 5, 5)
+
+    def jacobian():
+        return [torch.autograd.functional.jacobian(lambda x: block(x).square().sum((0, 2, 3)), given, vectorize=True)]
+
+    plainly_too(jacobian)
+
+
+@has_compiler
+def test_a_traced_training_step_holds_what_was_done(images, block):
+    traced = make_fx(lambda x: block(x))(images(2, 16, 7, 7))
+    other = images(2, 16, 7, 7) + 1
+    torch.testing.assert_close(traced(other), block(other), rtol=1e-4, atol=1e-4)
+
+
+@has_compiler
+@pytest.mark.parametrize(
+    "unpack", [lambda x: torch.from_numpy(x.numpy().copy(order="C")), lambda x: torch._neg_view(-x), torch.clone]
+)
+def test_saved_tensors_may_come_back_stored_otherwise(images, block, plainly_too, unpack):
+    def find():
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x.detach(), unpack):
+            return trained(block, grid)
+
+    grid = images(4, 16, 9, 9)
+    plainly_too(find)
+
+
+@has_compiler
+def test_torchs_defaults_and_its_other_convolutions_change_nothing(images, block):
+    block.drop_path.drop_prob = DROPPED.drop_prob
+    grid = images(3, 16, 9, 9)
+    expected = trained(block, grid)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = trained(block, grid)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        elsewhere = trained(block, grid)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(elsewhere, expected, strict=True))
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)  # its convolutions answer in another layout
+    try:
+        native = trained(block, grid)
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+    for one, other in zip(native, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+
+
+@has_compiler
+def test_a_second_derivative_needs_none_of_the_grid(images, block, plainly_too):
+    grid = images(3, 16, 7, 7)
+
+    def find():
+        weights = list(block.parameters())
+        first = torch.autograd.grad(block(grid).square().sum(), weights, create_graph=True)
+        return torch.autograd.grad(sum(one.square().sum() for one in first), weights)
+
+    plainly_too(find)
+
+
+@has_compiler
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x: x.double(), lambda x: x.half(), lambda x: x[:4], lambda x: torch.stack([x, x], -1)[..., 0],
+        lambda x: x[:1].expand(8), lambda x: torch._neg_view(x), lambda x: x.to("meta"), lambda x: None,
+        lambda x: x.to_sparse(),
+    ],
+)  # fmt: skip
+def test_no_kernel_is_called_on_what_it_would_misread(images, wrong):
+    grid, channel = images(2, 8, 4, 4), torch.ones(8)
+    numbers = (1e-5, False, 32, 16, 8)
+    for place in (4, 5, 6, 7):
+        tensors = [grid, None, None, torch.empty_like(grid), *(torch.ones(8) for _ in range(4))]
+        ops.call("norm_relu", tensors, *numbers)
+        tensors[place] = wrong(channel)
+        with pytest.raises(ValueError, match="channels"):
+            ops.call("norm_relu", tensors, *numbers)
+    tensors = [grid, grid.contiguous(), None, torch.empty_like(grid), *(torch.ones(8) for _ in range(4))]
+    with pytest.raises(ValueError, match="grid"):
+        ops.call("norm_relu", tensors, *numbers)
+
+
+def test_colours_of_any_precision_are_normalised():
+    pixels = torch.arange(150, dtype=torch.uint8).reshape(2, 3, 5, 5).to(memory_format=torch.channels_last)
+    mean, std = torch.full((1, 3, 1, 1), 0.4), torch.full((1, 3, 1, 1), 0.3)
+    expected = normalised(pixels.contiguous(), mean, std)
+    scalar = torch.tensor(0.4), torch.tensor(0.3)
+    for given in (
+        (pixels.int(), mean, std),
+        (pixels.float(), mean, std),
+        (pixels, mean.double(), std),
+        (pixels, *scalar),
+    ):
+        torch.testing.assert_close(normalised(*given).float(), expected)
+    assert normalised(pixels[:0], mean, std).shape == (0, 3, 5, 5)

@@ -32,7 +32,7 @@ from atnet.data.preprocess import Preprocess
 from atnet.data.sources import write_digits
 from atnet.deploy.export import write_onnx
 from atnet.deploy.preprocessing import with_preprocessing
-from atnet.model.info import METADATA, WeightsInfo
+from atnet.model.info import METADATA, WeightsInfo, note_hashes
 from atnet.model.load import create_classifier, to_safetensors
 
 MEGABYTES, SECONDS = 1000, 60
@@ -114,6 +114,12 @@ def sound_state() -> dict[str, torch.Tensor]:
     return create_classifier("xxxs", classes=10, size=SIZE).state_dict()
 
 
+def spoilt(spoil: Callable[[torch.Tensor], torch.Tensor]) -> bytes:
+    """A sound file, but for its classifier's weights."""
+    state = sound_state()
+    return to_safetensors(state | {"head.weight": spoil(state["head.weight"])}, INFO)
+
+
 def zipped() -> bytes:
     with tempfile.TemporaryFile() as file:
         torch.save({"weights": Payload()}, file)
@@ -169,6 +175,17 @@ weights(
     UNKNOWN,
     PREDICT,
 )
+weights("a name of 900,000 characters", lambda: described(told(model="atnet_xxxs" + "+kernel=5" * 100_000)), UNKNOWN)
+weights(
+    "a class called with nine million letters",
+    lambda: described(told(class_names=["x" * 9_000_000, *"123456789"])),
+    UNKNOWN,
+)
+weights("half a letter", lambda: described(told(class_names=["\ud800", *"123456789"])), UNKNOWN)
+weights("numbers that are none", lambda: spoilt(lambda tensor: tensor.fill_(float("nan"))), "not finite")
+weights("whole numbers", lambda: spoilt(lambda tensor: tensor.short()), "numbers of type I16")
+weights("numbers of 64 bits", lambda: spoilt(lambda tensor: tensor.double()), "numbers of type F64")
+weights("numbers that get too large", lambda: spoilt(lambda tensor: tensor.fill_(1e38)), "not finite", PREDICT)
 weights("pictures of no size", lambda: described(told(size=float("nan"))), UNKNOWN)
 weights("torch's own format, with code", zipped, DAMAGED)
 weights(
@@ -194,6 +211,15 @@ weights(
 def pipe(folder: Path) -> list[str]:
     os.mkfifo(folder / "evil.safetensors")
     return [*EVAL, "evil.safetensors"]
+
+
+@case("safetensors: a run's, one bit of which is another", "damaged or changed")
+def flipped(folder: Path) -> list[str]:
+    content = to_safetensors(sound_state(), INFO)
+    (folder / "run").mkdir()
+    note_hashes(folder / "run", {"last.safetensors": content})
+    (folder / "run" / "last.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    return [*EVAL, "run"]
 
 
 @case("a checkpoint with code", "every checkpoint in it is damaged")
@@ -381,13 +407,64 @@ graph(
 )
 
 
+SURVIVE = "did not survive"
+WHOLE = "makes whole numbers of what the image says"
+NOTHING = "zero_float = Constant <value_float = 0.0> () "
+
+
+def crash(name: str, body: str, message: str, initial: str = "") -> None:
+    """A graph whose `odd` ends a process, and is needed for the answer."""
+    graph(
+        name,
+        f"{ANSWER} {body} odd_float = Cast <to = 1> (odd) most = ReduceMax <keepdims = 0> (odd_float) "
+        f"{NOTHING} nothing = Mul (most, zero_float) logits = Add (few, nothing)",
+        message,
+        initial=f"{TEN}{initial}",
+    )
+
+
+LEAST = ", int64[1] least = {-9223372036854775808}, int64[1] minus = {-1}"
+PIXEL = f"first = ReduceMax <keepdims = 0> (few) {NOTHING.replace('zero_float', 'none')} nil = Mul (first, none) "
+crash("the least number divided by -1", "odd = Div (least, minus)", SURVIVE, LEAST)
+crash("divided by zero", "odd = Div (ten, zero)", "evil.onnx: ")
+crash("divided by the batch less one", "n = Shape <end = 1> (image) m = Sub (n, one) odd = Div (ten, m)", "evil.onnx: ")
+crash("divided by a pixel", f"{PIXEL} whole = Cast <to = 7> (nil) odd = Div (ten, whole)", WHOLE)
+crash("a pixel for an index", f"{PIXEL} whole = Cast <to = 7> (nil) odd = Gather (ten, whole)", WHOLE)
+crash("the likeliest class's rest", "best = ArgMax <axis = 1> (few) odd = Mod (ten, best)", WHOLE)
+crash("bytes of pixels, divided", f"{PIXEL} byte = QuantizeLinear (nil, scale) odd = Div (byte, byte)", WHOLE,
+      ", float scale = {1}")  # fmt: skip
+crash(
+    "the norm of nothing",
+    "none = Slice (image, zero, zero, two) norm = InstanceNormalization (none, ones, ones) "
+    "odd = Concat <axis = 2> (norm, image)",
+    SURVIVE,
+    ", int64[1] two = {2}, float[3] ones = {1, 1, 1}",
+)
+crash("a convolution of no groups", "odd = Conv <group = 0> (image, kernel)", "evil.onnx: ",
+      f", float[1, 3, 1, 1] kernel = {{{', '.join('1' * 3)}}}")  # fmt: skip
+crash("an index beyond all", "odd = Gather (ten, far)", "evil.onnx: ", ", int64[1] far = {1000000000}")
+crash("a mirror larger than what it shows", 'odd = Pad <mode = "reflect"> (image, far)', "evil.onnx: ",
+      ", int64[8] far = {0, 0, 500, 500, 0, 0, 500, 500}")  # fmt: skip
+graph(
+    "answers that are no numbers",
+    f"{ANSWER} less = Sub (few, few) logits = Div (less, less)",
+    "not finite",
+    initial=TEN,
+)
+network(
+    "facts that are no numbers",
+    lambda model, _: tell(model, facts={"val_top1": float("nan")}),
+    "answer: ",
+)
+
+
 @case("ONNX: a pickle, with code", "not an ONNX file, or a damaged one")
 def pickled(folder: Path) -> list[str]:
     (folder / "evil.onnx").write_bytes(zipped())
     return [*PREDICT, "evil.onnx"]
 
 
-@case("ONNX: 3 GB of nothing", "are too many for an ONNX file")
+@case("ONNX: 3 GB of nothing", "bytes are more than the")
 def sparse(folder: Path) -> list[str]:
     with (folder / "evil.onnx").open("wb") as file:
         file.truncate(3_000_000_000)

@@ -4,6 +4,10 @@ python serve.py PHOTOS [REQUESTS [WEIGHTS [POINT ...]]]: PHOTOS is a folder with
 load unless said; WEIGHTS is an exported network, one of random weights if none or - is given; all points unless some
 are named. A line a point, with its figures; exit code 1 if a point fails. The clients share the machine with the
 server.
+
+The point "hostile" has 500 connections of each kind of KINDS at once, from 127.0.0.1, while a client at 127.0.0.2 asks
+about pictures. hostile:KIND,KIND names some of them. PYTHONPATH=OTHER/src has another
+version of atnet served.
 """
 
 import asyncio
@@ -19,8 +23,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ from PIL import Image
 import atnet
 
 CLIENTS, OVERLOAD, IN_FLIGHT = 64, 4, 100
+HOSTILE, HONEST, TIMES = 500, 200, 5
 SIZE = 128
 Finding = tuple[bool, str]
 
@@ -37,9 +42,9 @@ Finding = tuple[bool, str]
 class Server:
     """A server of its own with the command's defaults, and what it holds of memory, its decoders with it."""
 
-    def __init__(self, weights: Path, *options: str) -> None:
+    def __init__(self, weights: Path, *options: str, log: int = subprocess.DEVNULL) -> None:
         words = [sys.executable, "-m", "atnet", "serve", "--weights", str(weights), "--port", "0", *options]
-        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout is not None
         port = re.search(r":(\d+)$", self.process.stdout.readline())
         if not port:
@@ -62,8 +67,8 @@ class Server:
 
 
 @contextmanager
-def served(weights: Path, *options: str) -> Iterator[Server]:
-    server = Server(weights, *options)
+def served(weights: Path, *options: str, log: int = subprocess.DEVNULL) -> Iterator[Server]:
+    server = Server(weights, *options, log=log)
     try:
         yield server
     finally:
@@ -238,10 +243,10 @@ async def attack(proof: Proof) -> Finding:
         )
 
 
-async def _watch(server: Server, most: list[float]) -> None:
+async def _watch(server: Server, most: list[float], every: float = 0.1) -> None:
     while True:
         most[0] = max(most[0], server.megabytes())
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(every)
 
 
 async def _trickle(port: int) -> str:
@@ -370,10 +375,214 @@ async def kill(proof: Proof) -> Finding:
         )
 
 
+POST, GET = b"POST /predict HTTP/1.1\r\nHost: x\r\n", b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+Line = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def _send_and_hold(line: Line, content: bytes) -> None:
+    """Until the server closes it."""
+    line[1].write(content)
+    while line[0]._transport.is_reading() and not line[1].is_closing():  # type: ignore[attr-defined]
+        await asyncio.sleep(0.2)
+
+
+async def _idle(line: Line, _: bytes) -> None:
+    await line[0].read()
+
+
+async def _unread(line: Line, _: bytes) -> None:
+    """Asks, and reads nothing."""
+    line[1].transport.pause_reading()  # type: ignore[attr-defined]
+    for _ in range(100_000):
+        line[1].write(GET * 400)
+        await line[1].drain()
+
+
+async def _slow_reading(line: Line, _: bytes) -> None:
+    line[1].transport.pause_reading()  # type: ignore[attr-defined]
+    raw = line[1].get_extra_info("socket")
+    line[1].write(GET * 400)
+    while not line[1].is_closing():
+        await asyncio.sleep(0.2)
+        with suppress(BlockingIOError):
+            raw._sock.recv(1)
+
+
+async def _slow_head(line: Line, _: bytes) -> None:
+    line[1].write(b"GET / HTTP/1.1\r\nX: ")
+    while True:
+        line[1].write(b"x")
+        await line[1].drain()
+        await asyncio.sleep(0.2)
+
+
+async def _slow_body(line: Line, _: bytes) -> None:
+    line[1].write(POST + b"Content-Length: 1000000\r\n\r\n")
+    while True:
+        line[1].write(b"x")
+        await line[1].drain()
+        await asyncio.sleep(0.2)
+
+
+async def _half_closed(line: Line, picture: bytes) -> None:
+    line[1].write(POST + b"Content-Length: %d\r\n\r\n" % len(picture) + picture)
+    line[1].write_eof()
+    await line[0].read()
+
+
+async def _two_lengths(line: Line, _: bytes) -> None:
+    line[1].write(POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n" + GET)
+    await line[0].read()
+
+
+async def _garbage(line: Line, _: bytes) -> None:
+    line[1].write(os.urandom(3000) + b"\r\n\r\n")
+    await line[0].read()
+
+
+async def _large_head(line: Line, _: bytes) -> None:
+    line[1].write(b"GET / HTTP/1.1\r\nX: " + b"x" * 200_000 + b"\r\n\r\n")
+    await line[0].read()
+
+
+async def _many_lines(line: Line, _: bytes) -> None:
+    line[1].write(b"GET /healthz HTTP/1.1\r\n" + b"a:\r\n" * 50_000 + b"\r\n")
+    await line[0].read()
+
+
+async def _tiny_chunks(line: Line, _: bytes) -> None:
+    line[1].write(POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 20_000 + b"0\r\n\r\n")
+    await line[0].read(100)
+
+
+async def _pipelined(line: Line, _: bytes) -> None:
+    while True:
+        line[1].write(GET * 100)
+        await line[1].drain()
+        if not await line[0].read(100_000):
+            return
+
+
+async def _pictures(line: Line, picture: bytes) -> None:
+    while True:
+        line[1].write(POST + b"Content-Length: %d\r\n\r\n" % len(picture) + picture)
+        await line[1].drain()
+        if not await line[0].read(1000):
+            return
+
+
+async def _churn(line: Line, _: bytes) -> None:
+    line[1].transport.abort()
+
+
+KINDS: dict[str, Callable[[Line, bytes], Awaitable[None]]] = {
+    "idle": _idle,
+    "never read": _unread,
+    "slow reading": _slow_reading,
+    "slow head": _slow_head,
+    "slow body": _slow_body,
+    "half closed": _half_closed,
+    "two lengths": _two_lengths,
+    "garbage": _garbage,
+    "large head": _large_head,
+    "many lines": _many_lines,
+    "tiny chunks": _tiny_chunks,
+    "pipelined": _pipelined,
+    "large pictures": _pictures,
+    "small pictures": _pictures,
+    "churn": _churn,
+}
+"""What a hostile client does on a connection; then it makes another one."""
+
+
+async def assault(kind: str, port: int, photo: Path) -> None:
+    """Five hundred connections of a kind, until it is killed."""
+    file = io.BytesIO()
+    size = (64, 64) if kind == "small pictures" else (3000, 2000)
+    Image.open(photo).convert("RGB").resize(size).save(file, "JPEG", quality=90)
+
+    print("ready", flush=True)
+
+    async def one() -> None:
+        while True:
+            try:
+                line = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
+            except OSError:
+                await asyncio.sleep(0.1)
+                continue
+            with suppress(OSError):
+                await KINDS[kind](line, file.getvalue())
+            line[1].transport.abort()
+            await asyncio.sleep(0.01)
+
+    await asyncio.gather(*(one() for _ in range(HOSTILE)))
+
+
+def honest(port: int, *names: str) -> None:
+    """Asks about photos, a connection each, from another address; prints what it saw."""
+    photos, failed = [Path(name).read_bytes() for name in names], 0
+    seconds: list[float] = []
+    for number in range(HONEST):
+        began = time.perf_counter()
+        line = http.client.HTTPConnection("127.0.0.1", port, timeout=5, source_address=("127.0.0.2", 0))
+        try:
+            line.request("POST", "/predict", photos[number % len(photos)])
+            failed += line.getresponse().status != 200
+        except (OSError, http.client.HTTPException):
+            failed += 1
+        line.close()
+        seconds.append(time.perf_counter() - began)
+        if failed > HONEST // 20:
+            break
+        time.sleep(0.01)
+    print(json.dumps({"p99": percentile(seconds), "count": len(seconds), "failed": failed}))
+
+
+async def hostile(proof: Proof, kinds: Iterable[str] = KINDS) -> Finding:
+    fine = True
+    with tempfile.TemporaryDirectory() as name:
+        photos = [Path(name) / f"{number}.jpg" for number in range(len(proof.photos))]
+        for photo, content in zip(photos, proof.photos, strict=True):
+            photo.write_bytes(content)
+
+        async def asked(port: int) -> dict[str, Any]:
+            words = [sys.executable, __file__, "--honest", str(port), *map(str, photos)]
+            client = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
+            found: dict[str, Any] = json.loads((await client.communicate())[0])
+            return found
+
+        print("| kind | quiet p99, ms | p99, ms | times | failed | connections | memory, MB | log, bytes |", flush=True)
+        print("|---|---|---|---|---|---|---|---|", flush=True)
+        for kind in kinds:
+            log = Path(name) / "log"
+            with log.open("wb") as file, served(proof.weights, log=file.fileno()) as server:
+                process = psutil.Process(server.process.pid)
+                await asked(server.port)
+                quiet, before = (await asked(server.port))["p99"], process.num_fds()
+                words = [sys.executable, __file__, "--assault", kind, str(server.port), str(photos[0])]
+                attackers = subprocess.Popen(["nice", *words], stdout=subprocess.PIPE)
+                assert attackers.stdout is not None
+                attackers.stdout.readline()
+                await asyncio.sleep(4)
+                held, most = process.num_fds() - before, [0.0]
+                watch = asyncio.create_task(_watch(server, most, 0.5))
+                found = await asked(server.port)
+                watch.cancel()
+                attackers.kill()
+                attackers.communicate()
+            p99, written = found["p99"], log.stat().st_size
+            fine &= p99 <= TIMES * quiet and not found["failed"] and written < 100_000
+            failed = f"{found['failed']} of {found['count']}"
+            figures = f"{quiet:.0f} | {p99:.0f} | {p99 / quiet:.1f} | {failed} | {held} | {most[0]:.0f} | {written:,}"
+            print(f"| {kind} | {figures} |", flush=True)
+    return fine, f"{HOSTILE} connections of each kind, see the table"
+
+
 POINTS: dict[str, tuple[str, Callable[[Proof], Awaitable[Finding]]]] = {
     "load": (f"{CLIENTS} clients: no error, offline's answers, p99 in bounds, memory level", load),
     "overload": (f"{OVERLOAD} times as many clients as the queue takes: 200 or 503 alone", overload),
     "attack": ("slow clients, endless and malicious bodies, probes: it lives, and answers", attack),
+    "hostile": (f"an honest client's p99 stays below {TIMES} times that of a quiet server", hostile),
     "stop": (f"SIGTERM with {IN_FLIGHT} in flight: all are answered", stop),
     "kill": ("a killed decoder is back within 10 s", kill),
 }
@@ -403,9 +612,10 @@ def main(photos: Path, requests: int = 10_000, weights: str = "-", *points: str)
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         proof = Proof(photos, Path(folder), requests, weights)
-        for name in points or POINTS:
+        for point in points or POINTS:
+            name, _, kinds = point.partition(":")
             claim, prove = POINTS[name]
-            fine, found = asyncio.run(prove(proof))
+            fine, found = asyncio.run(hostile(proof, kinds.split(",")) if kinds else prove(proof))
             failed += not fine
             print(f"{'yes' if fine else 'NO '}  {claim}: {found}", flush=True)
     sys.exit(f"{failed} points failed" if failed else 0)
@@ -414,5 +624,9 @@ def main(photos: Path, requests: int = 10_000, weights: str = "-", *points: str)
 if __name__ == "__main__":
     if sys.argv[1] == "--ping":
         ping(int(sys.argv[2]))
+    elif sys.argv[1] == "--honest":
+        honest(int(sys.argv[2]), *sys.argv[3:])
+    elif sys.argv[1] == "--assault":
+        asyncio.run(assault(sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])))
     else:
         main(Path(sys.argv[1]).resolve(), *map(int, sys.argv[2:3]), *sys.argv[3:])

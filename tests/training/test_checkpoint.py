@@ -1,4 +1,6 @@
 import errno
+import hashlib
+import io
 import os
 import random
 import shutil
@@ -9,9 +11,10 @@ import pytest
 import torch
 
 import atnet
-from atnet.errors import ConfigError, TrainingError
-from atnet.measure.record import checkpoints
+from atnet.errors import AtnetError, ConfigError, TrainingError
+from atnet.measure.record import checkpoints, open_run
 from atnet.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from atnet.training.state import State
 
 
 def state_of(step: int) -> dict:
@@ -64,20 +67,17 @@ def test_saving_after_a_damaged_one_never_removes_the_only_sound_one(run):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("call", ["fsync", "replace", "write"])
+@pytest.mark.parametrize("call", ["fsync", "replace", "open"])
 def test_a_disk_that_takes_nothing_leaves_the_earlier_one(run, monkeypatch, call, code):
     def fail(*_):
         raise OSError(code, os.strerror(code))
 
-    if call == "write":
-        monkeypatch.setattr(Path, "open", fail)
-    else:
-        monkeypatch.setattr(os, call, fail)
+    monkeypatch.setattr(os, call, fail)
     with pytest.raises(OSError, match=os.strerror(code)):
         save_checkpoint(run, state_of(400), keep=2)
     monkeypatch.undo()
     assert load_checkpoint(run)["step"] == 300
-    assert len(list((run / "checkpoints").iterdir())) == 2
+    assert len(list((run / "checkpoints").iterdir())) == 3  # two, and the list of them
 
 
 def test_what_is_not_finite_is_never_written(run):
@@ -89,8 +89,6 @@ def test_what_is_not_finite_is_never_written(run):
 
 
 def test_a_bomb_and_code_are_refused(tmp_path):
-    import hashlib
-
     folder = tmp_path / "checkpoints"
     folder.mkdir()
 
@@ -144,3 +142,154 @@ def test_a_full_disk_in_a_training_is_named_and_the_checkpoint_before_is_sound(q
     whole = atnet.train(**quick | {"epochs": 3}, out=tmp_path / "whole").folder
     again = atnet.train(resume=tmp_path / "run").folder
     assert (again / "ema.safetensors").read_bytes() == (whole / "ema.safetensors").read_bytes()
+
+
+@pytest.fixture
+def stopped(finished_run, tmp_path) -> tuple[Path, Path]:
+    """A whole run of three epochs, and one like it that was stopped before its record, with two checkpoints."""
+    broken = Path(shutil.copytree(finished_run, tmp_path / "broken"))
+    (broken / "record.json").unlink()
+    return finished_run, broken
+
+
+def as_named(folder: Path, content: bytes) -> None:
+    """A checkpoint of a later step than any, whose name has the hash of its content."""
+    name = f"step-0000000999-epoch-000009-{hashlib.sha256(content).hexdigest()[:16]}.pt"
+    (folder / name).write_bytes(content)
+
+
+def pickled(value: object) -> bytes:
+    content = io.BytesIO()
+    torch.save(value, content)
+    return content.getvalue()
+
+
+def zipped(code: bytes) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        file.writestr("archive/data.pkl", code)
+        file.writestr("archive/version", "3\n")
+    return content.getvalue()
+
+
+LATER = f"step-0000000999-epoch-000009-{'a' * 16}.pt"
+
+
+def changed(folder: Path, **change: object) -> None:
+    as_named(folder, pickled(torch.load(checkpoints(folder.parent)[-1], weights_only=True) | change))
+
+
+ODD = {
+    "a folder": lambda folder: (folder / LATER).mkdir(),
+    "a link to nowhere": lambda folder: (folder / LATER).symlink_to("nowhere"),
+    "a pipe": lambda folder: os.mkfifo(folder / LATER),
+    "a device": lambda folder: (folder / LATER).symlink_to("/dev/zero"),
+    "a terabyte": lambda folder: os.truncate(os.open(folder / LATER, os.O_CREAT | os.O_WRONLY), 10**12),
+    "none": lambda folder: as_named(folder, pickled(None)),
+    "an empty pickle": lambda folder: as_named(folder, zipped(b"")),
+    "a pickle of nonsense": lambda folder: as_named(folder, zipped(b"\x80\x02]q\x00.")),
+    "no state": lambda folder: as_named(folder, pickled({"step": 999})),
+    "another network": lambda folder: changed(folder, networks={"last.safetensors": {}, "ema.safetensors": {}}),
+    "a step that is none": lambda folder: changed(folder, step=-5),
+    "an infinite time": lambda folder: changed(folder, seconds=float("inf")),
+    "other optimizers": lambda folder: changed(
+        folder, optimizers=[{"state": {0: {"momentum_buffer": torch.zeros(2)}}, "param_groups": []}] * 2
+    ),
+    "of other pictures": lambda folder: changed(folder, data="of another run"),
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links, pipes and devices of POSIX")
+def test_an_odd_newest_checkpoint_is_passed_over_with_a_line(stopped, tmp_path, caplog):
+    _, broken = stopped
+    state = State(open_run(broken))
+    for kind, make in ODD.items():
+        run = Path(shutil.copytree(broken, tmp_path / kind))
+        make(run / "checkpoints")
+        [odd] = {path.name for path in checkpoints(run)} - {path.name for path in checkpoints(broken)}
+        caplog.clear()
+        load_checkpoint(run, state.restore, state.most_bytes)
+        assert (state.epoch, state.step) == (3, 30), kind
+        assert any("passed over" in line and (odd in line or "pictures" in line) for line in caplog.messages), kind
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links, pipes and devices of POSIX")
+def test_a_run_among_odd_checkpoints_ends_with_the_same_weights_and_leaves_them(stopped):
+    whole, broken = stopped
+    checkpoints(broken)[0].unlink()
+    odd = ("a pipe", "none", "no state", "a step that is none", "of other pictures")
+    for kind in odd:
+        ODD[kind](broken / "checkpoints")
+    before = set(os.listdir(broken / "checkpoints"))
+    atnet.train(resume=broken)
+    for name in ("last.safetensors", "ema.safetensors", "best.safetensors"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+    assert before <= set(os.listdir(broken / "checkpoints"))  # this run has written none of the odd ones
+
+
+def test_a_newest_checkpoint_on_a_bad_sector_is_passed_over(stopped, monkeypatch):
+    whole, broken = stopped
+    newest, real = str(checkpoints(broken)[0]), os.open
+
+    def fail(path, *words, **named):
+        if str(path) == newest:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), newest)
+        return real(path, *words, **named)
+
+    monkeypatch.setattr(os, "open", fail)
+    atnet.train(resume=broken)
+    assert (broken / "ema.safetensors").read_bytes() == (whole / "ema.safetensors").read_bytes()
+
+
+def test_a_linked_folder_of_checkpoints_is_neither_written_to_nor_cleaned(stopped, tmp_path):
+    _, broken = stopped
+    mine = tmp_path / "mine"
+    (broken / "checkpoints").rename(mine)
+    (mine / ".lock").unlink()
+    (broken / "checkpoints").symlink_to(mine)
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    with pytest.raises(ConfigError, match="checkpoints: a link"):
+        atnet.train(resume=broken)
+    assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
+
+
+def test_a_full_disk_before_the_first_checkpoint_leaves_a_folder_for_the_same_command(quick, tmp_path, monkeypatch):
+    """Whatever the disk takes before it is full, from the lock on."""
+    whole = atnet.train(**quick, out=tmp_path / "whole").folder
+    real, run = os.replace, tmp_path / "run"
+    for takes in (0, 1, 3, 6, 8, 9):
+        calls = 0
+
+        def fail(source, target, takes=takes):
+            nonlocal calls
+            calls += "run" in Path(target).parts
+            if calls > takes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            real(source, target)
+
+        monkeypatch.setattr(os, "replace", fail)
+        with pytest.raises(AtnetError, match="No space left on device"):
+            atnet.train(**quick, out=run)
+        monkeypatch.undo()
+        if run.exists() and checkpoints(run):
+            break
+    assert takes > 3
+    again = atnet.train(resume=run).folder
+    assert (again / "ema.safetensors").read_bytes() == (whole / "ema.safetensors").read_bytes()
+
+
+def test_a_full_disk_while_resuming_is_one_line_and_loses_nothing(stopped, monkeypatch):
+    whole, broken = stopped
+    real = os.open
+
+    def fail(path, flags, *words, **named):
+        if flags & os.O_CREAT and str(path).endswith(".tmp"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, flags, *words, **named)
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(TrainingError, match=r"cannot be written \(Read-only file system\)"):
+        atnet.train(resume=broken)
+    monkeypatch.undo()
+    atnet.train(resume=broken)
+    assert (broken / "ema.safetensors").read_bytes() == (whole / "ema.safetensors").read_bytes()

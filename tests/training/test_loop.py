@@ -26,7 +26,7 @@ def test_a_run_leaves_what_is_promised(quick, tmp_path):
     assert sorted(p.name for p in run.folder.iterdir()) == [
         "best.safetensors", "checkpoints", "config.yaml", "confusion.png", "curves.png", "ema.safetensors",
         "environment.yaml", "last.safetensors", "metrics.csv", "mistakes.png", "predictions.csv", "record.json",
-        "samples.png",
+        "samples.png", "sha256.json",
     ]  # fmt: skip
     rows = read_metrics(run.folder)
     assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -191,11 +191,15 @@ def test_a_run_is_trained_by_one_process_at_a_time(quick, tmp_path):
         process.wait()
     saved = checkpoints(run)[0]
     assert loop.unfinished_run(open_run(run), run) == run  # though its loader processes may still be there
-    (saved.parent / "step-1.pt.7.tmp").write_bytes(b"half of it")
+    (saved.parent / f".{saved.name}.0123456789abcdef.tmp").write_bytes(b"half of it")
+    (run / ".ema.safetensors.0123456789abcdef.tmp").write_bytes(b"half of it")
+    for name in (mine := ("thesis.tmp", "step-mine.pt", "step-0000000001-epoch-000001-copy.pt")):
+        (saved.parent / name).write_bytes(b"years of work")
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump(config | {"epochs": 1 + int(saved.name.split("-")[3])}))
     atnet.train(resume=run)
-    assert not list(run.rglob("*.tmp"))
+    assert [path.name for path in run.rglob("*.tmp")] == ["thesis.tmp"]
+    assert all((saved.parent / name).read_bytes() == b"years of work" for name in mine)
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_can_be_begun_again(quick, tmp_path):
@@ -210,7 +214,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_can_be_begun_again(quick, 
     process.wait()
     assert not checkpoints(run)
     (run / "checkpoints").mkdir(exist_ok=True)
-    (run / "checkpoints" / "step-1.pt.7.tmp").write_bytes(b"half of it")
+    (run / "checkpoints" / f".step-0000000001-epoch-000000-{'a' * 16}.pt.{'0' * 16}.tmp").write_bytes(b"half of it")
     assert atnet.train(**quick, out=run).record["epochs"] == quick["epochs"]
     mine = tmp_path / "mine"  # a folder with something of the user's in it stays as it is
     mine.mkdir()

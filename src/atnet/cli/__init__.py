@@ -88,7 +88,10 @@ def _layer(words: list[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command; ends with exit code 2 and one line on what a user can mend, 128 + number on a signal."""
+    """Runs a command; ends with exit code 2 and one line on what a user can mend, 128 + number on a signal.
+
+    --debug, which every command takes, shows the traceback of such an error.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("atnet").setLevel(logging.INFO)
     for stream in (sys.stdout, sys.stderr):  # a terminal without our letters shows others, and no traceback
@@ -103,16 +106,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             words = _expand(words)
             _layer(words)
         app(words)
-    except (AtnetError, CycloptsError) as error:
+    except BrokenPipeError:  # the reader of our output, `head` for example, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (AtnetError, CycloptsError, OSError) as error:
         if debug:
             raise
         said = plainly(error) if isinstance(error, CycloptsError) else str(error)
+        if isinstance(error, OSError):  # of the disk, or a folder's permissions
+            place = f"{error.filename}: " if error.filename else ""
+            said = f"{place}{error.strerror or error}; mend that, make room, or choose another place"
         Console(stderr=True).print(f"atnet: {said}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt as stopped:
         said = str(stopped) or "stopped"
         Console(stderr=True).print(f"\natnet: {said}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         sys.exit(getattr(stopped, "exit_code", 130))
-    except BrokenPipeError:  # the reader of our output, `head` for example, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)

@@ -61,6 +61,7 @@ def bench(
         What the document calls the table.
     """
     from atnet.errors import ConfigError
+    from atnet.files import write_whole
     from atnet.measure.bench import bench as run
     from atnet.measure.bench import columns_of, machine, machine_line, publish, roof_of, to_csv
     from atnet.progress import counted
@@ -91,7 +92,7 @@ def bench(
         console.print("Next: the same with --out FOLDER keeps the table and a picture", markup=False)
         return
     out.mkdir(parents=True)
-    (out / "bench.csv").write_text(to_csv(found), encoding="utf-8")
-    (out / "machine.yaml").write_text(yaml.safe_dump(machine(), sort_keys=False), encoding="utf-8")
+    write_whole(out / "bench.csv", to_csv(found).encode())
+    write_whole(out / "machine.yaml", yaml.safe_dump(machine(), sort_keys=False).encode())
     draw_bench(found, out / "bench.png")
     console.print(f"Written: {out}/bench.csv, bench.png, machine.yaml", markup=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from atnet.data.classes import printable
+from atnet.files import quoted
 
 
 def compare(
@@ -33,7 +34,7 @@ def compare(
 
     found = run(runs)
     if as_json:
-        print(json.dumps(asdict(found), indent=2, default=str))
+        print(json.dumps(asdict(found), indent=2, default=str, allow_nan=False))
         return
     console = Console(highlight=False)
     table = Table("", box=None, header_style="bold")
@@ -95,4 +96,4 @@ def compare(
     if not spreads:
         console.print("The seed spread is not known: repeat a run with --seed 1 and --seed 2, and compare all.")
     best = max(found.entries, key=lambda entry: entry.top1)
-    console.print(f"Next: atnet predict PICTURE --weights {best.run}", markup=False, soft_wrap=True)
+    console.print(f"Next: atnet predict PICTURE --weights {quoted(best.run)}", markup=False, soft_wrap=True)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from atnet.files import quoted
+
 
 def digits(out: Path, /) -> None:
     """Write the embedded digits as a folder of pictures: train/ and val/ with a folder a class.
@@ -18,4 +20,8 @@ def digits(out: Path, /) -> None:
     train, val = write_digits(out)
     console = Console(highlight=False)
     console.print(f"Written to {out}: {train:,} training and {val:,} validation pictures", markup=False, soft_wrap=True)
-    console.print(f"Next: atnet predict {out}/val/7/*.png, or atnet train --data {out}", markup=False, soft_wrap=True)
+    console.print(
+        f"Next: atnet predict {quoted(out)}/val/7/*.png, or atnet train --data {quoted(out)}",
+        markup=False,
+        soft_wrap=True,
+    )

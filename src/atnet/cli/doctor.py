@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.text import Text
 
 from atnet.data.classes import printable
+
+if TYPE_CHECKING:
+    from atnet.measure.doctor import Diagnosis
 
 MARKS = {"wrong": ("WRONG", "bold red"), "odd": ("odd  ", "yellow"), "fine": ("fine ", "green")}
 MOST = 5
@@ -41,7 +44,7 @@ def doctor(
         Share of the training pictures that may be unreadable.
     """
     from atnet.errors import AtnetError
-    from atnet.files import require_new
+    from atnet.files import quoted, require_new
     from atnet.measure.doctor import examine
     from atnet.progress import duration
     from atnet.show.doctor import write_diagnosis
@@ -51,6 +54,7 @@ def doctor(
     if out:
         require_new(path)
     found = examine(source, classes=classes, mismatch=mismatch, val_share=val_share, max_bad=max_bad)
+    _print_findings(source, found)
     data = {"source": source, "size": found.advice.size, "classes": classes, "mismatch": "ignore"}
     try:
         made = forecast(model=found.advice.model, batch=found.advice.batch, data={**data, "val_share": val_share})
@@ -58,7 +62,20 @@ def doctor(
     except AtnetError as error:
         said = f"it cannot begin: {error}"
     write_diagnosis(found, path, said)
+    console = Console(highlight=False)
+    console.print(f"\nWritten: {path}, with pictures", markup=False, soft_wrap=True)
+    command = f"atnet train --data {quoted(source)} {found.advice.command}"
+    console.print(
+        f"Next: {command}   ({said})" if found.healthy else "Next: mend what is marked WRONG, then examine it again",
+        markup=False,
+        soft_wrap=True,
+    )
+    if not found.healthy:
+        sys.exit(1)
 
+
+def _print_findings(source: str, found: "Diagnosis") -> None:
+    """Before the page is written: if the disk does not take that, they are not lost."""
     console = Console(highlight=False)
     train, val = found.parts["train"], found.parts["val"]
     console.print(
@@ -77,12 +94,3 @@ def doctor(
                 console.print(f"       {printable(line)}", markup=False, soft_wrap=True)
             if len(finding.examples) > MOST:
                 console.print(f"       and {len(finding.examples) - MOST:,} more", markup=False)
-    console.print(f"\nWritten: {path}, with pictures", markup=False, soft_wrap=True)
-    command = f"atnet train --data {printable(source)} {found.advice.command}"
-    console.print(
-        f"Next: {command}   ({said})" if found.healthy else "Next: mend what is marked WRONG, then examine it again",
-        markup=False,
-        soft_wrap=True,
-    )
-    if not found.healthy:
-        sys.exit(1)

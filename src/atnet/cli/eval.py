@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from atnet.data.classes import printable
+from atnet.files import quoted
 
 if TYPE_CHECKING:
     from atnet.measure.metrics import HeadScores, Scores
@@ -49,7 +50,7 @@ def evaluate(
     done = run(weights, data, size=size, batch=batch, workers=workers, device=device, mismatch=mismatch)
     scores, info = done.scores, done.info
     table = Table("class", "name", "pictures", "recall %", "precision %", box=None, header_style="bold")
-    rows = zip(info.classes, info.class_names, scores.confusion.sum(1), scores.recall, scores.precision, strict=True)
+    rows = zip(info.classes, info.class_names, scores.support, scores.recall, scores.precision, strict=True)
     for row in sorted(rows, key=lambda r: (np.isnan(r[3]), r[3])):
         names = (Text(printable(name)) for name in row[:2])
         table.add_row(*names, str(row[2]), *("-" if np.isnan(v) else f"{v:.2f}" for v in row[3:]))
@@ -73,7 +74,7 @@ def evaluate(
             f"{len(scores.bad):,} of {scores.count + len(scores.bad):,} pictures could not be read, so these are not "
             f"the data set's figures:\n  {shown}{more}"
         )
-    console.print(f"Next: atnet predict PICTURE --weights {weights}", markup=False, soft_wrap=True)
+    console.print(f"Next: atnet predict PICTURE --weights {quoted(weights)}", markup=False, soft_wrap=True)
 
 
 def _of_heads(scores: "Scores", heads: "HeadScores") -> Table:

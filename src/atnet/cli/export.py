@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
+from atnet.files import quoted
+
 Flag = Annotated[bool, Parameter(negative=())]
 
 
@@ -88,7 +90,8 @@ def export(
             f"weights, {apart} {done.difference:.1e}"
         )
     console.print(
-        f"{said}\nNext: atnet predict PICTURE --weights {path}" + ("   (needs no torch)" if to == "onnx" else ""),
+        f"{said}\nNext: atnet predict PICTURE --weights {quoted(path)}"
+        + ("   (needs no torch)" if to == "onnx" else ""),
         markup=False,
         soft_wrap=True,
     )

@@ -6,6 +6,7 @@ from typing import Literal
 from rich.console import Console
 
 from atnet.data.classes import printable
+from atnet.files import quoted
 
 
 def pack(
@@ -58,4 +59,4 @@ def pack(
         )
         for _, reason in done.bad[:5]:
             console.print(f"  {printable(reason)}", markup=False, soft_wrap=True)
-    console.print(f"Next: atnet train --data {out}", markup=False, soft_wrap=True)
+    console.print(f"Next: atnet train --data {quoted(out)}", markup=False, soft_wrap=True)

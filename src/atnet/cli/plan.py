@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from atnet.config import Config, Options
+from atnet.files import quoted
 
 
 def plan(
@@ -86,4 +87,6 @@ def plan(
     console = Console(highlight=False)
     console.print("\n".join(lines), markup=False, soft_wrap=True)
     launch = f"torchrun --nproc-per-node {devices} -m atnet train" if devices > 1 else "atnet train"
-    console.print(f"Nothing was written. Next: {launch} {recipe or ''}".rstrip(), markup=False, soft_wrap=True)
+    console.print(
+        f"Nothing was written. Next: {launch} {quoted(recipe) if recipe else ''}".rstrip(), markup=False, soft_wrap=True
+    )

@@ -6,6 +6,8 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
+from atnet.files import quoted
+
 
 def publish(
     *,
@@ -44,7 +46,7 @@ def publish(
     console.print(
         f"Written: {done.where} ({len(done.files)} files, {sum(done.files.values()) / 1e6:.1f} MB; README.md is the "
         f"model card)\n"
-        f"Next: atnet predict PICTURE --weights {done.address}",
+        f"Next: atnet predict PICTURE --weights {quoted(done.address)}",
         markup=False,
         soft_wrap=True,
     )

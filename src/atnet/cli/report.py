@@ -4,6 +4,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from atnet.files import quoted
+
 
 def report(run: Path = Path("runs/last"), /, *, out: Path | None = None) -> None:
     """Bind what a finished run left into one HTML page.
@@ -22,4 +24,4 @@ def report(run: Path = Path("runs/last"), /, *, out: Path | None = None) -> None
     console.print(
         f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB), open it in a browser", markup=False, soft_wrap=True
     )
-    console.print(f"Next: atnet compare {run} OTHER_RUN", markup=False, soft_wrap=True)
+    console.print(f"Next: atnet compare {quoted(run)} OTHER_RUN", markup=False, soft_wrap=True)

@@ -20,6 +20,7 @@ def serve(
     host: str = "127.0.0.1",
     port: Whole = 8000,
     token: Annotated[str | None, Parameter(env_var="ATNET_TOKEN")] = None,
+    proxy: tuple[str, ...] = (),
     limits: Annotated[Limits | None, Parameter(name="*")] = None,
 ) -> None:
     """Answer what pictures show over HTTP: POST a picture's bytes to /predict.
@@ -36,6 +37,9 @@ def serve(
     token
         What clients have to give, as "Authorization: Bearer TOKEN"; other users of this machine can read an option, so
         better set ATNET_TOKEN.
+    proxy
+        The address or network (10.0.0.0/8) of a proxy before the server, whose X-Forwarded-For says who the client is:
+        it takes as many connections as there are, and its clients have their shares of the queue.
     limits
         How much is done at once, and what is refused.
     """
@@ -50,7 +54,7 @@ def serve(
         console.print(
             f"Serving {path}: {info.model}, {counted(len(info.classes), 'class')}, at {address}\n"
             f"{counted(limits.decoders, 'decoding process')}, batches of up to {limits.batch:,}, "
-            f"a queue of {limits.queue:,}\n"
+            f"a queue of {limits.queue:,}, {limits.connections:,} connections, {limits.per_address:,} an address\n"
             f"Next: curl {header}--data-binary @photo.jpg {address}/predict\n"
             "Stop: Ctrl-C or SIGTERM; what has been asked by then is answered",
             markup=False,
@@ -58,5 +62,5 @@ def serve(
         )
         console.file.flush()
 
-    answered = run(path, host=host, port=port, token=token, limits=limits, ready=tell)
+    answered = run(path, host=host, port=port, token=token, limits=limits, proxies=proxy, ready=tell)
     console.print(f"Stopped: {answered:,} pictures answered", markup=False, soft_wrap=True)

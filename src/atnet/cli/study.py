@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from atnet.cli.tables import table_of
+from atnet.files import quoted
 
 
 def study(
@@ -56,4 +57,4 @@ def study(
     console.print(table_of(heads, rows))
     draw_study(bars, out / "study.png", "points of top-1" if plan.factors else "top-1, %")
     console.print(f"Written: {out}/results.csv, study.png, {len(results)} records", markup=False, soft_wrap=True)
-    console.print(f"Next: commit {out}, with what it decides", markup=False, soft_wrap=True)
+    console.print(f"Next: commit {quoted(out)}, with what it decides", markup=False, soft_wrap=True)

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from atnet.config import Config, Options
+from atnet.files import quoted
 
 if TYPE_CHECKING:
     from atnet.training.plan import Forecast
@@ -77,8 +78,9 @@ def train(
     )
     for path in sorted(folder.iterdir()):
         console.print(f"  {path.name}", markup=False)
+    given = quoted(folder)
     console.print(
-        f"Next: atnet report {folder}   (one page with all of it), or atnet predict PICTURE --weights {folder}",
+        f"Next: atnet report {given}   (one page with all of it), or atnet predict PICTURE --weights {given}",
         markup=False,
         soft_wrap=True,
     )
@@ -90,7 +92,9 @@ def _wants(run: Path) -> bool:
     console.print(f"{run}: the same training, not finished", markup=False, soft_wrap=True)
     if sys.stdin.isatty() and console.is_terminal:
         return console.input("Go on with it? [Y/n] ").strip().lower() in ("", "y", "yes")
-    console.print(f"A new run begins; to go on with that one: atnet train --resume {run}", markup=False, soft_wrap=True)
+    console.print(
+        f"A new run begins; to go on with that one: atnet train --resume {quoted(run)}", markup=False, soft_wrap=True
+    )
     return False
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from atnet.files import quoted
+
 
 def web(out: Path, /, *, weights: Path | None = None, data: str | None = None) -> None:
     """Write a web page that says what pictures show, in the browser: no server code, no picture leaves the device.
@@ -25,7 +27,7 @@ def web(out: Path, /, *, weights: Path | None = None, data: str | None = None) -
     console.print(
         f"Written: {done.path} ({done.bytes / 1e6:.1f} MB, of which a browser loads {done.loaded / 1e6:.1f} MB, "
         f"compressed): {done.classes:,} classes at {done.size} px\n"
-        f"Next: python -m http.server --directory {done.path}, and open http://localhost:8000",
+        f"Next: python -m http.server --directory {quoted(done.path)}, and open http://localhost:8000",
         markup=False,
         soft_wrap=True,
     )

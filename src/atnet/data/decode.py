@@ -4,6 +4,8 @@ import io
 import os
 import stat
 import struct
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,18 +15,27 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from atnet.errors import DataError
-from atnet.files import did_you_mean
+from atnet.files import did_you_mean, kind_of_file, open_regular
 
 SUFFIXES_OF = {
-    "JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "BMP": (".bmp",), "GIF": (".gif",),
-    "TIFF": (".tif", ".tiff"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo"), "PNG": (".png", ".apng"),
+    "WEBP": (".webp",), "BMP": (".bmp", ".dib"), "GIF": (".gif",), "TIFF": (".tif", ".tiff"),
 }  # fmt: skip
 FORMATS = tuple(SUFFIXES_OF)
 SUFFIXES = {suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes}
 """By which a file in a folder is taken for a picture; what it is, its content tells."""
+
+OTHER_SUFFIXES = {
+    ".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".jxl", ".jxr", ".svg", ".svgz",
+    ".pdf", ".eps", ".ai", ".psd", ".xcf", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".pcx", ".tga", ".ico", ".icns",
+    ".cur", ".qoi", ".exr", ".hdr", ".dds", ".ras", ".sgi", ".fits", ".dcm", ".dicom", ".dng", ".cr2", ".cr3", ".crw",
+    ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".kdc",
+    ".mrw", ".rwl", ".raw",
+}  # fmt: skip
+"""Of pictures that are not decoded here."""
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom, in pixels."""
@@ -40,6 +51,25 @@ MAX_ASPECT = 100
 
 MAX_SCANS = 100
 """A progressive JPEG of more scans is refused: each costs a pass over all pixels, and encoders write ten or so."""
+
+MAX_PROFILE_BYTES = 20_000_000
+"""A larger colour profile is not looked at; the largest that a JPEG has room for is of 16.7 MB."""
+
+KEPT_PROFILE_BYTES = 16_000_000
+"""Of the colour profiles whose transforms are kept, together; the larger ones of printers have two or three."""
+
+DARK, DARK_16 = 15, 64
+"""Shades of 256: a picture without a brighter one is nearly black, and one of 16 bits may hold 14 or fewer."""
+
+_MAX_SAMPLE_VALUE = 281
+"""TIFF's tag."""
+
+_BEGINNINGS = (
+    b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"8BPS", b"\0\0\0\x0cjP  ",
+    b"\xff\x4f\xff\x51", b"\0\0\0\x0cJXL ", b"\xff\x0a", b"<svg", b"DDS ", b"\x76\x2f\x31\x01", b"qoif",
+)  # fmt: skip
+_FTYP = (b"hei", b"hev", b"mif", b"msf", b"avi")
+"""How pictures begin; and after eight bytes, HEIC and AVIF."""
 
 _SEEN = (
     (b"\xff\xd8\xff", "a damaged JPEG"),
@@ -69,7 +99,7 @@ def read_file(path: str | Path) -> bytes:
         with open(handle, "rb") as file:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
-                raise DataError(f"{path}: {_kind(status.st_mode)}, not a picture")
+                raise DataError(f"{path}: {kind_of_file(status.st_mode)}, not a picture")
             _require_size(str(path), status.st_size)
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
@@ -78,6 +108,22 @@ def read_file(path: str | Path) -> bytes:
         if os.path.isdir(path):
             raise DataError(f"{path}: a folder, not a picture") from error
         raise DataError(f"{path}: cannot be read ({error})") from error
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file begins as a picture does, of whatever kind; False if it cannot be read."""
+    try:
+        with open_regular(path, 1 << 62, DataError) as file:
+            begin = file.read(32)
+    except (DataError, OSError):
+        return False
+    bitmap = begin.startswith(b"BM") and begin[6:10] == bytes(4)
+    return (
+        bitmap
+        or begin.startswith(_BEGINNINGS)
+        or (begin[4:8] == b"ftyp" and begin[8:11] in _FTYP)
+        or (begin.startswith(b"RIFF") and begin[8:12] == b"WEBP")
+    )
 
 
 def decode(source: str | Path | bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -92,7 +138,7 @@ def decode(source: str | Path | bytes, name: str = "", max_pixels: int = MAX_PIX
     content = source if isinstance(source, bytes) else read_file(source)
     with _opened(content, name, max_pixels) as picture:
         picture.load()
-        return _to_rgb(_upright(picture))
+        return _to_rgb(_upright(picture), _stated_top(picture, content))
 
 
 def decode_for_crop(
@@ -117,7 +163,7 @@ def decode_for_crop(
             if reduction >= 2 and picture.format == "JPEG" and picture.mode in ("L", "RGB"):
                 picture.draft(picture.mode, (max(int(width / reduction), 1), max(int(height / reduction), 1)))
             picture.load()
-            pixels = np.array(_to_rgb(_upright(picture)))
+            pixels = np.array(_to_rgb(_upright(picture), _stated_top(picture, content)))
     across, down = pixels.shape[1] / whole[0], pixels.shape[0] / whole[1]
     left, top = round(box[0] * across), round(box[1] * down)
     return pixels, (left, top, max(round(box[2] * across), left + 1), max(round(box[3] * down), top + 1))
@@ -204,15 +250,47 @@ def _orientation(picture: Image.Image) -> int:
     return flag if flag in range(1, 9) else 1
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _stated_top(picture: Image.Image, content: bytes) -> int:
+    """The value of white in a picture of 16 bits a channel, as its file says: 4,095 of 12 bits; 65,535 if it does not.
+
+    A PNG with an sBIT chunk has its values scaled to 16 bits already, if its writer kept to the standard: then the bits
+    below those that count are 0 in dark shades, for which alone it matters.
+    """
+    if not picture.mode.startswith("I"):
+        return 65535
+    if picture.format == "PNG":
+        at = content.find(b"\0\0\0\x01sBIT", 0, max(content.find(b"IDAT"), 0))
+        bits = content[at + 8] if at >= 0 else 16
+        if not 8 <= bits < 16 or not (np.asarray(picture) & ((1 << (16 - bits)) - 1)).any():
+            return 65535
+        return (1 << bits) - 1
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        found = [picture.tag_v2.get(tag) for tag in (_MAX_SAMPLE_VALUE, TiffImagePlugin.BITSPERSAMPLE)]
+        most, depth = (value[0] if isinstance(value, tuple) and value else value for value in found)
+        if isinstance(most, int) and 255 <= most <= 65535:
+            return most
+        return (1 << depth) - 1 if isinstance(depth, int) and 8 < depth <= 16 else 65535
+    return 65535
+
+
+@lru_cache(maxsize=16)
+def _shades(top: int) -> NDArray[np.uint8]:
+    """Of each value of 16 bits its shade of 8, the value `top` being white."""
+    return np.asarray((np.minimum(np.arange(65536), top) / (top / 255)).round(), dtype=np.uint8)
+
+
+def _to_rgb(picture: Image.Image, stated: int) -> Image.Image:
+    """stated: see `_stated_top`."""
     if picture.mode == "F":
         raise ValueError("floating-point pixels; save it with 8 or 16 bits a channel")
     if picture.mode.startswith("I"):
-        wide = np.asarray(picture).astype(np.float64)
-        if wide.min() < 0 or wide.max() > 65535:
+        wide = np.asarray(picture)
+        least, most = int(wide.min()), int(wide.max())
+        if least < 0 or most > 65535:
             raise ValueError("integers of more than 16 bits; save it with 8 or 16 bits a channel")
-        deep = picture.mode != "I" or wide.max() > 255
-        return Image.fromarray((wide / (257 if deep else 1)).round().astype(np.uint8)).convert("RGB")
+        deep = 65535 if most > stated else stated
+        top = 255 if picture.mode == "I" and most <= 255 else deep
+        return Image.fromarray(_shades(top)[wide]).convert("RGB")
     profile = picture.info.get("icc_profile")
     if picture.has_transparency_data:
         whole = picture.convert("RGBA")
@@ -228,13 +306,42 @@ def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
     """In sRGB's colours if it has another profile of its own kind, else as it is."""
     if not profile or picture.mode not in ("L", "RGB", "CMYK"):
         return picture
-    transform = _transform(profile, picture.mode)
+    transform = _transforms.of(profile, picture.mode)
     return picture if transform is None else ImageCms.applyTransform(picture, transform) or picture
 
 
-@lru_cache(maxsize=64)
+class _Transforms:
+    """Transforms to sRGB, of which those used last are kept, as far as their profiles' bytes allow."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[bytes, str], ImageCms.ImageCmsTransform | None] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def of(self, profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+        """None if the profile is sRGB's own, cannot be read, or is of other channels than the picture has."""
+        key = profile, mode
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        found = _transform(profile, mode)
+        with self._lock:
+            if len(profile) <= KEPT_PROFILE_BYTES // 4 and key not in self._kept:
+                self._kept[key] = found
+                self._bytes += len(profile)
+            while self._bytes > KEPT_PROFILE_BYTES or len(self._kept) > 64:
+                (oldest, _), _ = self._kept.popitem(last=False)
+                self._bytes -= len(oldest)
+        return found
+
+
+_transforms = _Transforms()
+
+
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """None if the profile is sRGB's own, cannot be read, or is of other channels than the picture has."""
+    if len(profile) > MAX_PROFILE_BYTES:
+        return None
     try:
         found = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if "sRGB" in ImageCms.getProfileDescription(found):
@@ -242,12 +349,6 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         return ImageCms.buildTransform(found, ImageCms.createProfile("sRGB"), mode, "RGB")
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None
-
-
-def _kind(mode: int) -> str:
-    if stat.S_ISDIR(mode):
-        return "a folder"
-    return "a named pipe" if stat.S_ISFIFO(mode) else "a device or socket"
 
 
 def _what(content: bytes) -> str:
@@ -262,6 +363,9 @@ def _what(content: bytes) -> str:
     return "only zeros" if not any(content) else "text" if begin.isascii() else "unknown data"
 
 
+NEARLY_BLACK = "nearly black"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """What a picture's file says of itself.  odd: what in it other tools often get wrong."""
@@ -272,31 +376,67 @@ class Facts:
     odd: tuple[str, ...]
 
 
-def describe(content: bytes, suffix: str) -> Facts:
+def describe(content: bytes, suffix: str, brightest: int = 255) -> Facts:
     """What a picture's file says of itself; the picture is one that `decode` takes.
 
-    suffix: of its name, lower case with a dot.
+    suffix: of its name, lower case with a dot.  brightest: shade, 0 to 255, that `decode` gives.
     """
-    with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+    with _opened(content, "picture", MAX_PIXELS) as picture:
         kind = "JPEG" if picture.format == "MPO" else picture.format or ""  # several JPEGs in one file
         width, height = picture.size
         odd = []
         if suffix and suffix not in SUFFIXES_OF[kind]:
             odd.append(f"a {kind} called {suffix}")
-        if getattr(picture, "n_frames", 1) > 1:
+        if _has_frames(picture):
             odd.append("several frames, of which the first is taken")
         if _orientation(picture) != 1:
             odd.append("turned by its EXIF flag")
             width, height = (height, width) if _orientation(picture) >= 5 else (width, height)
         if picture.mode == "CMYK":
             odd.append("CMYK colours")
-        elif picture.mode.startswith("I"):
+        elif _is_deep(picture, content):
             odd.append("16 bits a channel")
         elif picture.has_transparency_data:
             odd.append("transparent parts, laid over white")
         elif picture.mode in ("L", "1"):
             odd.append("grey")
+        if brightest <= DARK_16 and _is_deep(picture, content):
+            odd.append(f"{NEARLY_BLACK}, with 14 or fewer of 16 bits a channel in use")
+        elif brightest <= DARK:
+            odd.append(NEARLY_BLACK)
         profile = picture.info.get("icc_profile")
-        if profile and picture.mode in ("L", "RGB", "CMYK") and _transform(profile, picture.mode) is not None:
+        if profile and picture.mode in ("L", "RGB", "CMYK") and _transforms.of(profile, picture.mode) is not None:
             odd.append("a colour profile other than sRGB")
     return Facts(format=kind, width=width, height=height, odd=tuple(odd))
+
+
+def _has_frames(picture: Image.Image) -> bool:
+    """Whether there is more than one; to count them would take a pass over all, of which there may be a million."""
+    try:
+        return bool(getattr(picture, "is_animated", False))
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error):
+        return True  # a damaged one after the first
+
+
+def is_too_dark(content: bytes, name: str) -> bool:
+    """Whether a picture has 16 bits a channel, of which so few are used that it is nearly black.
+
+    Raises DataError naming it if it cannot be read.
+    """
+    with _opened(content, name, MAX_PIXELS) as picture:
+        if not _is_deep(picture, content):
+            return False
+    return brightest_of(decode(content, name)) <= DARK_16
+
+
+def brightest_of(picture: Image.Image) -> int:
+    """The largest value, 0 to 255, in an RGB picture."""
+    return max(high for _, high in picture.getextrema())  # type: ignore[misc]
+
+
+def _is_deep(picture: Image.Image, content: bytes) -> bool:
+    """Whether it has 16 bits a channel; of colours, Pillow leaves the upper 8."""
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        bits = picture.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, 1)
+        return max(bits if isinstance(bits, tuple) else (bits,), default=1) > 8
+    return picture.mode.startswith("I") or (picture.format == "PNG" and content[24:25] == b"\x10")

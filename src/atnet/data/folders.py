@@ -2,19 +2,26 @@
 
 import logging
 import os
-import unicodedata
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from atnet.data.decode import SUFFIXES, read_file
-from atnet.data.pictures import Pictures, collect
+from atnet.data.classes import class_of
+from atnet.data.decode import OTHER_SUFFIXES, SUFFIXES, is_picture, read_file
+from atnet.data.pictures import Pictures, collect, some
 from atnet.errors import DataError
 
 log = logging.getLogger("atnet")
 
 SYSTEMS = {"@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 """Folders that systems put there: thumbnails, resource forks, bins."""
+
+NOTES = {".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".md", ".yaml", ".yml", ".html", ".log", ".ini", ".db"}
+"""Suffixes of files that may lie beside each picture and are none; the content of others is looked at."""
+
+LOOKED_AT = 100
+"""Most files of one suffix in a folder whose content is looked at."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,36 @@ def open_folder(root: Path) -> Pictures:
             f"{root}: no class folders with pictures in it; expected {root.name}/CLASS/PICTURE, "
             f"a picture ending in {', '.join(sorted(SUFFIXES))}"
         )
+    stray = stray_pictures(root)
+    if stray:
+        log.warning("%s: %d pictures in no class folder are left out (%s)", root, len(stray), some(stray))
+    alike = repeated_folders(ids)
+    if alike:
+        log.warning(
+            "%s: its folders are taken for the classes, but all hold the same folders (%s): if they are parts, name "
+            "them train and val", root, some(alike),
+        )  # fmt: skip
     return collect(Folder(root), ids, classes)
+
+
+def stray_pictures(root: Path) -> list[str]:
+    """The pictures directly in a folder of class folders, by their names, sorted."""
+    return [name for name in _names(root) if os.path.splitext(name)[1].lower() in SUFFIXES and not is_hidden(name)]
+
+
+def repeated_folders(ids: Iterable[str]) -> list[str]:
+    """The folders that lie in every class folder, if they are two or more and most of those in each; sorted.
+
+    ids: paths of pictures.
+    """
+    inside: dict[str, set[str]] = {}
+    for one in ids:
+        top, *rest = one.split(os.sep, 2)
+        below = inside.setdefault(top, set())
+        if len(rest) == 2:
+            below.add(rest[0])
+    common = sorted(set.intersection(*inside.values())) if len(inside) > 1 else []
+    return common if len(common) > 1 and 2 * len(common) >= max(map(len, inside.values())) else []
 
 
 def open_album(root: Path) -> Pictures:
@@ -71,8 +107,13 @@ def open_album(root: Path) -> Pictures:
 
 def has_pictures(root: Path) -> bool:
     """Whether pictures lie directly in the folder, by their names. Raises DataError if it cannot be read."""
+    return any(os.path.splitext(name)[1].lower() in SUFFIXES for name in _names(root))
+
+
+def _names(root: Path) -> list[str]:
+    """What lies in a folder, sorted. Raises DataError if it cannot be read."""
     try:
-        return any(os.path.splitext(name)[1].lower() in SUFFIXES for name in os.listdir(root))
+        return sorted(os.listdir(root))
     except OSError as error:
         raise DataError(f"{root}: this folder cannot be read ({error.strerror})") from error
 
@@ -84,6 +125,45 @@ def list_pictures(root: Path, folder: str = "") -> list[str]:
     """
     found: list[str] = []
     others: Counter[str] = Counter()
+    for path, suffix in _files(root, folder):
+        if suffix in SUFFIXES:
+            found.append(path)
+        else:
+            others[suffix] += 1
+    if others:
+        kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(3))
+        log.warning("%s: files that are no pictures are left out (%s)", root / folder, kinds)
+        left = unread_pictures(root, folder)
+        if left:
+            log.warning(
+                "%s: %d of these look like pictures (%s): convert them, or give them a suffix of %s",
+                root / folder, len(left), some(left), ", ".join(sorted(SUFFIXES)),
+            )  # fmt: skip
+    return sorted(found)
+
+
+def unread_pictures(root: Path, folder: str = "") -> list[str]:
+    """Paths of the files below root/folder that `list_pictures` leaves out, but look like pictures, sorted.
+
+    They do by a suffix of pictures that are not decoded here, or by how their content begins.
+    """
+    found = []
+    looked: Counter[tuple[str, str]] = Counter()
+    for path, suffix in _files(root, folder):
+        if suffix in SUFFIXES or suffix in NOTES:
+            continue
+        place = os.path.dirname(path), suffix
+        looked[place] += 1
+        if suffix in OTHER_SUFFIXES or (looked[place] <= LOOKED_AT and is_picture(root / path)):
+            found.append(path)
+    return sorted(found)
+
+
+def _files(root: Path, folder: str) -> Iterator[tuple[str, str]]:
+    """Path and suffix of each file below root/folder; the suffix is "that is no file" of a pipe or the like.
+
+    In the order of the names, and links last, so that of two ways to a folder the same is always taken.
+    """
     seen: set[tuple[int, int]] = set()
     waiting = [folder]
     while waiting:
@@ -94,25 +174,32 @@ def list_pictures(root: Path, folder: str = "") -> list[str]:
                 continue
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(root / inside) as entries:
-                for entry in entries:
-                    path = os.path.join(inside, entry.name)
-                    if is_hidden(entry.name):
-                        continue
-                    suffix = os.path.splitext(entry.name)[1].lower()
-                    if entry.is_dir():
-                        waiting.append(path)
-                    elif suffix in SUFFIXES and (entry.is_file() or entry.is_symlink()):
-                        found.append(path)
-                    else:
-                        others[suffix if suffix not in SUFFIXES else "that is no file"] += 1
+                listed = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
         except OSError as error:
             raise DataError(
                 f"{root / inside}: this folder cannot be read ({error.strerror}): allow it, or move it away"
             ) from error
-    if others:
-        kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(3))
-        log.warning("%s: files that are no pictures are left out (%s)", root / folder, kinds)
-    return sorted(found)
+        folders = []
+        for entry in listed:
+            if is_hidden(entry.name):
+                continue
+            path = os.path.join(inside, entry.name)
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if _is_folder(root / path, entry):
+                folders.append(path)
+            else:
+                yield path, suffix if entry.is_symlink() or entry.is_file() else "that is no file"
+        waiting.extend(reversed(folders))
+
+
+def _is_folder(path: Path, entry: "os.DirEntry[str]") -> bool:
+    """Raises DataError if it is a link that cannot be followed; one called like a picture is for who reads it."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if path.suffix.lower() in SUFFIXES:
+            return False
+        raise DataError(f"{path}: this link cannot be followed ({error.strerror}): mend or remove it") from error
 
 
 def is_hidden(name: str) -> bool:
@@ -121,18 +208,17 @@ def is_hidden(name: str) -> bool:
 
 
 def class_name(where: Path, folder: str) -> str:
-    """The class that a folder is: its name, accents composed, for macOS writes them decomposed."""
+    """The class that a folder is: its name without blanks around it, accents composed: macOS writes them decomposed."""
     try:
-        folder.encode()
-    except UnicodeEncodeError as error:
+        return class_of(folder) or folder
+    except ValueError as error:
         raise DataError(f"{where}: the folder name {folder!a} is not UTF-8: rename it") from error
-    return unicodedata.normalize("NFC", folder)
 
 
 def subfolders(root: Path) -> list[str]:
     """The folders directly below root, sorted, without hidden ones."""
     try:
         with os.scandir(root) as entries:
-            return sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
+            return sorted(e.name for e in entries if not is_hidden(e.name) and _is_folder(root / e.name, e))
     except OSError as error:
         raise DataError(f"{root}: this folder cannot be read ({error.strerror})") from error

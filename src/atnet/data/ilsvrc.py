@@ -1,23 +1,29 @@
 """ImageNet-1k as its archives and Kaggle lay it: training folders by WordNet id, validation flat with a list."""
 
 import csv
+import io
+import os
 import re
+import struct
+import zlib
 from pathlib import Path
 
-from atnet.data.folders import Folder, list_pictures
+from atnet.data.folders import Folder, list_pictures, subfolders
 from atnet.data.pictures import Pictures, collect
 from atnet.errors import DataError
+from atnet.files import read_regular, read_text
 
 SOLUTION = "LOC_val_solution.csv"
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 SYNSETS = "meta.mat"
+MAX_LIST_BYTES = 50_000_000
 _INNER = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+$", re.IGNORECASE)
 
 
 def data_root(root: Path) -> Path:
     """The folder with train/ and val/ in it: the root, or the one in Kaggle's archive."""
-    return next((root / inner for inner in _INNER if (root / inner / "train").is_dir()), root)
+    return next((root / inner for inner in _INNER if os.path.isdir(root / inner / "train")), root)
 
 
 def open_flat_validation(root: Path, val: Path) -> Pictures | None:
@@ -25,7 +31,7 @@ def open_flat_validation(root: Path, val: Path) -> Pictures | None:
 
     Raises DataError if it is flat and there is no list, or the list does not name a picture.
     """
-    if any(path.is_dir() and not path.name.startswith(".") for path in val.iterdir()):
+    if subfolders(val):
         return None
     names = list_pictures(val)
     if not names:
@@ -57,18 +63,17 @@ def _find(root: Path, name: str) -> Path | None:
     places = [root, *root.parents[:3]]
     inner = ["", "ILSVRC2012_devkit_t12/data", "data"]
     return next(
-        (place / folder / name for place in places for folder in inner if (place / folder / name).is_file()), None
+        (place / folder / name for place in places for folder in inner if os.path.isfile(place / folder / name)), None
     )
 
 
 def _read_solution(path: Path) -> dict[str, str]:
     """Of each picture's name the WordNet id."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        try:
-            return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
-        except (KeyError, IndexError, AttributeError, csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: not Kaggle's list, ImageId,PredictionString ({error!r})") from error
+    rows = csv.DictReader(io.StringIO(read_text(path, MAX_LIST_BYTES, DataError), newline=""))
+    try:
+        return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+    except (KeyError, IndexError, AttributeError, csv.Error) as error:
+        raise DataError(f"{path}: not Kaggle's list, ImageId,PredictionString ({error!r})") from error
 
 
 def _read_ground_truth(path: Path) -> list[str]:
@@ -78,9 +83,27 @@ def _read_ground_truth(path: Path) -> list[str]:
     synsets = path.parent / SYNSETS
     if not synsets.is_file():
         raise DataError(f"{path}: {SYNSETS} of the devkit is not beside it; the numbers mean nothing without it")
+    content = read_regular(synsets, MAX_LIST_BYTES, DataError)
+    _require_modest(content, synsets)
+    numbers = read_text(path, MAX_LIST_BYTES, DataError).split()
     try:
-        table = loadmat(synsets, squeeze_me=True)["synsets"]
+        table = loadmat(io.BytesIO(content), squeeze_me=True)["synsets"]
         wordnet = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
-        return [wordnet[int(line)] for line in path.read_text(encoding="ascii").split()]
-    except (KeyError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+        return [wordnet[int(line)] for line in numbers]
+    except Exception as error:  # the reader of MATLAB's files raises whatever a damaged one brings about
         raise DataError(f"{path}: not the devkit's numbers, or {synsets} not its synsets ({error!r})") from error
+
+
+def _require_modest(content: bytes, path: Path) -> None:
+    """Raises DataError if a file of MATLAB's is many times larger once it is decompressed."""
+    at = 128
+    while at + 8 <= len(content):
+        kind, size = struct.unpack("<II", content[at : at + 8])
+        if kind == 15:  # miCOMPRESSED
+            try:
+                found = len(zlib.decompressobj().decompress(content[at + 8 : at + 8 + size], MAX_LIST_BYTES))
+            except zlib.error as error:
+                raise DataError(f"{path}: damaged ({error})") from error
+            if found >= MAX_LIST_BYTES:
+                raise DataError(f"{path}: more than {MAX_LIST_BYTES:,} bytes once decompressed")
+        at += 8 + size

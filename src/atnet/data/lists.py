@@ -4,14 +4,16 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from atnet.data.classes import class_of
 from atnet.data.decode import read_file
 from atnet.data.pictures import Pictures, collect, some
 from atnet.errors import DataError
+from atnet.files import open_regular
 
 SUFFIXES = {".csv", ".tsv", ".json", ".jsonl", ".parquet"}
 COLUMNS = {
@@ -20,6 +22,13 @@ COLUMNS = {
     "split": ("split", "part", "subset", "set", "partition"),
 }
 MAX_LIST_BYTES = 2_000_000_000
+MAX_ROWS, MAX_ROW, MAX_COLUMNS, MAX_SPLITS = 20_000_000, 1_000_000, 1000, 20
+"""Most rows of a list, letters of a row, columns, and names of parts."""
+
+PARQUET_ROWS = 1_000_000
+"""A list in Parquet has as many rows, and one more for each byte, at most: paths differ, so that none is so small."""
+
+Row = Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -40,79 +49,173 @@ class Listed:
 
 
 def open_list(path: Path) -> dict[str, Pictures]:
-    """The pictures that a list names, by its column of splits; under "" where there is none.
+    """The pictures that a list names, by its column of splits in lower case; under "" where there is none.
 
-    Raises DataError naming the list and the line that cannot be used.
+    Raises DataError naming the list and the row that cannot be used.
     """
-    heads, rows = _read(path)
-    found = {what: _column(path, heads, what) for what in COLUMNS}
-    at, label_at, split_at = found["path"], found["label"], found["split"]
-    if at is None or label_at is None:
-        what = "path" if at is None else "label"
-        raise DataError(f"{path}: no column of {what}s among {some(heads)}: call it {' or '.join(COLUMNS[what][:3])}")
-    wanted = max(at, label_at, split_at or 0)
     ids: defaultdict[str, list[str]] = defaultdict(list)
     classes: defaultdict[str, list[str]] = defaultdict(list)
-    for number, row in enumerate(rows, 1):
-        if len(row) <= wanted or "" in (row[at], row[label_at]) or None in (row[at], row[label_at]):
-            raise DataError(
-                f"{path}: row {number} has no {'label' if len(row) > at and row[at] else 'path'}: {str(row)[:200]}"
-            )
-        split = "" if split_at is None else str(row[split_at])
-        ids[split].append(str(row[at]))
-        classes[split].append(str(row[label_at]))
+    known: dict[Any, str] = {}  # of each label its class: one string for all its pictures
+    number = 0
+    found: dict[str, int | None] = {}
+    seen = 0
+    try:
+        for number, (heads, row) in enumerate(_read(path), 1):
+            if len(heads) != seen:
+                found, seen = {what: _column(path, heads, what) for what in COLUMNS}, len(heads)
+            picture, value, part = (None if at is None or at >= len(row) else row[at] for at in found.values())
+            label = known.get(value) if isinstance(value, str) else None
+            if label is None:
+                label = class_of(value)
+                if isinstance(value, str):
+                    known[value] = label
+            if picture in (None, "") or not label:
+                what = "path" if picture in (None, "") else "label"
+                raise DataError(f"{path}: row {number} has no {what}: {str(row)[:200]}")
+            picture = str(picture)
+            if number > MAX_ROWS:
+                raise DataError(f"{path}: more than the {MAX_ROWS:,} rows allowed: split it, or pack its pictures")
+            picture.encode("utf-8", "surrogateescape")
+            split = "" if found["split"] is None else "None" if part is None else str(part).strip().lower()
+            if split not in ids and len(ids) == MAX_SPLITS:
+                raise DataError(f"{path}: more than {MAX_SPLITS} parts in its column of splits")
+            ids[split].append(picture)
+            classes[split].append(label)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such list") from error
+    except DataError:
+        raise
+    except UnicodeEncodeError as error:
+        raise DataError(f"{path}: row {number}: {error.object[:80]!a} has half a letter in it: mend it") from error
+    except (ValueError, OSError) as error:  # a label that is none
+        raise DataError(f"{path}: row {number}: {error}") from error
     if not ids:
         raise DataError(f"{path}: no rows in it")
     return {split: collect(Listed(path), ids[split], classes[split]) for split in ids}
 
 
-def _read(path: Path) -> tuple[list[str], Iterable[Any]]:
-    """Column names, and rows as sequences in their order."""
+def _read(path: Path) -> Iterator[tuple[list[str], Row]]:
+    """Of each row the names of the columns, to which others may be added, and the values in their order."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return _read_parquet(path)
-    if path.stat().st_size > MAX_LIST_BYTES:
-        raise DataError(f"{path}: {path.stat().st_size:,} bytes are more than the {MAX_LIST_BYTES:,} allowed; split it")
+        yield from _read_parquet(path)
+        return
+    with (
+        open_regular(path, MAX_LIST_BYTES, DataError) as file,
+        io.TextIOWrapper(file, encoding="utf-8-sig", newline="" if suffix in (".csv", ".tsv") else None) as text,
+    ):
+        try:
+            if suffix == ".jsonl":
+                found = (json.loads(line) for line in _lines(path, text) if line.strip())
+                yield from _aligned(path, found)
+            elif suffix == ".json":
+                yield from _aligned(path, _elements(path, text))
+            else:
+                yield from _read_table(path, text, "\t" if suffix == ".tsv" else ",")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 ({error}): save it as UTF-8") from error
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"{path}: not JSON ({error})") from error
+
+
+def _lines(path: Path, text: TextIO) -> Iterator[str]:
+    """The lines of a text. Raises DataError if one is too long, before it is all read."""
+    while line := text.readline(MAX_ROW + 1):
+        if len(line) > MAX_ROW:
+            raise DataError(f"{path}: a line of more than {MAX_ROW:,} letters, so it is no list")
+        if "\0" in line:
+            raise DataError(f"{path}: has null characters in it, so it is no text: save it as UTF-8")
+        yield line
+
+
+def _read_table(path: Path, text: TextIO, between: str) -> Iterator[tuple[list[str], Row]]:
+    rows = csv.reader(_lines(path, text), delimiter=between, strict=True)
+    heads: list[str] | None = None
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error}): save it as UTF-8") from error
-    if suffix in (".json", ".jsonl"):
-        return _read_json(path, text)
-    if "\0" in text:
-        raise DataError(f"{path}: has null characters in it, so it is no text: save it as UTF-8")
-    rows = csv.reader(io.StringIO(text), delimiter="\t" if suffix == ".tsv" else ",", strict=True)
-    try:
-        heads, *others = [row for row in rows if row]
-    except (csv.Error, ValueError) as error:
+        for row in rows:
+            if heads is None and row:
+                heads = row
+                _require_columns(path, heads)
+            elif heads is not None and row:
+                yield heads, row
+    except csv.Error as error:
         raise DataError(f"{path}: not a table ({error}) at line {rows.line_num}") from error
-    return heads, others
+    if heads is None:
+        raise DataError(f"{path}: no rows in it")
 
 
-def _read_json(path: Path, text: str) -> tuple[list[str], Iterable[Any]]:
-    try:
-        if path.suffix.lower() == ".jsonl":
-            found = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({error})") from error
-    if not isinstance(found, list) or not found or not all(isinstance(row, dict) for row in found):
-        raise DataError(f"{path}: expected a list of objects, each with a path and a label")
-    heads = list(dict.fromkeys(name for row in found for name in row))
-    return heads, ([row.get(name) for name in heads] for row in found)
+def _elements(path: Path, text: TextIO) -> Iterator[Any]:
+    """The elements of a JSON list, one after the other: all at once they would take many times the text's memory."""
+    decoder = json.JSONDecoder()
+    held, at = text.read(2 * MAX_ROW), 0
+    between = "["
+    while True:
+        if len(held) - at < MAX_ROW:
+            held, at = held[at:] + text.read(2 * MAX_ROW), 0
+        at = _skip(held, at)
+        if between == "[" and held[at : at + 1] != "[":
+            decoder.raw_decode(held, at)
+            raise DataError(f"{path}: expected a list of objects, each with a path and a label")
+        if held[at : at + 1] == "]" and between == ",":
+            if _skip(held, at + 1) < len(held) or text.read(1).strip():
+                raise DataError(f"{path}: not JSON: something follows the list")
+            return
+        if held[at : at + 1] != between:
+            raise DataError(f"{path}: not JSON: expected {between} or ], found {held[at : at + 20]!a}")
+        at = _skip(held, at + 1)
+        if between == "[" and held[at : at + 1] == "]":
+            raise DataError(f"{path}: no rows in it")
+        between = ","
+        found, at = decoder.raw_decode(held, at)
+        yield found
 
 
-def _read_parquet(path: Path) -> tuple[list[str], Iterable[Any]]:
-    from atnet.data.parquet import opened
+def _skip(text: str, at: int) -> int:
+    """Where the blanks that begin there end."""
+    while text[at : at + 1] and text[at] in " \t\n\r":
+        at += 1
+    return at
+
+
+def _aligned(path: Path, found: Iterator[Any]) -> Iterator[tuple[list[str], Row]]:
+    """Objects as rows."""
+    heads: list[str] = []
+    known: set[str] = set()
+    for one in found:
+        if not isinstance(one, dict):
+            raise DataError(f"{path}: expected a list of objects, each with a path and a label")
+        if not known.issuperset(one):
+            heads += [name for name in one if name not in known]
+            known.update(one)
+            _require_columns(path, heads)
+        yield heads, [one.get(name) for name in heads]
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[list[str], Row]]:
+    from atnet.data.parquet import opened, rows_of
 
     with opened(path) as file:
         heads = [name for name in file.schema_arrow.names if any(name.lower() in known for known in COLUMNS.values())]
-        columns = [column.to_pylist() for column in file.read(columns=heads).columns]
-    return heads, zip(*columns, strict=True)
+        _require_columns(path, heads)
+        size = path.stat().st_size
+        if file.metadata.num_rows > PARQUET_ROWS + size:
+            raise DataError(f"{path}: {file.metadata.num_rows:,} rows in {size:,} bytes cannot be a list")
+        for row in rows_of(file, heads, str(path), size, MAX_ROW):
+            yield heads, row
 
 
-def _column(path: Path, heads: list[str], what: str) -> int | None:
+def _require_columns(path: Path, heads: Sequence[str]) -> None:
+    """Raises DataError unless there is one column of paths and one of labels among a modest number."""
+    if len(heads) > MAX_COLUMNS:
+        raise DataError(f"{path}: more than the {MAX_COLUMNS:,} columns allowed")
+    for what in ("path", "label"):
+        if _column(path, heads, what) is None:
+            raise DataError(
+                f"{path}: no column of {what}s among {some(heads)}: call it {' or '.join(COLUMNS[what][:3])}"
+            )
+
+
+def _column(path: Path, heads: Sequence[str], what: str) -> int | None:
     """Where the column is; None if there is none. Raises DataError if several could be it."""
     found = [i for i, name in enumerate(heads) if name.strip().lower() in COLUMNS[what]]
     if len(found) > 1:

@@ -1,6 +1,7 @@
 """Batches for training and evaluation: read or cached pictures, transformed in worker processes."""
 
 import ctypes
+import logging
 import os
 import signal
 import threading
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from atnet.config import Config, DataConfig
 from atnet.data.augment import Augment
@@ -27,6 +28,8 @@ from atnet.data.preprocess import Preprocess, resize_shorter
 from atnet.device import pick_device
 from atnet.errors import DataError, TrainingError
 from atnet.progress import progress_bar
+
+log = logging.getLogger("atnet")
 
 
 def make_preprocess(data: DataConfig) -> Preprocess:
@@ -152,12 +155,22 @@ def batch_order(
     )
 
 
-def collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[Hole]]:
-    """Pixels, labels and holes of a batch."""
+def collate(samples: list[Sample]) -> tuple[Any, Any, list[Hole]]:
+    """Pixels, labels and holes of a batch; where a loader process finds shared memory full, arrays instead of tensors.
+
+    Arrays go through a pipe. Left to the queue between the processes, a batch that has no room is lost, and waited for.
+    """
     pixels, labels, holes = zip(*samples, strict=True)
     # Channels last, as the augmented pictures are and the network wants them.
     together = torch.stack([one.permute(1, 2, 0) for one in pixels]).permute(0, 3, 1, 2)
-    return together, torch.tensor(labels), [hole for hole in holes if hole is not None]
+    numbers, found = torch.tensor(labels), [hole for hole in holes if hole is not None]
+    if get_worker_info() is not None:
+        try:
+            together.share_memory_()  # type: ignore[no-untyped-call]
+            numbers.share_memory_()  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            return together.permute(0, 2, 3, 1).numpy(), numbers.numpy(), found
+    return together, numbers, found
 
 
 def eval_loader(
@@ -181,7 +194,13 @@ def batches_of(loader: DataLoader[Any]) -> Generator[Any, None, None]:
 
     Raises TrainingError if a worker process was killed, or shared memory is full.
     """
-    batches = iter(loader)
+    try:
+        batches = iter(loader)
+    except OSError as error:
+        raise TrainingError(
+            f"the loader processes could not be started ({error}): use --data.workers 0, or make /dev/shm larger"
+        ) from error
+    piped = False
     if loader.num_workers and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
         # Torch's handler raises wherever the main process is, also inside a step or a checkpoint, when a worker ends;
         # without it, the loader finds out when it is next asked.
@@ -206,6 +225,14 @@ def batches_of(loader: DataLoader[Any]) -> Generator[Any, None, None]:
             else:
                 raise
             raise TrainingError(f"a loader process ended ({said.strip().splitlines()[-1]}); {remedy}") from error
+        if isinstance(batch[0], np.ndarray):
+            if not piped:
+                log.warning(
+                    "shared memory is full, so batches take a slower way: make /dev/shm larger (docker: --shm-size 8g)"
+                )
+            piped = True
+            pixels, labels, holes = batch
+            batch = torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(labels), holes
         yield batch
 
 

@@ -14,9 +14,9 @@ from atnet.data.classes import spreadsheet_safe
 from atnet.data.decode import decode
 from atnet.data.pictures import Pictures, hash_of
 from atnet.data.preprocess import resize_shorter
-from atnet.data.shards import CLASSES, Sample, Table, index_path, write_shard
+from atnet.data.shards import CLASSES, MAX_INDEX_BYTES, Sample, Table, index_path, write_shard
 from atnet.errors import ConfigError, DataError
-from atnet.files import csv_table, write_whole
+from atnet.files import csv_table, read_regular, read_text, write_whole
 from atnet.progress import progress_bar
 
 SETTINGS = "pack.json"
@@ -70,7 +70,8 @@ def pack(parts: dict[str, Pictures], out: Path, *, size: int = 256, quality: int
                     return sample
 
                 if index_path(path).is_file():
-                    known = set(Table.from_parquet(index_path(path).read_bytes(), str(path)).ids)
+                    content = read_regular(index_path(path), MAX_INDEX_BYTES, DataError)
+                    known = set(Table.from_parquet(content, str(index_path(path)), str(path), path.stat().st_size).ids)
                     again = [index for index in members if names[index] not in known]
                     advance(len(members) - len(again))
                     bad += [found for found in map(made, again) if not isinstance(found, Sample)]
@@ -104,8 +105,10 @@ def _begin(out: Path, settings: dict[str, Any], classes: tuple[str, ...]) -> Non
         raise ConfigError(f"{out}: exists and is not empty; choose another folder")
     if path.is_file():
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            known = json.loads(read_text(path))
+        except ConfigError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: damaged ({error}); choose another folder") from error
         if known != settings:
             raise ConfigError(f"{out}: holds a pack of other pictures or settings; choose another folder")

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from atnet.data.classes import class_order
 from atnet.data.decode import Box, decode, decode_for_crop
 from atnet.errors import DataError
 
@@ -121,10 +122,11 @@ class Pictures:
 
         ignore: leave pictures of a class that is not in it out.  Else they are a DataError.
         """
-        unknown = [name for name in self.classes if name not in classes]
+        place = {name: i for i, name in enumerate(classes)}
+        unknown = [name for name in self.classes if name not in place]
         pictures = self
         if unknown and ignore:
-            known = np.array([name in classes for name in self.classes])
+            known = np.array([name in place for name in self.classes])
             pictures = self.only(np.flatnonzero(known[self.labels]).tolist())
         elif unknown:
             raise DataError(
@@ -132,7 +134,7 @@ class Pictures:
                 f"({some(classes)}): rename or remove it, or leave its pictures out with --data.mismatch ignore, of "
                 "`atnet eval` --mismatch ignore"
             )
-        position = np.array([classes.index(name) if name in classes else -1 for name in self.classes], dtype=np.int64)
+        position = np.array([place.get(name, -1) for name in self.classes], dtype=np.int64)
         labels = position[pictures.labels]
         if np.any(np.diff(labels) < 0):
             order = np.argsort(labels, kind="stable")
@@ -162,17 +164,12 @@ def in_order(
 ) -> Pictures:
     """Pictures in the order of label and id; the arguments are in any common one."""
     places = np.arange(len(ids)) if places is None else places
-    keys = list(zip(labels.tolist(), ids, strict=True))
-    if any(one > other for one, other in pairwise(keys)):
-        order = np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
+    # Without a list of pairs, which of millions of pictures would be most of the memory.
+    if any(one > other for one, other in pairwise(zip(labels.tolist(), ids, strict=True))):
+        order = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
+        order = order[np.argsort(labels[order], kind="stable")]
         ids, labels, places = [ids[i] for i in order], labels[order], places[order]
     return Pictures(store, classes, Names(ids), labels, places)
-
-
-def class_order(names: Iterable[str]) -> tuple[str, ...]:
-    """The order of classes where none is given: of names by their letters, of whole numbers by their value."""
-    names = list(names)
-    return tuple(sorted(names, key=int if all(name.isdecimal() and name.isascii() for name in names) else None))
 
 
 def hash_of(picture: str) -> bytes:

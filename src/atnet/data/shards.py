@@ -11,17 +11,20 @@ import stat
 import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atnet.data.decode import SUFFIXES
-from atnet.data.pictures import Pictures, collect, in_order
+from atnet.data.classes import class_of
+from atnet.data.decode import MAX_BYTES, OTHER_SUFFIXES, SUFFIXES
+from atnet.data.pictures import Pictures, collect, in_order, some
 from atnet.errors import DataError
-from atnet.files import write_whole, writing_whole
+from atnet.files import kind_of_file, open_regular, read_regular, write_whole, writing_whole
 from atnet.progress import progress_bar
 
 log = logging.getLogger("atnet")
@@ -31,10 +34,16 @@ CLASSES = "classes.txt"
 INDEX = "index"
 NUMBERED = b"atnet.numbered"
 """In the metadata of an index whose labels are positions."""
-MAX_LABEL_BYTES, MAX_CLASSES_BYTES = 1_000_000, 10_000_000
+MAX_LABEL_BYTES, MAX_CLASSES_BYTES, MAX_INDEX_BYTES = 1_000_000, 10_000_000, 500_000_000
+MAX_HEAD_BYTES = 65_536
+"""Of a name or of attributes in a tar file, which are read whole before the file that they belong to."""
+
+MAX_FILES = 1_000_000
+"""That braces may stand for."""
 _SUFFIXES = ((b"\xff\xd8", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"), (b"BM", "bmp"), (b"GIF", "gif"))
+_LONG_NUMBER = re.compile(rb"\d{40}")
 _MARKED = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+_RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}|\{([^{}]*,[^{}]*)\}")
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,8 @@ class Shards:
     def read(self, picture: str, place: int) -> bytes:
         file, begin, length = self.spans[place].tolist()
         where = self.files[file]
+        if length > MAX_BYTES:
+            raise DataError(f"{self.locate(picture, place)}: {length:,} bytes are more than the {MAX_BYTES:,} allowed")
         try:
             if is_address(where):
                 content: bytes = _system(where).cat_file(where, start=begin, end=begin + length)
@@ -76,17 +87,24 @@ def is_address(source: str) -> bool:
 def expand(source: str) -> list[str]:
     """The names that braces and stars stand for, sorted; {000..099} and {a,b} are those of the shell."""
     pieces = _RANGE.split(source)
+    kinds = [i % 4 if piece else 2 for i, piece in enumerate(pieces)]  # text, a range's ends, or names
+    counts = [
+        max(int(pieces[i + 1]) - int(pieces[i]) + 1, 0) if kind == 1 else pieces[i].count(",") + 1
+        for i, kind in enumerate(kinds)
+        if kind in (1, 3)
+    ]
+    most = 1000 if "*" in source else MAX_FILES  # a star is looked for in a folder, for each of them
+    if max(counts, default=1) > most or prod(counts) > most or prod(counts) * len(source) > 100 * MAX_FILES:
+        raise DataError(f"{source[:200]}: {prod(counts):,} files are too many")
     choices: list[list[str]] = []
-    for i, piece in enumerate(pieces):
-        if i % 4 == 0:
-            choices.append([piece])
-        elif i % 4 == 1 and piece:
-            first, last = int(piece), int(pieces[i + 1])
-            if last - first > 1_000_000:
-                raise DataError(f"{source}: {last - first + 1:,} files are too many")
-            choices.append([str(number).zfill(len(piece)) for number in range(first, last + 1)])
-        elif i % 4 == 3 and piece:
-            choices.append(piece.split(","))
+    for i, kind in enumerate(kinds):
+        if kind == 0:
+            choices.append([pieces[i]])
+        elif kind == 1:
+            numbers = range(int(pieces[i]), int(pieces[i + 1]) + 1)
+            choices.append([str(number).zfill(len(pieces[i])) for number in numbers])
+        elif kind == 3:
+            choices.append(pieces[i].split(","))
     names = ["".join(parts) for parts in product(*choices)]
     found: list[str] = []
     for name in names:
@@ -94,10 +112,13 @@ def expand(source: str) -> list[str]:
             found.append(name)
         elif is_address(name):
             protocol = name.split("://")[0]
-            found += [f"{protocol}://{path}" for path in _system(name).glob(name)]
+            found += sorted(f"{protocol}://{path}" for path in _system(name).glob(name))
         else:
             top = Path(name).expanduser()
-            found += map(str, sorted(top.parent.glob(top.name)))
+            try:
+                found += sorted(str(top.parent / one) for one in os.listdir(top.parent) if fnmatchcase(one, top.name))
+            except (OSError, ValueError) as error:
+                raise DataError(f"{top.parent}: cannot be read ({error})") from error
     if not found:
         raise DataError(f"{source}: no such file")
     return found
@@ -127,7 +148,7 @@ def open_shards(name: str, files: Sequence[str]) -> Pictures:
     if not ids:
         raise DataError(f"{name}: no pictures in it")
     store = Shards(name, tuple(files), spans)
-    listed = _beside(files[0], CLASSES)
+    listed = _beside(files[0], CLASSES, MAX_CLASSES_BYTES)
     known = None if listed is None else parse_class_list(listed, f"{name}: {CLASSES}")
     if known is None:
         return collect(store, ids, labels)
@@ -154,29 +175,22 @@ def open_shards(name: str, files: Sequence[str]) -> Pictures:
 def read_class_list(path: Path) -> tuple[str, ...]:
     """A text file with a class on each line. Raises DataError naming the line that cannot be used."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise DataError(f"{path}: no file: a list of classes is a text file with a class on each line")
-        if found.st_size > MAX_CLASSES_BYTES:
-            raise DataError(f"{path}: {found.st_size:,} bytes are too many for a list of classes")
-        return parse_class_list(path.read_bytes(), str(path))
-    except OSError as error:
-        raise DataError(
-            f"{path}: no list of classes ({error.strerror}): a text file with a class on each line"
-        ) from error
+        return parse_class_list(read_regular(path, MAX_CLASSES_BYTES, DataError), str(path))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such list of classes: a text file with a class on each line") from error
 
 
 def parse_class_list(content: bytes, path: str) -> tuple[str, ...]:
     """The content of a text file with a class on each line. Raises DataError naming the line that cannot be used."""
     try:
-        names = content.decode("utf-8-sig").splitlines()
+        names = [class_of(name) for name in content.decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error}): a text file with a class on each line") from error
-    while names and not names[-1].strip():
+    while names and not names[-1]:
         names.pop()
     first: dict[str, int] = {}
     for number, name in enumerate(names, 1):
-        if not name.strip():
+        if not name:
             raise DataError(f"{path}: line {number} is empty, and would shift the labels below it: remove it")
         if name in first:
             raise DataError(f"{path}: {name!r} stands on line {first[name]} and on line {number}: remove one")
@@ -202,24 +216,50 @@ class Table:
         import pyarrow
         import pyarrow.parquet
 
-        columns = {"id": self.ids, "label": self.labels, "offset": self.spans[:, 0], "length": self.spans[:, 1]}
+        ids: Sequence[str | bytes] = self.ids
+        if any(map(_is_no_text, self.ids)):  # names of files that are not UTF-8
+            ids = [one.encode("utf-8", "surrogateescape") for one in self.ids]
+        columns = {"id": ids, "label": self.labels, "offset": self.spans[:, 0], "length": self.spans[:, 1]}
         stream = io.BytesIO()
         noted = {NUMBERED: b"1"} if self.numbered else {}
         pyarrow.parquet.write_table(pyarrow.table(columns, metadata=noted), stream)
         return stream.getvalue()
 
     @classmethod
-    def from_parquet(cls, content: bytes, path: str) -> "Table":
-        from atnet.data.parquet import opened
+    def from_parquet(cls, content: bytes, path: str, shard: str, size: int) -> "Table":
+        """Raises DataError if it is not the index of the shard, which has `size` bytes."""
+        from atnet.data.parquet import batches_of, is_bytes, is_integer, is_text, opened
 
+        again = "delete it, and it is made again"
+        kinds = {"id": (is_text, is_bytes), "label": (is_text,), "offset": (is_integer,), "length": (is_integer,)}
+        ids, labels, spans = [], [], [np.zeros((0, 2), dtype=np.int64)]
         with opened(io.BytesIO(content), path) as file:
-            table = file.read()
-        try:
-            spans = np.column_stack([table["offset"].to_numpy(), table["length"].to_numpy()]).astype(np.int64)
-            numbered = NUMBERED in (table.schema.metadata or {})
-            return cls(table["id"].to_pylist(), table["label"].to_pylist(), spans, numbered)
-        except KeyError as error:
-            raise DataError(f"{path}: no column {error} in it: delete it, and it is made again") from error
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+            for name, allowed in kinds.items():
+                if schema.names.count(name) != 1:
+                    raise DataError(f"{path}: no column {name!r} in it: {again}")
+                if rows and not any(kind(schema.field(name).type) for kind in allowed):
+                    raise DataError(f"{path}: the column {name!r} is of another kind than an index has: {again}")
+            if rows > size // tarfile.BLOCKSIZE:
+                raise DataError(f"{path}: {rows:,} pictures cannot be in a shard of {size:,} bytes: {again}")
+            for batch in batches_of(file, list(kinds), 10_000, path, len(content)) if rows else ():
+                if any(column.null_count for column in batch.columns):
+                    raise DataError(f"{path}: a row without a value in it: {again}")
+                ids += batch["id"].to_pylist()
+                labels += batch["label"].to_pylist()
+                spans.append(np.column_stack([batch["offset"].to_numpy(), batch["length"].to_numpy()]).astype(np.int64))
+            numbered = NUMBERED in (schema.metadata or {})
+        found = np.concatenate(spans)
+        if found.min(initial=0) < 0:
+            raise DataError(f"{path}: a place before the beginning in it: {again}")
+        if found.max(initial=0) > size or found.sum(1).max(initial=0) > size:
+            raise DataError(f"{shard}: truncated, {size:,} bytes are fewer than {path} says: pack it again")
+        names = [one.decode("utf-8", "surrogateescape") if isinstance(one, bytes) else one for one in ids]
+        return cls(names, labels, found, numbered)
+
+
+def _is_no_text(name: str) -> bool:
+    return not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 @dataclass(frozen=True)
@@ -256,15 +296,34 @@ def index_path(shard: Path) -> Path:
     return shard.parent / INDEX / f"{shard.stem}.parquet"
 
 
+class _Heads:
+    """A tar file as tarfile reads it: piece by piece, of which none is larger than the head of a file may be."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_HEAD_BYTES:
+            raise tarfile.ReadError(f"a head of {size:,} bytes")
+        content = self._read(size)
+        if size > tarfile.BLOCKSIZE and _LONG_NUMBER.search(content):
+            raise tarfile.ReadError("a head with a number too long")  # in which tarfile would look for others
+        return content
+
+
 def scan(file: BinaryIO, name: str) -> Table:
     """What is in a tar file. Raises DataError if it is damaged, or a picture has no label."""
     found: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, str] = {}
+    left: list[str] = []
     numbered = True
     end = 0
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
+        with tarfile.open(fileobj=_Heads(file), mode="r:") as tar:  # type: ignore[call-overload]
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # else each stays in memory
+                if member.size < 0:
+                    raise DataError(f"{name}: {member.name!a} has less than no bytes, so it is no whole tar file")
                 end = member.offset_data + member.size
                 if not member.isreg():
                     continue
@@ -277,20 +336,26 @@ def scan(file: BinaryIO, name: str) -> Table:
                 if suffix in SUFFIXES:
                     if key in found:
                         raise DataError(f"{name}: two pictures have the key {key!r}")
+                    if member.issparse():
+                        raise DataError(f"{name}: {member.name!a} is stored without its zeros: write the file anew")
                     found[key] = (member.name, member.offset_data, member.size)
                 elif dot + extension in LABELS and key not in labels:
                     if member.size > MAX_LABEL_BYTES:
                         raise DataError(f"{name}: {member.name} is too large for a label")
-                    opened = tar.extractfile(member)
-                    label = _label(opened.read() if opened else b"", dot + extension, f"{name}/{member.name}")
+                    file.seek(member.offset_data)
+                    label = _label(file.read(member.size), dot + extension, f"{name}/{member.name}")
                     if label is not None:
                         labels[key] = label
                         numbered = numbered and extension == "cls"
+                elif suffix in OTHER_SUFFIXES:
+                    left.append(member.name)
             size = file.seek(0, os.SEEK_END)
-    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, RecursionError) as error:
         raise DataError(f"{name}: not a whole tar file ({error})") from error
+    if left:
+        log.warning("%s: %d pictures of kinds that are not read are left out (%s)", name, len(left), some(left))
     if end > size:
         raise DataError(f"{name}: truncated, {size:,} of at least {end:,} bytes")
     bare = next((one for key, (one, _, _) in found.items() if key not in labels), None)
@@ -303,7 +368,7 @@ def scan(file: BinaryIO, name: str) -> Table:
 def _label(content: bytes, suffix: str, name: str) -> str | None:
     """The label in a file beside a picture; None if it holds none."""
     try:
-        text = content.decode().strip()
+        text = class_of(content.decode())
         if suffix != ".json":
             return text or None
         noted: Any = json.loads(text)
@@ -311,23 +376,26 @@ def _label(content: bytes, suffix: str, name: str) -> str | None:
         raise DataError(f"{name}: not a label ({error})") from error
     if isinstance(noted, dict):
         noted = next((noted[key] for key in ("label", "class", "cls") if key in noted), None)
-    return str(noted) if isinstance(noted, str | int) else None
+    try:
+        return class_of(noted) or None
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from error
 
 
 def _index_of(file: str) -> Table:
     size, stamp = _size_and_stamp(file)
     packed = f"{INDEX}/{posixpath.splitext(posixpath.basename(file))[0]}.parquet"
-    content = _beside(file, packed)
+    content = _beside(file, packed, MAX_INDEX_BYTES)
     if content is not None:
-        table = Table.from_parquet(content, packed)
-        end = int(table.spans.sum(1).max(initial=0))
-        if end > size:
-            raise DataError(f"{file}: truncated, {size:,} of at least {end:,} bytes: pack it again")
-        return table
-    kept = cache_folder() / INDEX / f"{hashlib.sha256(f'{file} {size} {stamp} 2'.encode()).hexdigest()[:32]}.parquet"
-    if kept.is_file():
-        return Table.from_parquet(kept.read_bytes(), str(kept))
-    with _system(file).open(file, "rb") if is_address(file) else open(file, "rb") as opened:
+        return Table.from_parquet(content, packed if is_address(file) else str(Path(file).parent / packed), file, size)
+    kept = cache_folder() / INDEX / f"{hashlib.sha256(f'{file} {size} {stamp} 3'.encode()).hexdigest()[:32]}.parquet"
+    try:
+        return Table.from_parquet(read_regular(kept, MAX_INDEX_BYTES, DataError), str(kept), file, size)
+    except FileNotFoundError:
+        pass
+    except DataError as error:
+        log.warning("%s; %s is scanned anew", error, file)
+    with _system(file).open(file, "rb") if is_address(file) else open_regular(file, 1 << 62, DataError) as opened:
         table = scan(opened, file)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -344,21 +412,29 @@ def _size_and_stamp(file: str) -> tuple[int, str]:
             system = _system(file)
             return int(system.size(file)), str(system.ukey(file))
         status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"{file}: {kind_of_file(status.st_mode)}, not a tar file")
         return status.st_size, str(status.st_mtime_ns)
+    except DataError:
+        raise
     except Exception as error:  # each fsspec backend has errors of its own
         raise DataError(f"{file}: cannot be reached ({error})") from error
 
 
-def _beside(file: str, name: str) -> bytes | None:
-    """A file in the folder of another, or below it; None if there is none."""
+def _beside(file: str, name: str, most: int) -> bytes | None:
+    """A file of at most `most` bytes in the folder of another, or below it; None if there is none."""
     where = posixpath.join(posixpath.dirname(file), name)
     try:
         if not is_address(file):
-            return (Path(file).parent / name).read_bytes()
-        found: bytes = _system(file).cat_file(where)
+            return read_regular(Path(file).parent / name, most, DataError)
+        found: bytes = _system(file).cat_file(where, end=most + 1)
+        if len(found) > most:
+            raise DataError(f"{where}: more than the {most:,} bytes allowed")
         return found
     except FileNotFoundError:
         return None
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"{where}: cannot be read ({error})") from error
 

@@ -5,13 +5,16 @@ address of tar shards; or "digits". Each becomes `Pictures` in one order, with o
 """
 
 import logging
+import os
 import re
+import stat
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 
 from atnet.config import DataConfig
+from atnet.data.decode import is_too_dark
 from atnet.data.digits import DIGITS, open_digits
 from atnet.data.folders import has_pictures, open_album, open_folder, subfolders
 from atnet.data.ilsvrc import data_root, open_flat_validation
@@ -28,6 +31,9 @@ log = logging.getLogger("atnet")
 
 PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "eval", "dev", "test", "testing")}
 Mismatch = Literal["error", "ignore"]
+
+LOOKED_AT = 16
+"""Pictures of a training whose shades are looked at before it begins."""
 
 
 def open_parts(
@@ -80,8 +86,21 @@ def open_whole(source: str, classes: str = "", mismatch: Mismatch = "error") -> 
 
 
 def open_configured(data: DataConfig) -> tuple[Pictures, Pictures]:
-    """Training and validation pictures as the configuration says."""
-    return open_parts(data.source, data.val_share, data.classes, data.mismatch)
+    """Training and validation pictures as the configuration says; a warning if they would be nearly black."""
+    train, val = open_parts(data.source, data.val_share, data.classes, data.mismatch)
+    dark = []
+    for i in np.unique(np.linspace(0, len(train) - 1, LOOKED_AT).astype(int)).tolist():
+        try:
+            if is_too_dark(train.read_bytes(i), train.locate(i)):
+                dark.append(train.locate(i))
+        except DataError:
+            continue  # training lists it
+    if dark:
+        log.warning(
+            "%s: nearly black, for 14 or fewer of its 16 bits a channel are used; scale such pictures to all 16 bits, "
+            "or save them with 8 (`atnet doctor` finds them)", dark[0],
+        )  # fmt: skip
+    return train, val
 
 
 def open_held_out(data: DataConfig) -> Pictures:
@@ -106,8 +125,8 @@ def open_any(source: str) -> dict[str, Pictures]:
 
     The class of these is called "".  Raises DataError if there are no pictures.
     """
-    root = Path(source).expanduser()
-    return {"": open_album(root)} if root.is_dir() and has_pictures(root) else _open(source)
+    root, kind = _path_of(source)
+    return {"": open_album(root)} if kind == "folder" and has_pictures(root) else _open(source)
 
 
 def write_digits(out: Path) -> tuple[int, int]:
@@ -132,58 +151,117 @@ def _open(source: str) -> dict[str, Pictures]:
     """The source's parts, train and val; all of it under "" where it has none."""
     if source == DIGITS:
         return {"": open_digits()}
-    path = Path(source).expanduser()
-    if is_address(source) or (("{" in source or "*" in source) and not path.exists()):
+    path, kind = _path_of(source)
+    if is_address(source) or (("{" in source or "*" in source) and not kind):
         return _open_tars(source, expand(source))
     suffix = path.suffix.lower()
-    if path.is_file() and suffix == ".tar":
+    if kind == "file" and suffix == ".tar":
         return _open_tars(source, [str(path)])
-    if path.is_file() and suffix in LISTS:
+    if kind == "file" and suffix in LISTS:
         return _open_list(path)
-    if not path.is_dir():
-        near = did_you_mean(path)
+    if kind != "folder":
+        near = "" if kind else did_you_mean(path)
         kinds = ", ".join(sorted(LISTS))
-        what = "no such folder or file" if not path.exists() else f"neither a folder nor a list ({kinds}) nor .tar"
-        raise DataError(f"{source}: {what}{near}; give a folder of class folders, a list, tar shards, or 'digits'")
-    if not _folder_of(data_root(path), "train") and not _folder_of(path, "val"):
+        what = f"neither a folder nor a list ({kinds}) nor .tar" if kind else "no such folder or file"
+        shown = source if len(source) < 500 else f"{source[:500]}..."
+        raise DataError(f"{shown}: {what}{near}; give a folder of class folders, a list, tar shards, or 'digits'")
+    root = _root_of(path)
+    if not _part_folders(root):
         tars = _shards_in(path)
         if tars:
             return _open_tars(source, tars)
         tables = _tables_in(path)
         if tables:
             return _open_parquet(source, tables)
-    return _open_folders(data_root(path))
+    return _open_folders(root)
+
+
+def _path_of(source: str) -> tuple[Path, str]:
+    """Where the source is, and whether a folder or a file, or "other"; "" if it is not there.
+
+    Raises DataError if that cannot be told.
+    """
+    try:
+        path = Path(source).expanduser()
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return path, ""
+    except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a null character, the home of nobody
+        if ("{" in source or "*" in source) and len(source) < 10_000_000:
+            return Path(source), ""
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"{source[:500]!r}: cannot be opened ({why}); give another folder, list or tar") from error
+    return path, "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+
+
+def _root_of(path: Path) -> Path:
+    """The folder with the parts in it: the path, the one in Kaggle's archive, or the only one with both parts."""
+    root = data_root(path)
+    if root != path or _part_folders(root):
+        return root
+    inside = [path / name for name in subfolders(path)]
+    both = [one for one in inside if set(_part_folders(one)) == {"train", "val"}] if len(inside) <= 3 else []
+    if len(both) != 1 or any(has_pictures(one) for one in inside):
+        return root
+    log.info("%s: the parts are in %s", path, both[0])
+    return both[0]
 
 
 def _open_folders(root: Path) -> dict[str, Pictures]:
-    train, val = _folder_of(root, "train"), _folder_of(root, "val")
-    if train is not None and val is not None and train.samefile(val):
-        raise DataError(
-            f"{root}: {train.name} and {val.name} are the same folder, so validation would be of what is trained on"
-        )
-    if train is None and val is None:
+    found = _part_folders(root)
+    if not found:
         return {"": open_folder(root)}
+    if len(found) == 2 and found["train"].samefile(found["val"]):
+        raise DataError(
+            f"{root}: {found['train'].name} and {found['val'].name} are the same folder, so validation would be of "
+            "what is trained on"
+        )
+    if any(part.name.lower() not in PARTS[name] for name, part in found.items()):
+        log.warning("%s: %s is taken for training, %s for validation", root, found["train"].name, found["val"].name)
     parts = {}
-    for name, part in (("train", train), ("val", val)):
-        if part is not None:
-            tars = _shards_in(part)
-            flat = open_flat_validation(root, part) if name == "val" and not tars else None
-            parts[name] = open_shards(str(part), tars) if tars else open_folder(part) if flat is None else flat
+    for name, part in found.items():
+        tars = _shards_in(part)
+        flat = open_flat_validation(root, part) if name == "val" and not tars else None
+        parts[name] = open_shards(str(part), tars) if tars else open_folder(part) if flat is None else flat
     return parts
 
 
 def _shards_in(folder: Path) -> list[str]:
     """The tar shards in a folder; none where it has pictures or folders of them too, beside which a tar is a stray."""
     tars = files_in(folder, ".tar")
-    if not (folder / INDEX).is_dir() and (subfolders(folder) or has_pictures(folder)):
+    if not os.path.isdir(folder / INDEX) and (subfolders(folder) or has_pictures(folder)):
         return []
     return [str(tar) for tar in tars]
 
 
-def _folder_of(root: Path, part: str) -> Path | None:
-    """The folder of a part, by its usual names in any case; None if there is none."""
-    folders = {name.lower(): root / name for name in subfolders(root)}
-    return next((folders[name] for name in PARTS[part] if name in folders), None)
+def _part_folders(root: Path) -> dict[str, Path]:
+    """The folders of the parts by their usual names in any case; else by a word of their names, as in seg_train.
+
+    Empty if there are none. By words they are told only if there are both then, with folders in them: a class may be
+    called so. Raises DataError if two could be the same part.
+    """
+    words_of = {name: _words(name) for name in subfolders(root)}
+    exact = {
+        part: [name for word in words for name in words_of if name.lower() == word] for part, words in PARTS.items()
+    }
+    worded = {
+        part: [name for word in words for name, own in words_of.items() if word in own and subfolders(root / name)]
+        for part, words in PARTS.items()
+    }
+    found = {part: exact[part] or worded[part] for part in PARTS}
+    if not all(found.values()) or set(found["train"]) & set(found["val"]):
+        found = exact
+    for part, names in found.items():
+        if len(names) > 1 and words_of[names[0]] & words_of[names[1]] & set(PARTS[part]):
+            raise DataError(
+                f"{root}: {names[0]!r} and {names[1]!r} could both be the part called {part}: rename one of them"
+            )
+    return {part: root / names[0] for part, names in found.items() if names}
+
+
+def _words(name: str) -> set[str]:
+    """The words of a folder's name, in lower case: those of TrainingSet are training and set, of testset, test."""
+    return {word.lower().removesuffix("set") or "set" for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)}
 
 
 def _open_tars(source: str, files: list[str]) -> dict[str, Pictures]:
@@ -238,7 +316,7 @@ def _tables_in(folder: Path) -> list[str]:
     from atnet.data.parquet import picture_columns
 
     inside = folder / "data"
-    files = files_in(folder, ".parquet") or (files_in(inside, ".parquet") if inside.is_dir() else [])
+    files = files_in(folder, ".parquet") or (files_in(inside, ".parquet") if os.path.isdir(inside) else [])
     return [str(file) for file in files] if files and picture_columns(files[0]) is not None else []
 
 
@@ -258,7 +336,7 @@ def _class_list(source: str, classes: str) -> tuple[str, ...] | None:
     if classes:
         return read_class_list(Path(classes).expanduser())
     beside = Path(source).expanduser() / CLASSES
-    if source != DIGITS and not is_address(source) and beside.is_file():
+    if source != DIGITS and not is_address(source) and os.path.lexists(beside):
         log.info("%s: the class list is that of %s", source, beside)
         return read_class_list(beside)
     return None

@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from atnet.deploy.onnx import OnnxNetwork
 from atnet.deploy.preprocessing import with_preprocessing
 from atnet.deploy.untrusted import OPSET
 from atnet.errors import ConfigError, DataError, WeightsError
-from atnet.files import require_new
+from atnet.files import placing_whole, require_new
 from atnet.measure.evaluate import open_validation
 from atnet.model.heads import answer, fuse
 from atnet.model.info import HUB, WEIGHTS, WeightsInfo, find_weights
@@ -89,16 +88,12 @@ def export(
     told = describe(model, info, source, licence, "float16" if half else "float32")
     info = of_onnx(told, preprocessing) if to == "onnx" else told
     pictures = open_validation(source, data)
-    partial = path.with_name(f".partial.{to}")
-    try:
-        ask = _written(model, info, partial, half, preprocessing)
+    with placing_whole(path) as partial:
+        ask = _written(model, info, partial, to, half, preprocessing)
         apart, tolerance = logits_apart, TOLERANCE_HALF if half else TOLERANCE
         if preprocessing:
             apart, tolerance = probabilities_apart, TOLERANCE_PREPROCESSED + (TOLERANCE_HALF if half else 0)
         compared, worst = compare(ask, answer_of(model, info), pictures, info, apart, tolerance)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return Exported(path=path, pictures=compared, difference=worst)
 
 
@@ -207,9 +202,9 @@ def spread(count: int, most: int) -> list[int]:
     return found
 
 
-def _written(model: nn.Module, info: WeightsInfo, path: Path, half: bool, preprocessing: bool) -> Answer:
+def _written(model: nn.Module, info: WeightsInfo, path: Path, to: str, half: bool, preprocessing: bool) -> Answer:
     """Writes the file, and opens it as a user would. Raises WeightsError if it does not say the same of itself."""
-    if path.suffix == ".onnx":
+    if to == "onnx":
         write_onnx(model, (3, info.preprocess.size, info.preprocess.size), path)
         return finish_onnx(path, info, half, preprocessing).answer
     state = model.state_dict()
@@ -219,14 +214,17 @@ def _written(model: nn.Module, info: WeightsInfo, path: Path, half: bool, prepro
     return answer_of(opened, info)
 
 
-def finish_onnx(path: Path, info: WeightsInfo, half: bool, preprocessing: bool) -> OnnxNetwork:
-    """The ONNX file with what it says of itself, in 16 bits if half, the picture's steps before; opened as by users."""
+def finish_onnx(path: Path, info: WeightsInfo, half: bool, preprocessing: bool, trusted: bool = False) -> OnnxNetwork:
+    """The ONNX file with what it says of itself, in 16 bits if half, the picture's steps before; opened as by users.
+
+    trusted: opened without the trial that a user's has.
+    """
     model = onnx.load(path)
     onnx.helper.set_model_props(model, info.to_metadata())
     if half:
         halve(model)
     onnx.save(with_preprocessing(model, info.preprocess) if preprocessing else model, path)
-    network = OnnxNetwork(path)
+    network = OnnxNetwork(path, trusted=trusted)
     _require_same(network.info, info, path)
     return network
 

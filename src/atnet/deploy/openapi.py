@@ -9,7 +9,7 @@ def openapi(info: WeightsInfo, version: str, token: bool) -> dict[str, Any]:
     """The document of a server of that network.  token: whether it asks for one."""
     top = {"name": "top", "in": "query", "description": "how many classes", "schema": {"type": "integer", "minimum": 1}}
     error = {"description": "why not", "content": {"application/json": {"schema": _ERROR}}}
-    statuses = ("400", "401", "408", "413", "415", "422", "500", "503", "504")
+    statuses = ("400", "401", "408", "413", "415", "422", "431", "500", "503", "504")
     refusals = {status: error for status in statuses if token or status != "401"}
     guarded: dict[str, Any] = {"security": [{"token": []}] if token else []}
     unauthorised = {"401": error} if token else {}

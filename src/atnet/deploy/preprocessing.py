@@ -53,7 +53,8 @@ def with_preprocessing(model: ModelProto, preprocess: Preprocess) -> ModelProto:
 
 
 def remove_preprocessing(model: ModelProto, preprocess: Preprocess) -> bool:
-    """Takes what `with_preprocessing` put into the model out again; False if that is not there, whole and unchanged."""
+    """Takes what `with_preprocessing` put into the model out again; False if that is not there, whole and unchanged,
+    and its image alone used."""
     graph = model.graph
     steps = _steps(preprocess, model.ir_version, model.opset_import[0].version).graph
     count = len(steps.node)
@@ -61,6 +62,10 @@ def remove_preprocessing(model: ModelProto, preprocess: Preprocess) -> bool:
     if (list(graph.input), list(graph.node[:count]), numbers) != (
         list(steps.input), list(steps.node), list(steps.initializer),
     ):  # fmt: skip
+        return False
+    gone = {steps.input[0].name, *(name for node in steps.node for name in node.output)} - {steps.output[0].name}
+    used = {name for node in graph.node[count:] for name in node.input} | {one.name for one in graph.output}
+    if gone & used:
         return False
     graph.input[0].CopyFrom(steps.output[0])
     del graph.node[:count]

@@ -128,7 +128,8 @@ def _write(
     """Writes all files to an empty folder; the bytes of each."""
     model, info = load(source)
     (folder / MODEL).write_bytes(to_safetensors(model.state_dict(), info))
-    (folder / CONFIG).write_text(json.dumps(_config(model, info, licence), indent=2) + "\n", encoding="utf-8")
+    config = json.dumps(_config(model, info, licence), indent=2, allow_nan=False)
+    (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
     _require_same_in_timm(folder, model, info)
     if onnx and source.parent == WEIGHTS:
         shutil.copyfile(source.with_suffix(".onnx"), folder / ONNX)

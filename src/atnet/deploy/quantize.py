@@ -217,7 +217,7 @@ class _Maker:
             quantizer.model.topological_sort()
             model = quantizer.model.model
         onnx.save(model, path)
-        return finish_onnx(path, self.network.info, True, False)
+        return finish_onnx(path, self.network.info, True, False, trusted=True)
 
     def costs(self, path: Path) -> dict[str, float]:
         """What each part alone costs in 8 bits, as `Quantized` has it.  path: to write to."""

@@ -3,23 +3,24 @@
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from atnet.deploy.connections import SEND_BYTES, Address, Connection, Door
 from atnet.deploy.onnx import OnnxNetwork
-from atnet.deploy.service import Limits, Service
+from atnet.deploy.service import Limits, Network, Service
 from atnet.errors import ConfigError, WeightsError
 from atnet.model.info import WeightsInfo
 from atnet.prediction import weights_to_ask
 
-CONNECTIONS = 1500
-"""More are closed as they come; a connection costs a few kilobytes."""
+SELDOM_SECONDS = 1.0
+"""Between two lines of a kind in the log."""
 
 LAST_SECONDS = 0.5
 """After the signal to stop, in which what clients have sent already is still read."""
@@ -32,6 +33,7 @@ def serve(
     port: int = 8000,
     token: str | None = None,
     limits: Limits | None = None,
+    proxies: Sequence[str] = (),
     ready: Callable[[str, WeightsInfo, Limits], None] = lambda *_: None,
 ) -> int:
     """Answers requests until SIGTERM or Ctrl-C; returns how many pictures were answered, those in flight too.
@@ -39,20 +41,23 @@ def serve(
     weights: an ONNX file of `atnet export`, or the name of a network that comes with AT-Net; see `weights_to_ask`.
     host: an address of this machine.  port: 0 takes a free one.
     token: what clients have to give, as "Authorization: Bearer TOKEN"; needed unless host is this machine alone.
+    proxies: addresses or networks (10.0.0.0/8) of proxies, whose X-Forwarded-For says who the client is.
     ready: takes the address, http://HOST:PORT, when requests are answered, what serves there, and within which limits.
     Raises WeightsError on unusable weights, ConfigError on an address or limits that cannot be had.
     """
     _require_safe(host, token)
     limits = (limits or Limits()).settled()
+    limits.allow_files()
+    trusted = _networks(proxies)
     network = OnnxNetwork(file_to_serve(weights), limits.threads, limits.batch)
     network.require_images("the server")
-    service = Service(network, limits, token)
-    with _listening(host, port) as listening, _signals_end_quietly():
+    service = Service(network, limits, token, trusted)
+    with _listening(host, port) as listening, _signals_end_quietly(), _log_seldom():
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}"
         config = uvicorn.Config(
             service.app,
-            http=_Connection,
+            http="h11",
             ws="none",
             loop="asyncio",
             lifespan="off",
@@ -61,11 +66,9 @@ def serve(
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=max(int(limits.timeout), 1),
             timeout_graceful_shutdown=int(2 * limits.timeout) + 1,
         )
-        server = _Server(config, service, lambda: ready(address, service.info, limits))
-        server.run([listening])
+        _Server(config, service, listening, lambda: ready(address, service.info, limits)).run()
     return service.answered
 
 
@@ -99,7 +102,8 @@ def _require_safe(host: str, token: str | None) -> None:
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.create_server((host, port), family=family, backlog=2048)
+        listening = socket.create_server((host, port), family=family, backlog=4096)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)  # each connection has it from here
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{host}, port {port}: cannot be served at ({why}); take another --port or --host") from error
@@ -121,44 +125,83 @@ def _signals_end_quietly() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class _Server(uvicorn.Server):
-    """Starts its service before requests are taken, and stops it after the last answer."""
+@contextlib.contextmanager
+def _log_seldom() -> Iterator[None]:
+    seldom, loggers = _Seldom(), [logging.getLogger(name) for name in ("atnet", "asyncio", "uvicorn.error")]
+    for logger in loggers:
+        logger.addFilter(seldom)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(seldom)
 
-    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
+
+class _Seldom(logging.Filter):
+    """Of lines from one place in the program, one a second, and how many were left out; a traceback once a minute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[tuple[str, int, str], tuple[float, int]] = {}
+        self._traced: dict[tuple[str, int, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        kind = (record.pathname, record.lineno, type(error).__name__)
+        now = time.monotonic()
+        last, left_out = self._last.get(kind, (-SELDOM_SECONDS, 0))
+        if now - last < SELDOM_SECONDS:
+            self._last[kind] = last, left_out + 1
+            return False
+        self._last[kind] = now, 0
+        if error is not None and now - self._traced.get(kind, -60.0) < 60.0:
+            record.msg, record.args = f"{record.getMessage().strip()}: {error!r}", None
+            record.exc_info = record.exc_text = None
+        elif error is not None:
+            self._traced[kind] = now
+        if left_out:
+            record.msg, record.args = f"{record.getMessage().strip()} ({left_out:,} more of this kind)", None
+        return True
+
+
+def _networks(proxies: Sequence[str]) -> tuple[Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(proxy, strict=False) for proxy in proxies)
+    except ValueError as error:
+        raise ConfigError(f"--proxy: {error}; give an address or a network, as 10.0.0.0/8") from error
+
+
+class _Server(uvicorn.Server):
+    """Starts its service before connections are taken, and stops it after the last answer."""
+
+    def __init__(
+        self, config: uvicorn.Config, service: Service, listening: socket.socket, ready: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self.service, self.ready = service, ready
+        self.servers = []  # uvicorn's own would take connections without limits
+        self.service, self.listening, self.ready = service, listening, ready
+        limits = service.limits
+        self.door = Door(
+            self._connection,
+            most=limits.connections,
+            share=limits.per_address,
+            shareless=service.is_proxy,
+            timeout=limits.timeout,
+        )
+
+    def _connection(self, door: Door, address: Address) -> Connection:
+        return Connection(door, address, config=self.config, server_state=self.server_state, app_state={})
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.service.start()
-        await super().startup(sockets)
+        self.door.open(self.listening)
+        self.started = True
         self.ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for server in self.servers:
-            server.close()
+        await self.door.close()
+        self.listening.close()
         await asyncio.sleep(LAST_SECONDS)
         await super().shutdown(sockets)
+        await self.door.stop()
         await self.service.stop()
-
-
-class _Connection(H11Protocol):
-    """A connection that is closed when nothing whole has been asked on it for a while; uvicorn waits for ever."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._seen: Any = self
-        self._check = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
-        if len(self.connections) > CONNECTIONS:
-            transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._check.cancel()
-        super().connection_lost(exc)
-
-    def _close_if_idle(self) -> None:
-        idle = self.cycle is None or self.cycle.response_complete
-        if idle and self._seen is self.cycle:
-            self.transport.abort()
-            return
-        self._seen = self.cycle if idle else self
-        self._check = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)

@@ -1,12 +1,17 @@
 """What the server answers: a picture's bytes in, JSON out, and nothing beyond its limits."""
 
 import asyncio
+import contextlib
 import hmac
+import ipaddress
+import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import Counter as Counts
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import prometheus_client
@@ -23,9 +28,10 @@ import atnet
 from atnet.config import Whole
 from atnet.data.decode import MAX_PIXELS
 from atnet.deploy.batching import Batches
+from atnet.deploy.connections import Several, client_of
 from atnet.deploy.decoder import Task
 from atnet.deploy.decoders import Decoders
-from atnet.deploy.onnx import OnnxNetwork
+from atnet.deploy.onnx import OnnxNetwork, require_finite
 from atnet.deploy.openapi import openapi
 from atnet.errors import ConfigError, DataError
 from atnet.prediction import as_json, likeliest
@@ -33,7 +39,15 @@ from atnet.prediction import as_json, likeliest
 BODIES = 8
 """As many bodies of the largest size are held at once; smaller ones, more."""
 
+CONNECTIONS = 1500
+"""A connection costs a few kilobytes."""
+
+FILES, DECODER_FILES = 128, 3
+"""Open files beside the connections': the log, connections closed as they come; the pipes of a decoding process."""
+
+QUERY_BYTES = 100
 TOP = 5
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _RANGES = {
     "batch": (1, 1024),
     "wait_ms": (0, 10_000),
@@ -45,6 +59,8 @@ _RANGES = {
     "timeout": (0.1, 3600),
     "decoder_seconds": (0.1, 600),
     "decoder_megabytes": (300, 1_000_000),
+    "connections": (0, 100_000),
+    "per_address": (0, 100_000),
 }
 
 
@@ -59,7 +75,7 @@ class Limits:
     queue: Whole = 128
     """Pictures that are waited for or worked on; more are refused with status 503."""
     decoders: Whole = 0
-    """Decoding processes; 0: one a processor core."""
+    """Decoding processes; 0: one a processor core, but two at least."""
     threads: Whole = 0
     """Threads of the network; 0: half of the processor cores."""
     max_megabytes: Whole = 16
@@ -67,11 +83,15 @@ class Limits:
     max_pixels: Whole = MAX_PIXELS
     """Of a picture; larger ones are refused with status 422."""
     timeout: float = 30.0
-    """Seconds for a body to come, and again for its answer."""
+    """Seconds for a request's head to come, again for its body, for its answer, and for the client to take that."""
     decoder_seconds: float = 10.0
     """Seconds of a processor that a picture may take to decode."""
     decoder_megabytes: Whole = 2000
     """Address space of a decoding process."""
+    connections: Whole = 0
+    """Connections at once; 0: 1,500, or as many as the limit of open files allows."""
+    per_address: Whole = 0
+    """Connections of a client address at once, of a network of 64 bits with IPv6; 0: half of all."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in _RANGES.items():
@@ -81,11 +101,45 @@ class Limits:
                 raise ConfigError(f"--{option} {value:g} is out of range: use {low:,.9g} to {high:,.9g}")
 
     def settled(self) -> "Limits":
-        """With numbers for what depends on the machine."""
+        """With numbers for what depends on the machine. Raises ConfigError if it allows too few open files."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        suiting = {"decoders": cores, "threads": max(cores // 2, 1)}
-        chosen = {name: getattr(self, name) or min(count, _RANGES[name][1]) for name, count in suiting.items()}
-        return Limits(**asdict(self) | chosen)
+        decoders = self.decoders or min(max(cores, 2), _RANGES["decoders"][1])
+        others = FILES + DECODER_FILES * decoders
+        most = _most_files() - others
+        if most < max(self.connections, 1):
+            raise ConfigError(
+                f"the system allows {most + others:,} open files, and {max(self.connections, 1):,} connections and "
+                f"{decoders:,} decoding processes take {max(self.connections, 1) + others:,}: raise `ulimit -n`, or "
+                "lower --connections or --decoders"
+            )
+        connections = self.connections or min(CONNECTIONS, most)
+        return replace(
+            self,
+            decoders=decoders,
+            threads=self.threads or min(max(cores // 2, 1), _RANGES["threads"][1]),
+            connections=connections,
+            per_address=min(self.per_address or (connections + 1) // 2, connections),
+        )
+
+    def allow_files(self) -> None:
+        """Raises this process's limit of open files as far as these limits, once settled, need it."""
+        with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has none
+            import resource
+
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            need = self.connections + FILES + DECODER_FILES * self.decoders
+            if soft != resource.RLIM_INFINITY and soft < need:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
+
+
+def _most_files() -> int:
+    """That the system lets a process open."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 1_000_000
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return 1_000_000 if hard == resource.RLIM_INFINITY else hard
 
 
 class RefusedError(Exception):
@@ -96,18 +150,48 @@ class RefusedError(Exception):
         self.status, self.headers = status, headers
 
 
+@dataclass(eq=False)
+class _Picture:
+    """One that is asked about.
+
+    content: its bytes, as far as they have come.  waits: ends what it waits for.
+    movable: whether it may be refused for another client's sake.
+    """
+
+    client: str
+    content: bytearray = field(default_factory=bytearray)
+    waits: asyncio.Timeout | None = None
+    movable: bool = True
+    admitted: bool = False
+    moved: bool = False
+
+
+@dataclass(eq=False)
+class _Client:
+    """What a client has of the server: pictures, oldest first, their bytes, and how many of them are admitted."""
+
+    pictures: dict[_Picture, None] = field(default_factory=dict)
+    held: int = 0
+    admitted: int = 0
+
+
 class Service:
     """A network behind HTTP, an ASGI application between `start` and `stop`.
 
     token: what /predict, /metadata and /metrics ask for; nothing if None.
+    proxies: networks whose X-Forwarded-For says who the client is.
     answered: how many pictures got an answer.
     """
 
-    def __init__(self, network: OnnxNetwork, limits: Limits, token: str | None = None) -> None:
+    def __init__(
+        self, network: OnnxNetwork, limits: Limits, token: str | None = None, proxies: Sequence[Network] = ()
+    ) -> None:
         self.limits = limits.settled()
         self.answered = 0
         self.info, self._network, self._token = network.info, network, token
+        self._proxies = proxies
         self._admitted = self._held = 0
+        self._clients: dict[str, _Client] = {}
         self._decoders = Decoders(
             Task(
                 preprocess=self.info.preprocess,
@@ -117,6 +201,7 @@ class Service:
             ),
             self.limits.decoders,
         )
+        self._places = _Places(self.limits.decoders)
         self._measures = _Measures(lambda: self._admitted, lambda: self._decoders.replaced)
         self._batches = Batches(
             self._run,
@@ -125,7 +210,8 @@ class Service:
             expected=lambda: self._admitted,
             ran=self._measures.batch.observe,
         )
-        self._openapi = openapi(self.info, atnet.__version__, token is not None)
+        self._openapi = json.dumps(openapi(self.info, atnet.__version__, token is not None)).encode()
+        self._info = json.dumps(asdict(self.info)).encode()
         self.app = _Counted(self._routes(), self._measures)
 
     async def start(self) -> None:
@@ -167,20 +253,25 @@ class Service:
             top = _top(request)
         except RefusedError as early:
             refusal = early
-        async with self._body(request, refusal) as content:
-            if self._admitted >= self.limits.queue:
-                raise _busy(f"{self.limits.queue:,} pictures are waiting already")
-            self._admitted += 1
+        async with self._body(request, refusal) as picture:
+            self._admit(picture)
             try:
-                async with asyncio.timeout(self.limits.timeout):
-                    pixels = await self._decoders.decode(content)
-                    logits = await self._batches.answer(pixels)
+                async with asyncio.timeout(self.limits.timeout) as picture.waits:
+                    async with self._places.taken(picture.client) as place:
+                        picture.movable = False
+                        pixels = await self._decoders.decode(picture.content)
+                        place.free()
+                        logits = await self._batches.answer(pixels)
+                        require_finite(logits)
             except TimeoutError as error:
+                if picture.moved:
+                    raise self._full() from error
                 raise RefusedError(504, f"no answer within {self.limits.timeout:g} s; try again later") from error
             except DataError as error:
                 raise RefusedError(422, str(error)) from error
             finally:
                 self._admitted -= 1
+                self._clients[picture.client].admitted -= 1
         self.answered += 1
         seconds = time.perf_counter() - began
         self._measures.seconds.observe(seconds)
@@ -192,7 +283,7 @@ class Service:
 
     async def _metadata(self, request: Request) -> Response:
         self._require_token(request)
-        return JSONResponse(asdict(self.info))
+        return Response(self._info, media_type="application/json")
 
     async def _metrics(self, request: Request) -> Response:
         self._require_token(request)
@@ -202,7 +293,7 @@ class Service:
         )
 
     async def _document(self, request: Request) -> Response:
-        return JSONResponse(self._openapi)
+        return Response(self._openapi, media_type="application/json")
 
     def _require_token(self, request: Request) -> None:
         given = request.headers.get("authorization", "").encode()
@@ -211,9 +302,58 @@ class Service:
                 401, 'give the token: -H "Authorization: Bearer TOKEN"', **{"WWW-Authenticate": "Bearer"}
             )
 
+    def is_proxy(self, host: str) -> bool:
+        """Whether it is one whose X-Forwarded-For is believed."""
+        try:
+            address = ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            return False
+        address = getattr(address, "ipv4_mapped", None) or address
+        return any(address in network for network in self._proxies)
+
+    def _client(self, request: Request) -> str:
+        """Who asks; by a proxy's word, the last address on the way that is no proxy's."""
+        host = request.client.host if request.client else ""
+        way = ",".join(request.headers.getlist("x-forwarded-for")).split(",") if self._proxies else []
+        while way and self.is_proxy(host):
+            host = way.pop().strip() or host
+        return client_of(host)
+
+    def _admit(self, picture: _Picture) -> None:
+        """Raises RefusedError if the queue is full, and none of it is of a client that has more in it."""
+        client = self._clients[picture.client]
+        if self._admitted >= self.limits.queue:
+            most = max(self._clients.values(), key=lambda other: other.admitted)
+            if most.admitted <= client.admitted + 1 or not _move(most, lambda other: other.admitted):
+                raise self._full()
+        picture.admitted = True
+        self._admitted += 1
+        client.admitted += 1
+
+    def _full(self) -> RefusedError:
+        return _busy(f"{self.limits.queue:,} pictures are waiting already")
+
+    def _hold(self, picture: _Picture, chunk: bytes) -> bool:
+        """Whether more of the picture may be held; those of clients that hold more are given up for it."""
+        client, allowed = self._clients[picture.client], BODIES * self.limits.max_megabytes * 1_000_000
+        while self._held + len(chunk) > allowed:
+            most = max(self._clients.values(), key=lambda other: other.held)
+            if most.held <= client.held + len(chunk) or not (moved := _move(most, lambda other: bool(other.content))):
+                return False
+            self._drop(moved)
+        picture.content += chunk
+        client.held += len(chunk)
+        self._held += len(chunk)
+        return True
+
+    def _drop(self, picture: _Picture) -> None:
+        self._held -= len(picture.content)
+        self._clients[picture.client].held -= len(picture.content)
+        picture.content = bytearray()
+
     @asynccontextmanager
-    async def _body(self, request: Request, refusal: RefusedError | None) -> AsyncIterator[bytearray]:
-        """The body, held until the end of the block.
+    async def _body(self, request: Request, refusal: RefusedError | None) -> AsyncIterator[_Picture]:
+        """The picture whose bytes are the body, held until the end of the block.
 
         Of a body that is refused, as much more as would be allowed is read and dropped: many clients write all of it
         before they read an answer. Raises the refusal given, or one of its own.
@@ -224,37 +364,104 @@ class Service:
         )
         if _declared(request) > allowed:
             refusal = refusal or large
-        content, came, whole = bytearray(), 0, False
+        picture, came, whole = _Picture(self._client(request)), 0, False
+        client = self._clients.setdefault(picture.client, _Client())
+        client.pictures[picture] = None
         try:
-            async with asyncio.timeout(self.limits.timeout):
-                while not whole and (refusal is None or (came <= 2 * allowed and not _waits_to_send(request))):
-                    message = await request.receive()
-                    if message["type"] != "http.request":
-                        refusal = RefusedError(400, "the client went away")
-                        break
-                    chunk = message.get("body", b"")
-                    whole = not message.get("more_body", False)
-                    came += len(chunk)
-                    if came > allowed:
-                        refusal = refusal or large
-                    elif self._held + len(chunk) > BODIES * allowed:
-                        refusal = refusal or _busy("too many bodies are on their way")
-                    if refusal is None:
-                        content += chunk
-                        self._held += len(chunk)
-                    else:
-                        self._held -= len(content)
-                        content.clear()
-        except TimeoutError:
-            refusal = refusal or RefusedError(408, f"the body did not come within {self.limits.timeout:g} s; try again")
-        try:
+            try:
+                async with asyncio.timeout(self.limits.timeout) as picture.waits:
+                    while not whole and (refusal is None or (came <= 2 * allowed and not _waits_to_send(request))):
+                        message = await request.receive()
+                        if message["type"] != "http.request":
+                            refusal = RefusedError(400, "the client went away")
+                            break
+                        chunk = message.get("body", b"")
+                        whole = not message.get("more_body", False)
+                        came += len(chunk)
+                        if came > allowed:
+                            refusal = refusal or large
+                        elif refusal is None and not self._hold(picture, chunk):
+                            refusal = _many_bodies()
+                        if refusal is not None:
+                            self._drop(picture)
+            except TimeoutError:
+                late = RefusedError(408, f"the body did not come within {self.limits.timeout:g} s; try again")
+                refusal = _many_bodies() if picture.moved else refusal or late
             if refusal is not None:
                 if not whole:
                     refusal.headers["Connection"] = "close"
                 raise refusal
-            yield content
+            yield picture
         finally:
-            self._held -= len(content)
+            self._drop(picture)
+            del client.pictures[picture]
+            if not client.pictures:
+                self._clients.pop(picture.client, None)
+
+
+class _Places:
+    """Where pictures are decoded, one a decoding process. Clients who wait for one have them in turn.
+
+    While several ask, none has all of them, and keeps its place until the answer.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free, self._share = count, max(count - 1, 1)
+        self._several = Several()
+        self._has: Counts[str] = Counts()
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+
+    @asynccontextmanager
+    async def taken(self, client: str) -> AsyncIterator["_Place"]:
+        """One, when it is the client's turn."""
+        self._several.saw(client)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(client, deque()).append(turn)
+        self._hand_out()
+        place = _Place(self.free)
+        try:
+            await turn
+            yield place
+        finally:
+            if turn.done() and not turn.cancelled():
+                place.free()
+                self._has[client] -= 1
+                if not self._has[client]:
+                    del self._has[client]
+                self._hand_out()
+
+    def free(self) -> None:
+        self._free += 1
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        handed = True
+        while handed and self._free:
+            handed = False
+            for client in list(self._waiting):
+                turns = self._waiting[client]
+                while turns and turns[0].done():  # given up
+                    turns.popleft()
+                if turns and self._free and (self._has[client] < self._share or not self._several):
+                    handed = True
+                    self._free -= 1
+                    self._has[client] += 1
+                    turns.popleft().set_result(None)
+                    self._waiting[client] = self._waiting.pop(client)  # behind the others
+                if not turns:
+                    del self._waiting[client]
+
+
+class _Place:
+    """free: gives it back, once."""
+
+    def __init__(self, free: Callable[[], None]) -> None:
+        self._free: Callable[[], None] | None = free
+
+    def free(self) -> None:
+        if self._free is not None:
+            free, self._free = self._free, None
+            free()
 
 
 class _Measures:
@@ -299,8 +506,24 @@ def _busy(why: str) -> RefusedError:
     return RefusedError(503, f"{why}; try again later", **{"Retry-After": "1"})
 
 
+def _many_bodies() -> RefusedError:
+    return _busy("too many bodies are on their way")
+
+
+def _move(client: _Client, when: Callable[[_Picture], bool]) -> _Picture | None:
+    """The newest picture of those that is not worked on, refused."""
+    for picture in reversed(client.pictures):
+        if picture.movable and when(picture) and picture.waits is not None:
+            picture.moved, picture.movable = True, False
+            picture.waits.reschedule(0.0)
+            return picture
+    return None
+
+
 def _top(request: Request) -> int:
     """The number of classes asked for. Raises RefusedError if it is none, or if anything else is asked."""
+    if len(request.scope["query_string"]) > QUERY_BYTES:
+        raise RefusedError(400, "top is the only parameter; the picture's bytes are the body")
     for name in request.query_params:
         if name != "top":
             raise RefusedError(400, "top is the only parameter; the picture's bytes are the body")

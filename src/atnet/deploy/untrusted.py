@@ -1,7 +1,8 @@
 """What an ONNX file would do, told before it runs: whoever made it, it gets so much memory and time, and no other file.
 
 It may hold nothing but operations of ONNX's own, of one opset, without graphs inside, whose sizes are all known from
-that of the input; then memory and time can be counted.
+that of the input; then memory and time can be counted. And of what the image says it may make no whole numbers, which
+can divide by zero or point somewhere: then runs differ by the batch's size alone, and can be tried.
 """
 
 import math
@@ -57,8 +58,15 @@ _KNOWN = """
     Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Trilu Unsqueeze Where Xor
 """
 _OPERATIONS = frozenset(_KNOWN.split())
+_INEXACT = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.BOOL}
+"""What may be made of an image: but for bytes of QuantizeLinear, which go to DequantizeLinear again."""
+
 _FOLLOWED = {"Add", "Cast", "Concat", "Gather", "Mul", "Slice", "Squeeze", "Sub", "Unsqueeze"}
 """Of their whole numbers ONNX tells those that they make, as of Shape and Size."""
+
+_LONG = 8 * SMALL
+"""Numbers in a tensor of one axis, of each of which ONNX holds a place where it may be a shape; but for a classifier's
+bias, none of ours is as long."""
 
 
 def require_harmless(content: bytes, path: Path, batch: int = 1) -> None:
@@ -104,17 +112,21 @@ def _require_modest(model: onnx.ModelProto, info: WeightsInfo, path: Path, batch
     except Exception as error:  # of several kinds, that have no base of their own
         said = " ".join(str(error).split())[:200]
         raise WeightsError(f"{path}: its graph does not fit together ({said}): it is not run") from error
-    shapes, widths = _sizes(inferred)
+    shapes, types = _sizes(inferred)
     unknown = next((name for node in graph.node for name in node.output if name and name not in shapes), None)
     if unknown is not None:
         raise WeightsError(f"{path}: how large {unknown!r} gets is not known before it runs: it is not run")
+    whole = _whole_of_image(graph, types)
+    if whole is not None:
+        raise WeightsError(f"{path}: {whole} makes whole numbers of what the image says: it is not run")
     outputs = {output.name for output in graph.output}
     for name, axes in ANSWERS.items():
         shape = shapes[name] if name in outputs else [batch, *[1] * (axes - 2), classes]
         if len(shape) != axes or (shape[0], shape[-1]) != (batch, classes):
             raise WeightsError(f"{path}: its output, {shape}, is not a number for each of {classes:,} classes")
+    widths = {kind: onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize for kind in set(types.values())}
     held = _most_held(
-        graph, constants | outputs, {name: math.prod(shape) * widths[name] for name, shape in shapes.items()}
+        graph, constants | outputs, {name: math.prod(shape) * widths[types[name]] for name, shape in shapes.items()}
     )
     if held > MAX_MEGABYTES * 1e6 * batch:
         megabytes = min(held, UNTOLD) / 1e6
@@ -143,7 +155,7 @@ def _strange(model: onnx.ModelProto) -> str:
     tensors = list(graph.initializer)
     for node in graph.node:
         if node.domain not in ("", "ai.onnx") or node.op_type not in _OPERATIONS:
-            return f"the operation {'.'.join(filter(None, (node.domain, node.op_type)))!r}"
+            return f"the operation {'.'.join(map(str, filter(None, (node.domain, node.op_type))))!r}"
         schema = onnx.defs.get_schema(node.op_type, OPSET)
         if not schema.min_input <= len(node.input) <= schema.max_input:
             return f"an operation {node.op_type} on {len(node.input)} tensors"
@@ -189,23 +201,28 @@ def _told(graph: onnx.GraphProto) -> int:
     axes = {one.name: len(one.type.tensor_type.shape.dim) for one in graph.input}
     axes |= {tensor.name: len(tensor.dims) for tensor in graph.initializer}
     numbers = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+    sizes = {one.name: math.prod(dim.dim_value for dim in one.type.tensor_type.shape.dim) for one in graph.input}
+    numbers |= {one.name: sizes[one.name] for one in graph.input if one.type.tensor_type.elem_type in _WHOLE}
     told = 0
     for node in graph.node:
         given = [axes[name] for name in node.input if name]
         known = [numbers[name] for name in node.input if name in numbers]
+        last = numbers.get(node.input[-1], sizes.get(node.input[-1], SMALL)) if node.input else 0
         most, count = max([2, *given]), 0
         if node.op_type == "Constant":
             most, count = _of_constant(node)
         elif node.op_type in ("Gather", "GatherND"):
             most = max(2, sum(given))
         elif node.op_type == "Unsqueeze":
-            most += numbers.get(node.input[-1], SMALL)
+            most += last
         elif node.op_type in ("ConstantOfShape", "Reshape"):
-            most = numbers.get(node.input[-1], SMALL)
+            most = last
         elif node.op_type == "Expand":
-            most = max(most, numbers.get(node.input[-1], SMALL))
+            most = max(most, last)
         elif node.op_type in ("Shape", "Size"):
             count = most
+        if node.op_type != "Gemm":
+            told += sum(sizes[name] for name in node.input if sizes.get(name, 0) > _LONG and axes[name] == 1)
         if node.op_type in _FOLLOWED and node.input[0] in numbers:
             count = sum(known) if node.op_type == "Concat" else max(known)
         for name in filter(None, node.output):
@@ -229,7 +246,7 @@ def _of_constant(node: onnx.NodeProto) -> tuple[int, int]:
 
 
 def _sizes(graph: onnx.GraphProto) -> tuple[dict[str, list[int]], dict[str, int]]:
-    """Shape and bytes a number of each tensor whose shape is known."""
+    """Shape and type of each tensor whose shape is known."""
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
@@ -238,7 +255,24 @@ def _sizes(graph: onnx.GraphProto) -> tuple[dict[str, list[int]], dict[str, int]
         if known and all(dim.HasField("dim_value") for dim in kind.shape.dim):
             shapes[value.name] = [dim.dim_value for dim in kind.shape.dim]
             types[value.name] = kind.elem_type
-    return shapes, {name: onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize for name, kind in types.items()}
+    return shapes, types
+
+
+def _whole_of_image(graph: onnx.GraphProto, types: dict[str, int]) -> str | None:
+    """The first operation that makes whole numbers of the image's, if any; not of its shape."""
+    varying, quantized = {graph.input[0].name}, set()
+    for node in graph.node:
+        made = {name for name in node.output if name}
+        if node.op_type in ("Shape", "Size") or varying.isdisjoint(node.input):
+            continue
+        if node.op_type == "QuantizeLinear":
+            quantized |= made
+        elif any(types[name] not in _INEXACT for name in made) or (
+            node.op_type != "DequantizeLinear" and not quantized.isdisjoint(node.input)
+        ):
+            return str(node.op_type)
+        varying |= made
+    return None
 
 
 def _most_held(graph: onnx.GraphProto, constants: set[str], sizes: dict[str, int]) -> int:

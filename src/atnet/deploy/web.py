@@ -64,7 +64,7 @@ def write_web(out: str | Path, weights: str | Path | None = None, *, data: str |
             network = OnnxNetwork(model)
         info = network.info
         grid = _give_attention(model, info)
-        (page / "network.json").write_text(json.dumps(_about(info) | {"grid": grid}), encoding="utf-8")
+        (page / "network.json").write_text(json.dumps(_about(info) | {"grid": grid}, allow_nan=False), encoding="utf-8")
         loaded = list(page.iterdir())
         shutil.copytree(runtime, page / RUNTIME)
         loaded += (page / RUNTIME).glob("ort.*")

@@ -11,7 +11,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from atnet.errors import ConfigError
-from atnet.measure.record import kept_weights, read_predictions, read_record
+from atnet.measure.record import kept_weights, read_predictions, read_record, reading
 
 WHERE = {"device", "threads", "data.workers"}
 """Options that say where a network is trained, not how."""
@@ -74,6 +74,11 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     for where in runs:
         run, record = read_record(where)
         entries.append(Entry(run=run, record=record, top1=record["top1"][kept_weights(record)]))
+    with reading(entries[0].run):
+        return _compared(entries)
+
+
+def _compared(entries: Sequence[Entry]) -> Comparison:
     flat = [flat_settings(entry.record["config"]) for entry in entries]
     names = sorted(set().union(*flat))
     settings = {name: tuple(one.get(name) for one in flat) for name in names}

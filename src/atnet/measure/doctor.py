@@ -13,11 +13,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from atnet.data.decode import Facts, decode, describe
+from atnet.data.classes import look_alikes
+from atnet.data.decode import NEARLY_BLACK, SUFFIXES, Facts, brightest_of, decode, describe
 from atnet.data.duplicates import Sketch, near_pairs, sketch
-from atnet.data.folders import Folder, is_hidden
-from atnet.data.pictures import Pictures
-from atnet.data.sources import Mismatch, open_whole, split
+from atnet.data.folders import Folder, is_hidden, repeated_folders, stray_pictures, unread_pictures
+from atnet.data.pictures import Pictures, some
+from atnet.data.sources import PARTS, Mismatch, open_whole, split
 from atnet.errors import DataError
 from atnet.progress import counted, progress_bar
 
@@ -133,7 +134,7 @@ def _look_at_all(part: str, pictures: Pictures) -> "list[_Look | str]":
         try:
             content = pictures.read_bytes(index)
             picture = decode(content, pictures.locate(index))
-            facts = describe(content, Path(pictures.ids[index]).suffix.lower())
+            facts = describe(content, Path(pictures.ids[index]).suffix.lower(), brightest_of(picture))
         except DataError as error:
             return str(error)
         return _Look(hashlib.blake2b(content, digest_size=16).digest(), len(content), facts, sketch(picture))
@@ -244,6 +245,14 @@ def _classes(parts: dict[str, Pictures]) -> Iterable[Finding]:
             what=f"The classes are uneven: {least:,} training pictures of {rare!r}, {most:,} of {common!r}",
             remedy="Try --data.balance loss, and look at balanced accuracy rather than top-1.",
         )
+    alike = look_alikes(train.classes)
+    if alike:
+        yield Finding(
+            grave="odd",
+            what=f"{counted(len(alike), 'time')} classes have names that differ only in case, spaces or the like",
+            remedy="Give them one name if they are one class.",
+            examples=tuple("  =  ".join(map(repr, group)) for group in alike),
+        )
     few = int((counts < 20).sum())
     if few:
         yield Finding(
@@ -283,30 +292,74 @@ def _odd(parts: dict[str, Pictures], looks: "dict[str, list[_Look | str]]") -> I
     for what, places in sorted(odd.items(), key=lambda item: -len(item[1])):
         if what == "very small" and len(places) > total / 2:
             continue  # a data set of small pictures
-        remedy = "`atnet pack` makes them small once, for all epochs." if what == "huge" else ""
-        grave: Grave = "odd" if what in ("huge", "very small") or what.startswith("a ") else "fine"
+        remedy = ""
+        if what == "huge":
+            remedy = "`atnet pack` makes them small once, for all epochs."
+        elif what.startswith(f"{NEARLY_BLACK},"):
+            remedy = "Scale their values to all 16 bits, or save them with 8."
+        grave: Grave = "odd" if what in ("huge", "very small") or what.startswith(("a ", NEARLY_BLACK)) else "fine"
         yield Finding(
             grave=grave, what=f"{counted(len(places), 'picture')}: {what}", remedy=remedy, examples=tuple(places)
         )
 
 
 def _folders(parts: dict[str, Pictures]) -> Iterable[Finding]:
-    """Folders that are no classes."""
+    """Folders that are no classes, and pictures that are not taken."""
     hidden: list[str] = []
     empty: list[str] = []
+    unread: list[str] = []
+    stray: list[str] = []
+    repeated: dict[str, list[str]] = {}
     for root in sorted({pictures.store.root for pictures in parts.values() if isinstance(pictures.store, Folder)}):
-        used = {name.split(os.sep)[0] for pictures in parts.values() for name in pictures.ids}
+        own = [name for pictures in parts.values() if pictures.store == Folder(root) for name in pictures.ids]
+        used = {name.split(os.sep)[0] for name in own}
+        unread += [str(root / name) for name in unread_pictures(root)]
+        if any(os.sep in name for name in own):  # else it is ImageNet's validation part, without class folders
+            stray += [str(root / name) for name in stray_pictures(root)]
+        repeated[str(root)] = repeated_folders(own)
         for path in sorted(root.iterdir()):
             if path.is_dir() and is_hidden(path.name):
                 hidden.append(str(path))
             elif path.is_dir() and path.name not in used:
                 empty.append(str(path))
+    roots = {part: pictures.store.root for part, pictures in parts.items() if isinstance(pictures.store, Folder)}
+    if len(set(roots.values())) == 2 and any(root.name.lower() not in PARTS[part] for part, root in roots.items()):
+        yield Finding(
+            grave="odd",
+            what=f"The parts are told by a word of their names: {roots['train'].name!r} is for training, "
+            f"{roots['val'].name!r} for validation",
+            remedy="Name them train and val, if so it is, or give another folder.",
+        )
     if empty:
         yield Finding(
             grave="odd",
             what=f"No pictures in {counted(len(empty), 'folder')}, so they are no classes",
             examples=tuple(empty),
         )
+    if unread:
+        kinds = Counter(Path(name).suffix.lower() or "without suffix" for name in unread)
+        yield Finding(
+            grave="odd",
+            what=f"Left out: {counted(len(unread), 'file')} that look like pictures "
+            f"({', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common(5))})",
+            remedy=f"Convert them, or give them a suffix that is read: {', '.join(sorted(SUFFIXES))}.",
+            examples=tuple(unread),
+        )
+    if stray:
+        yield Finding(
+            grave="odd",
+            what=f"Left out: {counted(len(stray), 'picture')} in no class folder",
+            remedy="Sort them into a folder for each class, or move them away.",
+            examples=tuple(stray),
+        )
+    for where, names in repeated.items():
+        if names:
+            yield Finding(
+                grave="odd",
+                what=f"The folders taken for classes all hold the same folders: {some(names)}",
+                remedy="If they are parts, name them train and val.",
+                examples=(where,),
+            )
     if hidden:
         yield Finding(grave="fine", what=f"Left out: {counted(len(hidden), 'hidden folder')}", examples=tuple(hidden))
 

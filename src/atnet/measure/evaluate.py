@@ -1,5 +1,6 @@
 """A model on labelled pictures: each picture once, the last batch too."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +15,11 @@ from atnet.data.loader import NO_LABEL, Hole, batches_of, eval_loader
 from atnet.data.pictures import Pictures
 from atnet.data.sources import open_held_out, open_labelled
 from atnet.device import pick_device
-from atnet.errors import ConfigError, DataError
+from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.measure.metrics import HeadScores, Scores, hits
 from atnet.measure.record import CONFIG
 from atnet.model.heads import answer
-from atnet.model.info import WeightsInfo, find_weights
+from atnet.model.info import INFINITE, WeightsInfo, find_weights
 from atnet.model.load import at_size, load
 from atnet.progress import progress_bar
 
@@ -139,6 +140,8 @@ def evaluate(
     loader = eval_loader(pictures, info.preprocess, batch, workers)
     model = model.to(memory_format=torch.channels_last)
     scores = score(model, loader, classes=len(info.classes), device=chosen, total=len(pictures))
+    if not math.isfinite(scores.loss):
+        raise WeightsError(f"{path}: {INFINITE}")
     return Evaluation(weights=path, info=info, pictures=pictures.store.name, scores=scores)
 
 

@@ -78,22 +78,31 @@ class Scores:
     def count(self) -> int:
         return len(self.labels)
 
-    @cached_property
+    @property
     def confusion(self) -> NDArray[np.int64]:
         """Counts, (classes, classes), a row a true class, a column a predicted one."""
-        counts = np.zeros((self.classes, self.classes), dtype=np.int64)
-        np.add.at(counts, (self.labels, self.predicted), 1)
-        return counts
+        return self.confusion_of(1)
+
+    def confusion_of(self, each: int) -> NDArray[np.int64]:
+        """The same of groups of so many neighbouring classes, the last one perhaps of fewer: memory is quadratic."""
+        side = -(-self.classes // each)
+        cells = self.labels // each * side + self.predicted // each
+        return np.bincount(cells, minlength=side * side).reshape(side, side)
+
+    @cached_property
+    def support(self) -> NDArray[np.int64]:
+        """How many pictures of each class there are."""
+        return np.bincount(self.labels, minlength=self.classes)
 
     @property
     def recall(self) -> NDArray[np.float64]:
         """Percent of each class's pictures that are recognised; nan for a class without pictures."""
-        return _percent(self.confusion.diagonal(), self.confusion.sum(1))
+        return _percent(self._right, self.support)
 
     @property
     def precision(self) -> NDArray[np.float64]:
         """Percent of what is called a class that is it; nan for a class never called."""
-        return _percent(self.confusion.diagonal(), self.confusion.sum(0))
+        return _percent(self._right, self._called)
 
     @property
     def balanced_accuracy(self) -> float:
@@ -103,8 +112,17 @@ class Scores:
     @property
     def macro_f1(self) -> float:
         """Mean over the classes that have pictures, or were called, of the F1 score, percent."""
-        sizes = self.confusion.sum(0) + self.confusion.sum(1)
-        return float(np.nanmean(_percent(2 * self.confusion.diagonal(), sizes)))
+        return float(np.nanmean(_percent(2 * self._right, self.support + self._called)))
+
+    @cached_property
+    def _right(self) -> NDArray[np.int64]:
+        """Of each class, how many are recognised."""
+        return np.bincount(self.labels[self.labels == self.predicted], minlength=self.classes)
+
+    @cached_property
+    def _called(self) -> NDArray[np.int64]:
+        """How many are called each class."""
+        return np.bincount(self.predicted, minlength=self.classes)
 
 
 def together(parts: Sequence[Scores]) -> Scores:

@@ -16,8 +16,9 @@ POOLS = ("token", "avg", "both", "")
 class ATNet(nn.Module):
     """The network, with timm's model contract. The layout's arguments are those of `Size`.
 
-    global_pool: what the head reads: "token" (the class token), "avg" (mean of the patch tokens),
-    "both" (mean of these two), "" (all tokens, unpooled).
+    global_pool: what the head reads: "token" (the class token), "avg" (mean of the patch tokens, or where class
+    attention ends the encoder, of all tokens: it changes the others alone), "both" (mean of the class token and of the
+    patch tokens' mean), "" (all tokens, unpooled).
     drop_rate: dropout before the head.  drop_path_rate: stochastic depth of the last layer.
     view_drop_rate: share of the patch tokens that a prefix token does not see in a training step, each its own.
     Raises ValueError on a layout that cannot be built.
@@ -81,6 +82,7 @@ class ATNet(nn.Module):
         self.drop_rate = drop_rate
         self.decision_heads = decision_heads
         self.separate_heads = False
+        self.class_attention = class_attention
         self.has_tokens = True  # until pruned before the encoder
         rates = calculate_drop_path_rates(drop_path_rate, conv_mix + late_mix + trans_mix)
 
@@ -174,6 +176,8 @@ class ATNet(nn.Module):
             return x.mean((2, 3))
         if self.global_pool == "token":
             return x[:, 0]
+        if self.global_pool == "avg" and self.class_attention:
+            return x.mean(1)
         patches = x[:, self.num_prefix_tokens :].mean(1)
         return patches if self.global_pool == "avg" else (x[:, 0] + patches) / 2
 
@@ -195,8 +199,10 @@ class ATNet(nn.Module):
         if global_pool is not None:
             if global_pool not in POOLS:
                 raise ValueError(f"global_pool={global_pool!r} is unknown: use one of {POOLS}")
-            if not self.has_tokens and global_pool in ("token", "both"):
-                raise ValueError(f"global_pool={global_pool!r} needs the class token, which was pruned")
+            if self.cls_token is None and global_pool in ("token", "both"):
+                raise ValueError(f"global_pool={global_pool!r} needs the class token, which was pruned: use 'avg'")
+            if global_pool == "token" and not len(self.trans_mix):
+                raise ValueError("global_pool='token' reads no pixel without trans_mix layers: use 'avg' or 'both'")
             self.global_pool = global_pool
         self.num_classes = num_classes
         factory = get_device_dtype(self)
@@ -244,6 +250,9 @@ class ATNet(nn.Module):
     ) -> Any:
         """Features of three levels: in the stem, after ConvMix, after TransMix.
 
+        The third level's grid is of patch tokens, which class attention does not change: where all TransMix layers are
+        of class attention, it is what these read, and gives them no gradient.
+
         indices: which levels: all if None, the last n if an int.
         return_prefix_tokens: the last level comes as (grid, prefix tokens).
         norm: the final norm is applied to the last level.
@@ -281,7 +290,10 @@ class ATNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes what comes after the last level asked for; returns the levels as a list."""
+        """Removes what the levels asked for do not depend on; returns the levels as a list.
+
+        Without a head that is class attention too, and the class and register tokens where nothing else reads them.
+        """
         take, last = feature_take_indices(len(self.feature_info), indices)
         if last == 0:
             self.stem = self.stem[: max(len(self.stem) - 1, 1)]
@@ -290,10 +302,14 @@ class ATNet(nn.Module):
             self.has_tokens = False
             self.squeeze = nn.Identity()
             self.late_mix = Stage()
-            self.cls_token = self.reg_token = None
-            self.num_reg_tokens = self.num_prefix_tokens = self.decision_heads = 0
             self.trans_mix = Stage()
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+        elif prune_head:
+            del self.trans_mix[len(self.trans_mix) - self.class_attention :]
+            self.class_attention = 0
+        if not len(self.trans_mix):
+            self.cls_token = self.reg_token = None
+            self.num_reg_tokens = self.num_prefix_tokens = self.decision_heads = self.class_attention = 0
         if prune_norm or last < 2:
             self.norm = nn.Identity()
         self.feature_info = self.feature_info[: last + 1]

@@ -16,10 +16,19 @@ from torch import Tensor, nn
 
 import atnet.timm  # noqa: F401  registers the names
 from atnet.errors import ConfigError, WeightsError
-from atnet.model.info import WeightsInfo, find_weights, require_unchanged
+from atnet.files import open_regular
+from atnet.model.info import MAX_WEIGHTS_BYTES, WeightsInfo, find_weights, read_unchanged
 from atnet.model.sizes import LARGEST_IMAGE, SIZES, split_name
 
 MAX_HEADER_BYTES = 25_000_000
+DAMAGED = "not a safetensors file, or a damaged one"
+TYPES = {
+    torch.float32: ("F32", "F16", "BF16"),
+    torch.int64: ("I64",),
+    torch.int32: ("I32",),
+    torch.bool: ("BOOL",),
+}
+"""What a file may hold for a model's tensor, as safetensors calls it."""
 
 
 def architecture(name: str) -> str:
@@ -110,14 +119,14 @@ def read_info(path: Path) -> WeightsInfo:
     if path.suffix == ".pt" and path.parent.name == "checkpoints":
         raise WeightsError(f"{path}: what a run goes on from; for its weights give the run, {path.parent.parent}")
     try:
-        with path.open("rb") as file:
+        with open_regular(path, MAX_WEIGHTS_BYTES, WeightsError) as file:
             length = struct.unpack("<Q", file.read(8))[0]
         if length > min(MAX_HEADER_BYTES, path.stat().st_size):
-            raise WeightsError(f"{path}: not a safetensors file, or a damaged one")
+            raise WeightsError(f"{path}: {DAMAGED}")
         with safe_open(path, "pt") as opened:
             return WeightsInfo.from_metadata(opened.metadata(), path)
     except (SafetensorError, struct.error, OSError) as error:
-        raise WeightsError(f"{path}: not a safetensors file, or a damaged one ({error})") from error
+        raise WeightsError(f"{path}: {DAMAGED} ({error!s:.300})") from error
 
 
 def load(where: str | Path, device: str = "cpu") -> tuple[nn.Module, WeightsInfo]:
@@ -125,28 +134,49 @@ def load(where: str | Path, device: str = "cpu") -> tuple[nn.Module, WeightsInfo
 
     where: a run, a folder or a safetensors file, or "hf-hub:user/name@revision"; of a run the last moving average is
     taken, else the last epoch: name the file for another (runs/last/best.safetensors).
-    Shapes are compared before memory is taken, and in a published folder hashes; no code from the file is run.
+    Shapes and types are compared before memory is taken, and the file with its hash where its folder has one; no code
+    from the file is run.
     Raises WeightsError naming the file and what does not fit.
     """
     path = find_weights(where)
-    require_unchanged(path)
     info = read_info(path)
     try:
         with torch.device("meta"):
             expected = create_classifier(info.model, classes=len(info.classes), size=info.preprocess.size).state_dict()
     except ConfigError as error:
         raise WeightsError(f"{path}: {error}") from error
+    _require_fit(path, info, expected)
+    try:
+        state = safetensors.torch.load(read_unchanged(path))
+        infinite = next((name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())), None)
+        if infinite is not None:
+            raise WeightsError(f"{path}: {infinite} has numbers that are not finite: train or fetch it again")
+        model = create_classifier(info.model, classes=len(info.classes), size=info.preprocess.size)
+        model.load_state_dict(state)
+    except (SafetensorError, RuntimeError) as error:  # written to meanwhile
+        raise WeightsError(f"{path}: {DAMAGED} ({error!s:.300})") from error
+    return model.to(device).eval(), info
+
+
+def _require_fit(path: Path, info: WeightsInfo, expected: dict[str, Tensor]) -> None:
+    """Raises WeightsError unless the file has the expected tensors: their names, shapes and types.
+
+    Numbers of 32 bits may be in 16.
+    """
     with safe_open(path, "pt") as opened:
-        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
+        types = {name: str(one.get_dtype()) for name, one in slices.items()}
     wrong = [n for n in expected if shapes.get(n) != tuple(expected[n].shape)] + [
         n for n in shapes if n not in expected
     ]
     if wrong:
         raise WeightsError(
-            f"{path}: not weights of {info.model} with {len(info.classes)} classes: {wrong[0]} is "
+            f"{path}: not weights of {info.model} with {len(info.classes)} classes: {wrong[0]:.200} is "
             f"{shapes.get(wrong[0], 'absent')} in the file and "
             f"{tuple(expected[wrong[0]].shape) if wrong[0] in expected else 'absent'} in the model"
         )
-    model = create_classifier(info.model, classes=len(info.classes), size=info.preprocess.size)
-    model.load_state_dict(safetensors.torch.load_file(path))
-    return model.to(device).eval(), info
+    for name, tensor in expected.items():
+        if types[name] not in TYPES.get(tensor.dtype, ()):
+            allowed = " or ".join(TYPES.get(tensor.dtype, (str(tensor.dtype),)))
+            raise WeightsError(f"{path}: {name} has numbers of type {types[name]} instead of {allowed}")

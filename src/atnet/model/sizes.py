@@ -43,8 +43,8 @@ class Size:
     stem: "patch", the author's single patch x patch convolution, any patch; or "overlap",
     stride-2 3x3 convolutions, patch a power of two.
     mlp_ratio: width of an encoder layer's MLP over dim.
-    global_pool: what the head reads: "token", the class token; "avg", the mean of the patch tokens;
-    "both", the mean of these two.
+    global_pool: what the head reads: "token", the class token; "avg", the mean of the patch tokens, or of all tokens
+    where class attention ends the encoder; "both", the mean of the class token and of the patch tokens' mean.
     """
 
     conv_mix: int

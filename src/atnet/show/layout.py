@@ -7,6 +7,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from atnet.measure.cost import parts_of
+from atnet.show.pictures import save_figure
 
 LEAST = 0.05
 """Share from which a part has its figure written into it."""
@@ -42,4 +43,4 @@ def draw_parts(models: Sequence[str], size: int, path: Path) -> None:
         axes.spines[:].set_visible(False)
     axes.invert_yaxis()
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(names), frameon=False)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, dpi=100)

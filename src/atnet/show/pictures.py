@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from atnet.data.pictures import Pictures
+from atnet.files import write_whole
 from atnet.measure.metrics import Calibration, Scores
 from atnet.model.sizes import FAMILY
 from atnet.progress import counted
@@ -36,6 +37,22 @@ BLUE, RED, GREEN = "#4477aa", "#cc6677", "#228833"
 MOSAIC = 16
 NAMED = 40
 """Most classes whose names fit beside a confusion matrix."""
+
+CELLS = 1000
+"""Most cells along a side of a drawn confusion matrix; of more classes, several share one."""
+
+
+def save_figure(figure: Figure, path: Path, dpi: int) -> None:
+    """Writes a figure as the ending of its file says. Raises OSError if the disk does not take it."""
+    content = BytesIO()
+    figure.savefig(content, dpi=dpi, format=path.suffix.removeprefix(".") or "png")
+    write_whole(path, content.getbuffer())
+
+
+def _save_image(image: Image.Image, path: Path) -> None:
+    content = BytesIO()
+    image.save(content, "PNG")
+    write_whole(path, content.getbuffer())
 
 
 def draw_curves(rows: Sequence[dict[str, str]], path: Path) -> None:
@@ -64,20 +81,26 @@ def draw_curves(rows: Sequence[dict[str, str]], path: Path) -> None:
         axes.set_xlim(0.5, epochs[-1] + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def draw_confusion(confusion: NDArray[np.int64], names: Sequence[str], path: Path) -> None:
     """The confusion matrix as a PNG: a row a true class, its shares over the called ones.
 
-    confusion: counts, (classes, classes).  Names are left out beyond 40 classes, counts beyond 20.
+    confusion: counts, (classes, classes), or of groups of neighbouring classes, as many as are drawn.
+    Names are left out beyond 40 classes, counts beyond 20; beyond 1,000, neighbouring classes are counted together.
     """
     classes = len(names)
     side = min(4 + 0.32 * classes, 14)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
+    each = -(-classes // CELLS)
+    if each > 1 and len(confusion) == classes:
+        starts = np.arange(0, classes, each)
+        confusion = np.add.reduceat(np.add.reduceat(confusion, starts, axis=0), starts, axis=1)
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    edges = (-0.5, each * len(confusion) - 0.5)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, extent=(*edges, *edges[::-1]))
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
     if classes <= NAMED:
         shown = [drawable(name, 22) for name in names]
@@ -91,7 +114,7 @@ def draw_confusion(confusion: NDArray[np.int64], names: Sequence[str], path: Pat
             axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=size)
     axes.set_xlabel("class called by the network")
     axes.set_ylabel("true class")
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, dpi=100)
 
 
 def draw_mistakes(pictures: Pictures, scores: Scores, names: Sequence[str], path: Path) -> None:
@@ -101,7 +124,7 @@ def draw_mistakes(pictures: Pictures, scores: Scores, names: Sequence[str], path
         f"network: {names[scores.predicted[i]]}, {100 * scores.confidence[i]:.0f}%\ntruth: {names[scores.labels[i]]}"
         for i in worst
     ]
-    mosaic([pictures.read(i) for i in worst], titles, empty="no mistakes").save(path)
+    _save_image(mosaic([pictures.read(i) for i in worst], titles, empty="no mistakes"), path)
 
 
 def surest_mistakes(scores: Scores, most: int) -> list[int]:
@@ -124,7 +147,7 @@ def draw_samples(pixels: Tensor, targets: Tensor, names: Sequence[str], path: Pa
         titles.append("\n".join(f"{names[i]} {100 * share[i]:.0f}%" if share[i] < 1 else names[i]
                                 for i in first if share[i] > 0))  # fmt: skip
     colours = (255 * pixels).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    mosaic([Image.fromarray(one) for one in colours], titles, empty="no samples").save(path)
+    _save_image(mosaic([Image.fromarray(one) for one in colours], titles, empty="no samples"), path)
 
 
 def draw_calibration(found: Calibration) -> bytes:
@@ -190,7 +213,7 @@ def draw_accuracy(title: str, points: "Sequence[Point]", path: Path) -> None:
     figure.draw_without_rendering()  # the layout, in which the names are parted
     part_names(axes, names)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def part_names(axes: Axes, names: Sequence[Annotation]) -> None:
@@ -238,7 +261,7 @@ def draw_bench(timings: "Sequence[Timing]", path: Path) -> None:
         axes.set_xscale("log")
         axes.margins(x=0.15)
         axes.set_xlabel("milliseconds a picture")
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, dpi=100)
 
 
 def draw_blocks(blocks: "Sequence[Block]", path: Path) -> None:
@@ -249,7 +272,7 @@ def draw_blocks(blocks: "Sequence[Block]", path: Path) -> None:
     _curves(axes, [(f"{block.name}, stride {block.stride}", block.width, block.median) for block in blocks])
     axes.set_xlabel("width, channels")
     axes.set_ylabel("milliseconds")
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, dpi=100)
 
 
 def draw_study(bars: "Sequence[Bar]", path: Path, unit: str) -> None:
@@ -264,7 +287,7 @@ def draw_study(bars: "Sequence[Bar]", path: Path, unit: str) -> None:
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel(unit)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, dpi=100)
 
 
 def draw_dots(groups: "dict[str, list[tuple[float, ...]]]", titles: "Sequence[str]", path: Path) -> None:
@@ -284,7 +307,7 @@ def draw_dots(groups: "dict[str, list[tuple[float, ...]]]", titles: "Sequence[st
         axes.grid(axis="x", alpha=0.3)
         axes.margins(y=0.2)
     panels[0].invert_yaxis()
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, dpi=100)
 
 
 def draw_quantized(trials: "Sequence[Trial]", costs: dict[str, float], max_drop: float, path: Path) -> None:
@@ -313,7 +336,7 @@ def draw_quantized(trials: "Sequence[Trial]", costs: dict[str, float], max_drop:
         axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(axis="y", labelsize="small", labelleft=axes not in (size, time))
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, dpi=100)
 
 
 def _curves(axes: Axes, points: "Sequence[tuple[str, int, float]]") -> None:

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from markupsafe import Markup, escape
-from numpy.typing import NDArray
 from PIL import Image
 
 from atnet.config import make_config, read_yaml, to_yaml
 from atnet.data.classes import display_names, printable, spreadsheet_names, spreadsheet_safe
+from atnet.data.decode import decode
 from atnet.errors import AtnetError, ConfigError, DataError
-from atnet.files import require_new
+from atnet.files import read_regular, require_new
 from atnet.measure.evaluate import open_validation
 from atnet.measure.fitting import describe_fit
 from atnet.measure.metrics import Calibration, Scores, calibration
-from atnet.measure.record import CONFIG, ENVIRONMENT, kept_weights, read_metrics, read_predictions, read_record
+from atnet.measure.record import CONFIG, ENVIRONMENT, kept_weights, read_metrics, read_predictions, read_record, reading
 from atnet.model.info import find_weights
 from atnet.model.load import load
 from atnet.progress import duration
@@ -38,6 +38,7 @@ from atnet.show.pictures import (
 REPORT = "report.html"
 MOST_CLASSES = 200
 PHOTOS = (MISTAKES, SAMPLES)
+MAX_PICTURE_BYTES = 50_000_000
 LOOKED_AT = 8
 """Mistakes of which the page shows what the network looked at."""
 
@@ -52,13 +53,15 @@ def write_report(where: str | Path, out: str | Path | None = None) -> Path:
     path = Path(out).expanduser() if out else run / REPORT
     if out:
         require_new(path)
-    write_page(path, REPORT, **_contents(run, record))
+    with reading(run):
+        contents = _contents(run, record)
+    write_page(path, REPORT, **contents)
     return path
 
 
 def _contents(run: Path, record: dict[str, Any]) -> dict[str, Any]:
     rows = read_metrics(run)
-    environment = read_yaml(run / ENVIRONMENT)
+    environment = _read_environment(run)
     scores, classes = _scores(run, record)
     begun = f"{datetime.fromisoformat(environment['started']):%d %B %Y, %H:%M} UTC".lstrip("0")
     found = calibration(scores.predicted == scores.labels, scores.confidence)
@@ -148,21 +151,20 @@ def _scores(run: Path, record: dict[str, Any]) -> tuple[Scores, tuple[str, ...]]
 
 def _class_rows(scores: Scores, names: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
     """A row for each of the hardest classes, and how many classes have none."""
-    confusion = scores.confusion
-    counts: NDArray[np.int64] = confusion.sum(1)
-    order = [i for i in np.argsort(scores.recall, kind="stable").tolist() if counts[i]]
+    counts, recall, precision = scores.support, scores.recall, scores.precision
+    order = [i for i in np.argsort(recall, kind="stable").tolist() if counts[i]]
     rows = []
     for i in order[:MOST_CLASSES]:
-        wrong = confusion[i].copy()
+        wrong = np.bincount(scores.predicted[scores.labels == i], minlength=scores.classes)
         wrong[i] = 0
         k = int(wrong.argmax())
         rows.append(
             {
                 "name": printable(names[i]),
                 "count": int(counts[i]),
-                "recall": f"{scores.recall[i]:.1f}%",
-                "bar": round(scores.recall[i]),
-                "precision": "-" if np.isnan(scores.precision[i]) else f"{scores.precision[i]:.1f}%",
+                "recall": f"{recall[i]:.1f}%",
+                "bar": round(recall[i]),
+                "precision": "-" if np.isnan(precision[i]) else f"{precision[i]:.1f}%",
                 "instead": f"{printable(names[k])} ({wrong[k]})" if wrong[k] else "",
             }
         )
@@ -184,21 +186,39 @@ def _calibration_in_words(found: Calibration, scores: Scores) -> str:
 
 
 def _how_to_repeat(record: dict[str, Any], environment: dict[str, Any]) -> str:
-    commit = environment.get("commit") or ""
+    commit = str(environment.get("commit") or "")
     lines = [f"pip install atnet=={environment['atnet']} torch=={environment['torch']}"]
     if commit:
         changed = "  # with changes that were not committed" if commit.endswith("+") else ""
         lines = [f"git checkout {commit.rstrip('+')}{changed}"]
-    lines.append(environment["command"])
+    lines.append(str(environment["command"]))
     lines.append(f"# or: atnet train {CONFIG}   (seed {record['seed']}, {environment['threads']} threads)")
     return "\n".join(printable(line) for line in lines)
 
 
 def _embedded(path: Path) -> str | None:
-    """A picture of the run folder as a data URI, photos as JPEG; None if it is not there."""
-    if not path.is_file():
+    """A picture of the run folder as a data URI, photos as JPEG; None if it is not there.
+
+    Raises DataError if it is no picture.
+    """
+    try:
+        content = read_regular(path, MAX_PICTURE_BYTES, DataError)
+    except FileNotFoundError:
         return None
-    if path.name not in PHOTOS:
-        return png_address(path.read_bytes())
-    with Image.open(path, formats=["PNG"]) as image:
-        return jpeg_address(image)
+    picture = decode(content, str(path))
+    return jpeg_address(picture) if path.name in PHOTOS else png_address(content)
+
+
+def _read_environment(run: Path) -> dict[str, Any]:
+    """What the run was trained with. Raises ConfigError if the file is damaged."""
+    found = read_yaml(run / ENVIRONMENT)
+    try:
+        datetime.fromisoformat(found["started"])
+        missing = {"atnet", "torch", "command", "threads"} - found.keys()
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{run / ENVIRONMENT}: damaged (no time when it started); bring it back from a copy"
+        ) from error
+    if missing:
+        raise ConfigError(f"{run / ENVIRONMENT}: damaged (no {', '.join(sorted(missing))}); bring it back from a copy")
+    return found

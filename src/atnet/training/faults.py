@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -18,9 +17,9 @@ from atnet.data.loader import Hole, TrainSet, batch_order, collate
 from atnet.data.order import Draw
 from atnet.data.pack import BAD_FILES, write_bad_files
 from atnet.errors import ConfigError, DataError, TrainingError
-from atnet.files import csv_table, write_whole
-from atnet.measure.record import open_run, read_rows
-from atnet.model.load import to_safetensors
+from atnet.files import csv_table, quoted, write_whole
+from atnet.measure.record import open_run, own_folder, read_rows
+from atnet.model.load import load, to_safetensors
 from atnet.training import ranks
 from atnet.training.state import State, take_step
 
@@ -66,14 +65,13 @@ def note_fault(state: State, run: Path, fault: str) -> None:
         raise TrainingError(
             f"{fault} at step {state.step} (epoch {epoch + 1}), and {state.faults} steps in a row were not taken: "
             f"lower --optim.lr {state.config.optim.lr:g} or lengthen --schedule.warmup; {run / FOLDER / LIST} says "
-            f"which pictures they were of, `atnet replay {run} {first}` what happened first"
+            f"which pictures they were of, `atnet replay {quoted(run)} {first}` what happened first"
         )
 
 
 def _write_down(state: State, run: Path, epoch: int, fault: str) -> int:
     """A line, and of the first ones the network; returns the first faulty step."""
-    folder = run / FOLDER
-    folder.mkdir(exist_ok=True)
+    folder = own_folder(run, FOLDER)
     pictures = " ".join(str(draw.picture) for draw in _batch(state, state.step))
     row: dict[str, Any] = {
         "step": state.step,
@@ -82,7 +80,7 @@ def _write_down(state: State, run: Path, epoch: int, fault: str) -> int:
         "fault": fault,
         "pictures": pictures,
     }
-    rows: list[dict[str, Any]] = [old for old in read_rows(folder / LIST) if int(old["step"]) < state.step]
+    rows: list[dict[str, Any]] = [old for old in read_rows(folder / LIST, "step") if int(old["step"]) < state.step]
     rows.append(row)
     if len(rows) <= KEPT:
         write_whole(folder / f"step-{state.step}.safetensors", to_safetensors(state.model.state_dict(), state.info))
@@ -120,11 +118,12 @@ def replay(run: Path, step: int) -> Replay:
     config = open_run(run)
     network = run / FOLDER / f"step-{step}.safetensors"
     if not network.is_file():
-        kept = sorted(int(path.stem.removeprefix("step-")) for path in (run / FOLDER).glob("step-*.safetensors"))
+        names = [path.stem.removeprefix("step-") for path in (run / FOLDER).glob("step-*.safetensors")]
+        kept = sorted(int(name) for name in names if name.isdecimal())
         known = f"those kept are {', '.join(map(str, kept))}" if kept else "every step of it was finite"
         raise ConfigError(f"{run}: step {step} is not among those that can be replayed; {known}")
     state = State(dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0)))
-    state.model.load_state_dict(safetensors.torch.load_file(network))
+    state.model.load_state_dict(load(network)[0].state_dict())
     state.step = step
     batch = _batch(state, step)
     pictures = state.train_pictures.only([draw.picture for draw in batch])

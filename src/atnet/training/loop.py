@@ -23,7 +23,7 @@ from atnet.data.loader import Hole, batches_of, eval_loader, train_loader
 from atnet.data.pack import BAD_FILES, write_bad_files
 from atnet.device import keep_freed_memory
 from atnet.errors import AtnetError, ConfigError, Stopped, TrainingError
-from atnet.files import resolve_run, write_whole
+from atnet.files import quoted, resolve_run, write_whole
 from atnet.measure.evaluate import score_together, scored
 from atnet.measure.metrics import Scores, together
 from atnet.measure.record import (
@@ -31,6 +31,7 @@ from atnet.measure.record import (
     LAST_RUN,
     RECORD,
     checkpoints,
+    discard_unfinished,
     discard_unsaved,
     holding,
     in_use,
@@ -45,10 +46,11 @@ from atnet.measure.record import (
     write_record,
 )
 from atnet.measure.trust import TRUST, fit_trust
-from atnet.model.info import BEST, EMA, LAST
+from atnet.model.info import BEST, EMA, LAST, note_hashes
 from atnet.model.load import classifier_parameters, to_safetensors
 from atnet.progress import duration, progress_bar
 from atnet.show.pictures import (
+    CELLS,
     CONFUSION,
     CURVES,
     MISTAKES,
@@ -59,7 +61,7 @@ from atnet.show.pictures import (
     draw_samples,
 )
 from atnet.training import ranks
-from atnet.training.checkpoint import load_checkpoint, save_checkpoint, saved_step
+from atnet.training.checkpoint import load_checkpoint, require_checkpoints, save_checkpoint, saved_step
 from atnet.training.faults import note_bad, note_fault
 from atnet.training.interruption import Interruption
 from atnet.training.optim import lr_at
@@ -133,14 +135,22 @@ def _resume(run: Path) -> Run:
     run = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
     config = ranks.led(lambda: open_run(run))
     with _held(run):
-        checkpoint = ranks.led(lambda: load_checkpoint(run))
-        if checkpoint["epoch"] >= config.epochs and (run / RECORD).exists():
-            raise ConfigError(f"{run}: all {config.epochs} epochs are done; nothing is left to resume")
+        ranks.led(lambda: require_checkpoints(run))
         state = State(config)
-        state.restore(checkpoint)
-        if ranks.rank() == 0:
-            note_resumption(run)
+        checkpoint = ranks.led(lambda: load_checkpoint(run, state.restore, state.most_bytes))
+        if ranks.rank():
+            state.restore(checkpoint)
+        del checkpoint
+        if state.epoch >= config.epochs and (run / RECORD).exists():
+            raise ConfigError(f"{run}: all {config.epochs} epochs are done; nothing is left to resume")
+        ranks.led(lambda: _begin_again(run))
         return _fit(state, run)
+
+
+def _begin_again(run: Path) -> None:
+    with _naming_full_disk(run):
+        discard_unfinished(run)
+        note_resumption(run)
 
 
 @contextlib.contextmanager
@@ -210,11 +220,13 @@ def _fit(state: State, run: Path) -> Run:
 def _save_what_can_be(state: State, run: Path, error: AtnetError) -> str:
     """After an error between two steps: the end of its message, with what there is to go on with."""
     if not isinstance(error.__cause__, OSError) and (checkpoints(run) or ranks.count() > 1 or state.bad):
-        with contextlib.suppress(TrainingError, OSError):
+        with contextlib.suppress(AtnetError, OSError):
             _save_checkpoint(state, run)
     discard_unsaved(run)
     saved = checkpoints(run)
-    return f"; saved after step {saved_step(saved[0]):,}, go on with: atnet train --resume {run}" if saved else ""
+    if not saved:
+        return ""
+    return f"; saved after step {saved_step(saved[0]):,}, go on with: atnet train --resume {quoted(run)}"
 
 
 def _write_results(state: State, run: Path, scores: dict[str, Scores], record: dict[str, Any]) -> None:
@@ -227,7 +239,7 @@ def _write_results(state: State, run: Path, scores: dict[str, Scores], record: d
     write_predictions(run, pictures, final)
     names = state.info.class_names
     draw_curves(read_metrics(run), run / CURVES)
-    draw_confusion(final.confusion, names, run / CONFUSION)
+    draw_confusion(final.confusion_of(-(-len(names) // CELLS)), names, run / CONFUSION)
     draw_mistakes(pictures, final, names, run / MISTAKES)
     write_record(run / RECORD, record)
 
@@ -381,9 +393,11 @@ def _save(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[st
             },
         )
         written[name] = to_safetensors(state.networks[name].state_dict(), info)
-        write_whole(run / name, written[name])
     if better:
-        write_whole(run / BEST, written[max(scores, key=lambda name: scores[name].top1)])
+        written[BEST] = written[max(scores, key=lambda name: scores[name].top1)]
+    note_hashes(run, written)
+    for name, content in written.items():
+        write_whole(run / name, content)
     write_metrics(run, rows)
     _save_checkpoint(state, run)
 

@@ -1,6 +1,9 @@
 """Batch statistics of a batch that is computed in parts, by one process or several."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +18,8 @@ class RunningStatistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._single: dict[torch.Size, list[_BatchNorm]] = {}
         self._running: list[Tensor] = []
         self._norms: list[_BatchNorm] = []
         momenta: list[Tensor] = []
@@ -41,13 +46,56 @@ class RunningStatistics:
         """All of them in one row; after a part, that part's."""
         return torch.cat(self._running) if self._running else torch.zeros(0)
 
+    @contextmanager
+    def part(self, images: Tensor) -> Iterator[None]:
+        """Around the forward and backward pass of a part, of these images.
+
+        A layer that sees one number a channel has no statistics of it, as in a small grid of a part that is one image:
+        it normalises by what there was before the step, as in evaluation.
+        """
+        single = [norm for norm in self._seeing_one(images) if norm.training] if len(images) == 1 else []
+        if single:
+            self._write(self._before)
+        for norm in single:
+            norm.training = False
+        try:
+            yield
+        finally:
+            for norm in single:
+                norm.training = True
+
+    @torch.no_grad()
+    def _seeing_one(self, image: Tensor) -> list[_BatchNorm]:
+        """The layers to which one image of this shape gives one number a channel."""
+        if image.shape not in self._single:
+            found = self._single[image.shape] = []
+
+            def look(norm: Any, given: tuple[Tensor]) -> None:
+                if given[0].numel() == given[0].shape[1] and norm.running_mean is not None:
+                    found.append(norm)
+
+            norms = [part for part in self._model.modules() if isinstance(part, _BatchNorm)]
+            hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+            trained = [part for part in self._model.modules() if part.training]
+            try:
+                self._model.eval()(image)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+                for part in trained:
+                    part.training = True
+        return self._single[image.shape]
+
     def finish(self, parts: list[Tensor]) -> None:
         """After a step: what there was, moved by each part's statistics; without parts, as it was."""
         running = self._before
         for part in parts:
             running = running.lerp(part, self._momentum)
-        for tensor, (start, end) in zip(self._running, self._places, strict=True):
-            tensor.copy_(running[start:end])
+        self._write(running)
         for norm, count in zip(self._norms, self._counts, strict=True):
             if norm.training:  # else it is frozen
                 norm.num_batches_tracked.copy_(count + len(parts))  # type: ignore[union-attr]
+
+    def _write(self, running: Tensor) -> None:
+        for tensor, (start, end) in zip(self._running, self._places, strict=True):
+            tensor.copy_(running[start:end])

@@ -2,6 +2,9 @@
 
 import dataclasses
 import math
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +120,7 @@ class State:
             with torch.no_grad():
                 for size in sorted({self.config.data.size, self.config.data.train_side, self.config.train_side(0)}):
                     self.model.eval()(torch.zeros(1, 3, size, size, device=self.device))
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, ValueError) as error:
             raise ConfigError(
                 f"{self.config.model} does not take pictures of {size} px ({error}); use --data.size of another"
             ) from error
@@ -160,7 +163,18 @@ class State:
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
         }
 
+    @property
+    def most_bytes(self) -> int:
+        """More than a checkpoint of this run takes: networks, two moments, and a line on each training picture."""
+        numbers: int = sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
+        return 4 * numbers + 64_000_000 + 1000 * len(self.train_pictures)
+
     def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Takes what `checkpoint` gave.
+
+        Raises ConfigError if the run's pictures or teachers are others by now; KeyError, TypeError, ValueError or
+        RuntimeError if it is no state of this run. Then the state is to be restored from another one, or given up.
+        """
         if checkpoint["data"] != self.data_digest:
             raise ConfigError(
                 f"{self.config.data.source}: its pictures are not those the run began with, so order and split "
@@ -172,11 +186,21 @@ class State:
                 f"--teacher {' '.join(self.config.teacher)}: not what the run began with, so its end would be another; "
                 "bring it back or start the run anew"
             )
-        self.epoch, self.step, self.sums = checkpoint["epoch"], checkpoint["step"], Sums(**checkpoint["sums"])
-        self.faults, self.bad = checkpoint["faults"], checkpoint["bad"]
-        self.best, self.seconds = checkpoint["best"], checkpoint["seconds"]
+        self.epoch, self.step, self.faults = (operator.index(checkpoint[name]) for name in ("epoch", "step", "faults"))
+        self.best, self.seconds = float(checkpoint["best"]), float(checkpoint["seconds"])
+        self.sums, self.bad = Sums(**checkpoint["sums"]), dict(checkpoint["bad"])
+        first = self.epoch * self.steps_per_epoch
+        if not (0 <= self.epoch <= self.config.epochs and first <= self.step <= first + self.steps_per_epoch):
+            raise ValueError(f"step {self.step} of epoch {self.epoch}")
+        if not all(map(math.isfinite, (self.best, self.seconds, *dataclasses.astuple(self.sums)))):
+            raise ValueError("figures that are not finite")
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            groups = optimizer.state_dict()["param_groups"]  # as the configuration has them
+            optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+            for parameter, kept in optimizer.state.items():
+                shapes = {value.shape for value in kept.values() if isinstance(value, Tensor) and value.ndim}
+                if shapes - {parameter.shape}:
+                    raise ValueError(f"an optimizer's {shapes} for a parameter of {parameter.shape}")
         for name, network in self.networks.items():
             network.load_state_dict(checkpoint["networks"][name])
 
@@ -287,8 +311,8 @@ def _gradient(state: State, pixels: Tensor, labels: Tensor, signal: int) -> Tens
         if 0 < seen < len(their):
             some, their = some[readable], their[readable]
         images, targets = prepare(state, some, their.clamp(min=0), ranks.rank() * share + number)
-        with ranks.averaging(state.parallel, now=number == share - 1):
-            with torch.autocast(state.device.type, torch.bfloat16, enabled=state.bf16):
+        with state.statistics.part(images), ranks.averaging(state.parallel, now=number == share - 1):
+            with _naming_single(state, images), torch.autocast(state.device.type, torch.bfloat16, enabled=state.bf16):
                 logits = state.parallel(images)
             logits = logits.float()
             loss = _loss(state, images, logits, targets)
@@ -297,6 +321,20 @@ def _gradient(state: State, pixels: Tensor, labels: Tensor, signal: int) -> Tens
         figures = torch.tensor([loss.item(), hits(answers, their, 1), hits(answers, their, 5), signal, seen])
         rows.append(torch.cat([figures.to(state.device), state.statistics.read().to(state.device)]))
     return torch.stack(rows)
+
+
+@contextmanager
+def _naming_single(state: State, images: Tensor) -> Iterator[None]:
+    """Makes the error of a normalisation without running statistics that sees one number a ConfigError."""
+    try:
+        yield
+    except ValueError as error:
+        if "Expected more than 1" not in str(error):
+            raise
+        raise ConfigError(
+            f"{state.config.model} cannot be trained on {len(images)} picture(s) of {images.shape[-1]} px at once: "
+            f"use a larger --data.size, or --batch {2 * state.config.optim.accumulate} or more"
+        ) from error
 
 
 def _forget(state: State) -> None:
