@@ -70,7 +70,7 @@ def a_setting_without_a_name(data, run):
     return ["train", str(data / "mine.yaml"), "--data", str(data)]
 
 
-@case("mine.yaml: not a YAML file: day is out of range for month")
+@case("mine.yaml: epochs: '2001-02-30' is not a whole number")
 def a_day_that_is_none(data, run):
     (data / "mine.yaml").write_text("epochs: 2001-02-30\n")
     return ["train", str(data / "mine.yaml"), "--data", str(data)]
@@ -82,7 +82,7 @@ def a_recipe_that_says_where_to_write(data, run):
     return ["train", str(data / "mine.yaml"), "--data", str(data)]
 
 
-@case("/dev/zero: no file: a list of classes is a text file with a class on each line")
+@case("/dev/zero: a device or socket, not a file")
 def a_list_without_end(data, run):
     return ["train", "--data", str(data), "--data.classes", "/dev/zero", *QUICK]
 

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import random
+import resource
 import shutil
 import statistics
 import subprocess
@@ -24,6 +25,7 @@ import psutil
 import torch
 
 import atnet
+from atnet import files
 from atnet.config import make_config, to_yaml
 from atnet.data.order import BatchOrder
 from atnet.errors import AtnetError, ConfigError
@@ -258,7 +260,7 @@ def full_disk(proof: Proof) -> Finding:
         scores = {name: fake_scores() for name in training.networks}
         tried += 1
         reached = failing_at(1 + number // 2 % 24, code)
-        real = os.fsync, os.replace, Path.open
+        real = os.fsync, os.replace
 
         def sync(file: int, reached: Any = reached, real: Any = real[0]) -> None:
             reached()
@@ -268,20 +270,18 @@ def full_disk(proof: Proof) -> Finding:
             reached()
             real(source, target)
 
-        def opened(
-            path: Path, mode: str = "r", *words: Any, reached: Any = reached, real: Any = real[2], **named: Any
-        ) -> Any:
-            file = real(path, mode, *words, **named)
-            return Writing(file, reached) if mode.startswith("w") else file
+        def opened(handle: int, mode: str, reached: Any = reached) -> Any:
+            return Writing(open(handle, mode), reached) if mode.startswith("w") else open(handle, mode)
 
-        os.fsync, os.replace, Path.open = sync, replace, opened  # type: ignore[assignment, method-assign]
+        os.fsync, os.replace, files.open = sync, replace, opened  # type: ignore[attr-defined]
         try:
             loop._save(training, run, scores, [dict(row) for row in read_metrics(run)], True)
             failed = False
         except OSError:
             failed = True
         finally:
-            os.fsync, os.replace, Path.open = real  # type: ignore[method-assign]
+            os.fsync, os.replace = real
+            del files.open  # type: ignore[attr-defined]
         found = load_checkpoint(run)["step"]
         good += found in ((before, before + 1) if failed else (before + 1,)) and not list(run.rglob("*.tmp"))
         shutil.rmtree(run)
@@ -448,6 +448,27 @@ def speed(proof: Proof) -> Finding:
         ]
         ratios.append(speeds[1] / speeds[0])
     return statistics.median(ratios) >= 0.9, f"ratios {', '.join(f'{ratio:.2f}' for ratio in ratios)}"
+
+
+@point(10, "SIGKILL at a random moment, then a disk that takes no checkpoint, two loader processes: bitwise, 30 times")
+def kills_and_full_disks(proof: Proof) -> Finding:
+    good = lines = 0
+    for number in range(30):
+        name = f"worst-{number}"
+        process = proof.start(name, "nowhere", save_minutes=0.0)
+        wait_for(lambda name=name: (proof.folder / name).exists(), process)
+        time.sleep(proof.random.uniform(0, proof.seconds))
+        process.kill()
+        process.wait()
+        full = subprocess.run(
+            [sys.executable, *proof.victim(name, "nowhere", "SIGKILL", 1, save_minutes=0.0)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=proof.folder,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
+        )  # fmt: skip
+        lines += full.returncode == 2 and "cannot be written" in full.stdout and "Traceback" not in full.stdout
+        good += proof.same(proof.run(name, save_minutes=0.0))
+        proof.losses(name)
+    return good == lines == 30, f"{good} of 30 the same, {lines} of 30 full disks one line"
 
 
 def main(photos: Path, numbers: list[int]) -> None:

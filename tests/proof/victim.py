@@ -36,7 +36,7 @@ def accident(number: signal.Signals, count: int, half: Callable[..., None] | Non
 
 
 def write_half(path: Path, content: bytes) -> None:
-    with path.with_name(f"{path.name}.{os.getpid()}.tmp").open("wb") as file:
+    with path.with_name(f".{path.name}.{'0' * 16}.tmp").open("wb") as file:
         file.write(content[: len(content) // 2])
 
 

@@ -175,6 +175,9 @@ def test_a_teacher_that_changed_or_is_gone_is_not_taken_for_the_one_before(quick
         atnet.train(**quick, teacher=str(taken), out=tmp_path / "run")
     monkeypatch.undo()
     shutil.copy(taken / "last.safetensors", taken / "ema.safetensors")
+    with pytest.raises(WeightsError, match=r"--teacher .*ema.safetensors: damaged or changed"):
+        atnet.train(resume=tmp_path / "run")
+    (taken / "sha256.json").unlink()
     with pytest.raises(ConfigError, match=r"--teacher .*ema.safetensors: not what the run began with"):
         atnet.train(resume=tmp_path / "run")
     shutil.rmtree(taken)

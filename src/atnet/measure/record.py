@@ -122,7 +122,7 @@ def _naming_refusal(run: Path) -> Iterator[None]:
         yield
     except OSError as error:
         why = error.strerror or str(error)
-        raise ConfigError(f"{run}: cannot be written ({why}); make room, or choose another --out") from error
+        raise ConfigError(f"{run}: cannot be written ({why}); choose another --out, or make room") from error
 
 
 def _require_unused(run: Path, but: Collection[str] = ()) -> None:
