@@ -22,7 +22,7 @@ import h11
 from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-AT_ONCE = 32
+ACCEPTED, AT_ONCE = 128, 32
 """Connections taken, and addresses that have a turn, in a pass of the event loop."""
 
 HEAD_BYTES, HEAD_LINES = 16_384, 100
@@ -206,16 +206,18 @@ class Door:
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            for _ in range(AT_ONCE):
-                try:
-                    taken, peer = await loop.sock_accept(listening)
-                except ConnectionAbortedError:
-                    continue
-                except OSError as error:
-                    log.warning("no connection can be taken (%s); raise `ulimit -n`", error.strerror)
-                    await asyncio.sleep(PAUSE_SECONDS)
-                else:
+            try:
+                taken, peer = await loop.sock_accept(listening)
+                self._admit(taken, peer[0])
+                for _ in range(ACCEPTED - 1):  # those that are there already: asyncio takes a while for each
+                    taken, peer = listening.accept()
+                    taken.setblocking(False)
                     self._admit(taken, peer[0])
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                pass
+            except OSError as error:
+                log.warning("no connection can be taken (%s); raise `ulimit -n`", error.strerror)
+                await asyncio.sleep(PAUSE_SECONDS)
             await asyncio.sleep(0)
 
     def _admit(self, taken: socket.socket, host: str) -> None:
@@ -256,10 +258,16 @@ class Door:
         return True
 
     def _begin(self, address: Address) -> None:
-        if address.coming:
-            task = asyncio.get_running_loop().create_task(self._connect(address, address.coming.popleft()))
+        while address.coming:
+            taken = address.coming.popleft()
+            if _is_closed(taken):  # at a hundredth of what a connection costs
+                taken.close()
+                self._gone(address)
+                continue
+            task = asyncio.get_running_loop().create_task(self._connect(address, taken))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
+            return
 
     async def _connect(self, address: Address, taken: socket.socket) -> None:
         try:
@@ -275,6 +283,16 @@ class Door:
             for connection in list(self._connections):
                 if connection.waited_since <= late:
                     connection.drop()
+
+
+def _is_closed(taken: socket.socket) -> bool:
+    """Whether the client has closed its connection, and sent nothing before."""
+    try:
+        return not taken.recv(1, socket.MSG_PEEK)
+    except (BlockingIOError, InterruptedError):
+        return False
+    except OSError:
+        return True
 
 
 class Connection(H11Protocol):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import logging
 import signal
@@ -194,6 +195,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.service.start()
+        gc.collect()
+        gc.freeze()  # all that stays: to look through it again takes a tenth of a second, in which nobody is answered
         self.door.open(self.listening)
         self.started = True
         self.ready()
@@ -204,4 +207,5 @@ class _Server(uvicorn.Server):
         await asyncio.sleep(LAST_SECONDS)
         await super().shutdown(sockets)
         await self.door.stop()
+        gc.unfreeze()
         await self.service.stop()
