@@ -159,3 +159,11 @@ def test_numbers_are_what_they_look_like(tmp_path):
     assert read_yaml(write(tmp_path, text)) == {
         "a": 1000, "b": 16, "c": -0.0025, "d": "017", "e": float("inf"), "f": True, "g": None, "h": True,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("digits", [20, 400, 5000])
+def test_a_number_of_hundreds_of_digits_is_refused(tmp_path, digits):
+    for name in ("batch", "epochs", "seed"):
+        (tmp_path / "mine.yaml").write_text(f"{name}: {'9' * digits}\n")
+        with pytest.raises(ConfigError, match="mine.yaml|range"):
+            make_config(tmp_path / "mine.yaml")

@@ -56,7 +56,7 @@ def _batch(kind: type, tokens: Sequence[Token]) -> int:
     word = tokens[0].value
     if word == "auto":
         return 0
-    if not word.isdecimal() or int(word) == 0:
+    if not word.isdecimal() or not 0 < float(word) < 1e18:
         raise ValueError(f"{word!r} is neither a count of pictures nor auto")
     return int(word)
 

@@ -169,7 +169,7 @@ def test_what_is_no_picture_is_called_what_it_seems_to_be(content, what):
 
 def test_a_named_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "a.jpg")
-    with pytest.raises(DataError, match="a named pipe, not a picture"):
+    with pytest.raises(DataError, match="a.jpg: a named pipe"):
         decode(tmp_path / "a.jpg")
 
 

@@ -1,8 +1,6 @@
 """The only file that opens a picture. Free of torch."""
 
 import io
-import os
-import stat
 import struct
 import threading
 from collections import OrderedDict
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from atnet.errors import DataError
-from atnet.files import did_you_mean, kind_of_file, open_regular
+from atnet.files import did_you_mean, open_regular, read_regular
 
 SUFFIXES_OF = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo"), "PNG": (".png", ".apng"),
@@ -94,20 +92,11 @@ _SEEN = (
 def read_file(path: str | Path) -> bytes:
     """A file's bytes. Raises DataError naming it unless it is a regular one of at most MAX_BYTES that can be read."""
     try:
-        # Without O_NONBLOCK, opening a named pipe would wait for someone to write.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(handle, "rb") as file:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                raise DataError(f"{path}: {kind_of_file(status.st_mode)}, not a picture")
-            _require_size(str(path), status.st_size)
-            return file.read(MAX_BYTES + 1)
+        content = read_regular(path, MAX_BYTES, DataError)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such picture{did_you_mean(Path(path))}") from error
-    except (OSError, ValueError) as error:  # a name with a null character is a ValueError
-        if os.path.isdir(path):
-            raise DataError(f"{path}: a folder, not a picture") from error
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    _require_size(str(path), len(content))
+    return content
 
 
 def is_picture(path: Path) -> bool:
