@@ -279,3 +279,13 @@ def test_to_look_at_a_tiff_takes_no_walk_over_its_directories(monkeypatch):
     monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "_seek", lambda self, at: (sought.append(at), seek(self, at)))
     assert "several frames, of which the first is taken" in describe(several, ".tif").odd
     assert set(sought) <= {0}
+
+
+def test_a_picture_of_palette_colours_without_a_palette_is_refused():
+    stream = io.BytesIO()
+    Image.new("RGB", (20, 10), "red").quantize(4).save(stream, "PNG")
+    content = stream.getvalue()
+    begin = content.index(b"PLTE") - 4
+    end = begin + 12 + int.from_bytes(content[begin : begin + 4], "big")
+    with pytest.raises(DataError, match="a.png: not a whole"):
+        decode(content[:begin] + content[end:], "a.png")

@@ -190,16 +190,17 @@ def _opened(content: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]
         ValueError,
         SyntaxError,
         EOFError,
-        IndexError,
-        KeyError,
+        LookupError,
         TypeError,
-        OverflowError,
+        ArithmeticError,
+        AssertionError,
         AttributeError,
         struct.error,
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:
-        raise DataError(f"{name}: not a whole {formats} picture ({error}); replace or remove it") from error
+        why = str(error) or type(error).__name__
+        raise DataError(f"{name}: not a whole {formats} picture ({why}); replace or remove it") from error
 
 
 def _require_size(name: str, size: int) -> None:
