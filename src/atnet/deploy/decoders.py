@@ -59,10 +59,12 @@ class Decoders:
     async def decode(self, content: bytes | bytearray) -> NDArray[np.uint8]:
         """The network's pixels, uint8 (size, size, 3), of a picture's bytes.
 
-        A picture whose decoder ends is given to another one, once.
+        A picture whose decoder ends is given to another one, once; where decoders are killed, which no picture does, as
+        often as there are of them.
         Raises DataError if it cannot be decoded, or not within the limits.
         """
-        for _ in range(2):
+        ended = 0
+        for _ in range(2 + self.count):
             process = await self._take()
             try:
                 async with asyncio.timeout(2 * self.task.seconds):  # the processor's limit is the nearer one
@@ -71,8 +73,12 @@ class Decoders:
                 _kill(process)
                 raise self._too_slow() from error
             except (OSError, EOFError) as error:
-                if await process.wait() == -getattr(signal, "SIGXCPU", 0):
+                code = await process.wait()
+                if code == -getattr(signal, "SIGXCPU", 0):
                     raise self._too_slow() from error
+                ended += code != -getattr(signal, "SIGKILL", 0)
+                if ended == 2:
+                    break
                 continue
             except BaseException:  # cancelled: its answer would be taken for the next picture's
                 _kill(process)
