@@ -137,7 +137,8 @@ def _require_unused(run: Path, but: Collection[str] = ()) -> None:
 def _is_unsaved(run: Path) -> bool:
     """Whether all in the folder is what a run leaves that ended before anything was saved to go on with."""
     names = set(os.listdir(run))
-    if (run / CHECKPOINTS / WRITTEN).is_file() and not written_checkpoints(run):
+    written = run / CHECKPOINTS / WRITTEN
+    if written.is_file() and not written.stat().st_size:  # damaged, it would not tell that nothing was saved
         ours = BEGINNING | FIRST_EPOCH
     elif names >= {CONFIG, ENVIRONMENT} or names == {CHECKPOINTS}:  # of an earlier version; of a disk that was full
         ours = BEGINNING
