@@ -63,7 +63,7 @@ def few_photos(photos: Path, tmp_path: Path) -> Path:
 
 
 QUICK = {
-    "model": "xxxs+early_mix=1+conv_mix=1+late_mix=1",  # each part of XXXS, once
+    "model": "xxxs+depths=1,1,1",  # each part of XXXS, once
     "epochs": 1,
     "batch": 20,
     "data": {"size": 32, "crop_pct": 1.0, "workers": 0},

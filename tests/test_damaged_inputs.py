@@ -59,7 +59,7 @@ def sound(_digits, tmp_path_factory):
     try:
         data = {"source": str(_digits), "size": 32, "crop_pct": 1.0, "workers": 0}
         options = {
-            "model": "xxxs+conv_dim=32+dim=32+heads=2+trans_mix=2+conv_mix=1+early_mix=1+late_mix=1",
+            "model": "xxxs+dims=16,32,32+heads=2+depths=1,1,1",
             "batch": 50,
         }
         atnet.train(**options, epochs=1, data=data, out="run")

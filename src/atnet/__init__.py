@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from atnet.model.sizes import SIZES as SIZES
     from atnet.prediction import predict as predict
     from atnet.show.explain import explain as explain
+    from atnet.show.run import render_run as render_run
     from atnet.training.loop import train as train
     from atnet.training.plan import forecast as forecast
 
@@ -37,9 +38,12 @@ _HOMES = {
     "forecast": "atnet.training.plan",
     "load": "atnet.model.load",
     "predict": "atnet.prediction",
+    "render_run": "atnet.show.run",
     "train": "atnet.training.loop",
 }
-__all__ = ["SIZES", "create_model", "embed", "evaluate", "explain", "forecast", "load", "predict", "train"]
+__all__ = [
+    "SIZES", "create_model", "embed", "evaluate", "explain", "forecast", "load", "predict", "render_run", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

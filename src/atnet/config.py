@@ -19,7 +19,7 @@ from cyclopts.config import Dict
 
 from atnet.errors import ConfigError
 from atnet.files import did_you_mean, read_text
-from atnet.model.sizes import LARGEST_IMAGE
+from atnet.limits import LARGEST_IMAGE
 
 MAX_YAML_BYTES = 200_000
 MAX_CYCLES = 10_000
@@ -245,12 +245,10 @@ class ScheduleConfig:
 class DistillConfig:
     """What is learned from a teacher."""
 
-    kind: Literal["soft", "hard"] = "soft"
-    """soft: its probabilities; hard: its likeliest class."""
     share: float = 0.5
     """Share of the loss that is the teacher's; the labels have the rest."""
     temperature: float = 2.0
-    """Divides both networks' logits, where soft: above 1, the unlikely classes count more."""
+    """Divides both networks' logits: above 1, the unlikely classes count more."""
 
     def __post_init__(self) -> None:
         _check_range(share=(self.share, 0, 1), temperature=(self.temperature, 0.1, 100))
@@ -258,17 +256,13 @@ class DistillConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadsConfig:
-    """What keeps several decision heads different; nothing of it touches a network of one head."""
+    """The loss of several decision heads; without effect on a network of one."""
 
-    view_drop: float = 0.0
-    """Share of the patch tokens that each head's token does not see in a step, each its own."""
-    penalty: float = 0.0
-    """Weight, in the loss, of the mean cosine between the errors of two heads."""
     together: float = 0.0
-    """Share of the loss that is of what the heads say together; the rest is the mean of each head's own."""
+    """Share of the loss on the heads' mean probability; the rest is the mean of each head's own loss."""
 
     def __post_init__(self) -> None:
-        _check_range(view_drop=(self.view_drop, 0, 0.95), penalty=(self.penalty, 0, 10), together=(self.together, 0, 1))
+        _check_range(together=(self.together, 0, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,10 +274,10 @@ class Config:
     weights: str = ""
     """A run or weights file to go on from, its head drawn anew if the classes differ; it brings its model and size."""
     freeze: tuple[str, ...] = ()
-    """Parts of the network that are not trained: stem, conv_mix, ...; all is all but the head."""
+    """Parts of the network that are not trained: stem, stages.0, encoder, ...; all is all but the head."""
     teacher: tuple[str, ...] = ()
-    """A run, a weights file, or timm's local-dir:FOLDER, whose answers are learned beside the labels; of several their
-    mean, but each decision head on a register token has one of them as its own."""
+    """Teacher for knowledge distillation: a run, a weights file, or timm's local-dir:FOLDER; of several, their mean
+    probability is learned."""
     epochs: Whole = 20
     """Passes over the training pictures."""
     batch: Annotated[int, Parameter(converter=_batch)] = 64
@@ -428,6 +422,9 @@ def make_config(recipe: str | Path | None = None, *, below: dict[str, Any] | Non
         raise ConfigError(plainly(error)) from error
 
 
+GONE = {"distill": {"kind": "soft"}, "heads": {"view_drop": 0.0, "penalty": 0.0}}
+"""Options of before version 0.2 that did not help, and their values without effect, which runs made then have."""
+
 KINDS = {
     int: "a whole number",
     float: "a number",
@@ -450,6 +447,9 @@ def plainly(error: CycloptsError) -> str:
     """The parser's error as a person says it, with the option that was probably meant."""
     if isinstance(error, UnknownOptionError):
         names = {name for argument in error.argument_collection for name in argument.names}
+        section, _, option = _name(error.token).partition(".")
+        if option in GONE.get(section, {}):
+            return _gone(_place(error.token))
         near = _nearest(_name(error.token), sorted(name.lstrip("-").replace("-", "_") for name in names))
         typed = error.token.source == "cli"
         return f"{_place(error.token)}: there is no such {'option' if typed else 'setting'}; " + (
@@ -468,6 +468,10 @@ def plainly(error: CycloptsError) -> str:
         if error.target_type in KINDS:
             return f"{_place(error.token)}: {error.token.value!r} is not {KINDS[error.target_type]}"
     return str(error)
+
+
+def _gone(place: str) -> str:
+    return f"{place} is gone, for it did not help: leave it out, or use version 0.1"
 
 
 def _name(token: Token) -> str:
@@ -574,6 +578,12 @@ def by_section(values: dict[str, Any], origin: str) -> dict[str, Any]:
     for section in SECTIONS:
         if not isinstance(values.get(section, {}), dict):
             raise ConfigError(f"{origin}: {section} is a section of options, a mapping of names to values")
+    for section, gone in GONE.items():
+        if section in values:
+            for name in gone.keys() & values[section].keys():
+                if values[section][name] != gone[name]:
+                    raise ConfigError(_gone(f"{origin}: {section}.{name}"))
+            values[section] = {name: value for name, value in values[section].items() if name not in gone}
     return values
 
 

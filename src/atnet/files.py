@@ -198,3 +198,9 @@ def did_you_mean(path: Path, *folders: str, among: Callable[[Path], bool] = Path
         if close:
             return f"; did you mean {folder / close[0]}?"
     return ""
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: ATNET_CACHE, or atnet in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atnet"
+    return Path(os.environ.get("ATNET_CACHE") or default)

@@ -28,7 +28,7 @@ import atnet
 from atnet.cli import main
 from atnet.data.preprocess import Preprocess
 from atnet.deploy.connections import Address, Connection, Door, Turns, client_of
-from atnet.deploy.export import write_onnx
+from atnet.deploy.graph import write_onnx
 from atnet.deploy.serve import _log_seldom, file_to_serve, serve
 from atnet.deploy.service import Limits, _Places
 from atnet.errors import ConfigError, WeightsError

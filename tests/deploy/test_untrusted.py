@@ -15,7 +15,7 @@ from PIL import Image
 sys.path.append(str(Path(__file__).parent.parent / "proof"))
 import malicious
 
-from atnet.deploy.export import write_onnx
+from atnet.deploy.graph import write_onnx
 from atnet.deploy.onnx import MAX_BYTES, OnnxNetwork, require_finite
 from atnet.deploy.preprocessing import with_preprocessing
 from atnet.deploy.untrusted import MAX_MEGABYTES, require_harmless

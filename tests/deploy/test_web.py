@@ -210,7 +210,7 @@ def test_where_it_looked_is_what_explain_says(site, visit, tmp_path):
 
 
 def test_a_network_without_attention_shows_no_map(quick, site, visit, tmp_path):
-    weights = atnet.train(**quick | {"model": "xxxs+trans_mix=0+class_attention=0"}, out=tmp_path / "without").folder
+    weights = atnet.train(**quick | {"model": "xxxs+attention_depths=0,0"}, out=tmp_path / "without").folder
     page = visit(write_web(tmp_path / "no-map", weights).path)
     assert "Answered in " in give(page, "photo.jpg", PICTURES["photo.jpg"]())
     expect(page.locator("#look")).to_be_hidden()

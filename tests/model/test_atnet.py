@@ -1,4 +1,5 @@
 import copy
+import math
 import pickle
 from functools import partial
 
@@ -9,11 +10,12 @@ from timm.models.cait import ClassAttn
 from timm.models.vision_transformer import Block
 
 from atnet import create_model
-from atnet.model.atnet import ATNet
-from atnet.model.blocks import ClassAttention, ConvMix, TransMix
+from atnet.model.atnet import ATNet, ClassAttention, ConvMixerBlock, TransMix
 from atnet.model.sizes import SIZES
 
-LAYOUT = {"conv_mix": 2, "trans_mix": 2, "patch": 8, "kernel": 5, "conv_dim": 16, "dim": 32, "heads": 4}
+LAYOUT = {
+    "depths": (1, 1, 1), "dims": (8, 16, 32), "strides": (4, 2, 2), "attention_depths": (0, 2), "kernel": 5, "heads": 4,
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -33,13 +35,14 @@ def test_every_size_runs_and_every_parameter_gets_a_gradient(name, sides, channe
 
 
 @pytest.mark.parametrize(
-    ("stem", "patch"), [("patch", 7), ("patch", 9), ("patch", 12), ("overlap", 4), ("overlap", 16)]
+    ("convmixer", "strides"),
+    [(True, (7, 1, 1)), (True, (9, 1, 2)), (False, (4, 1, 1)), (False, (2, 2, 1)), (False, (8, 2, 2))],
 )
 @pytest.mark.parametrize("sides", [(45, 100), (5, 3)])
-def test_any_patch_takes_any_sides(stem, patch, sides):
-    model = ATNet(**{**LAYOUT, "patch": patch, "conv_dim": 32}, stem=stem, squeeze=1, num_classes=3).eval()
+def test_any_strides_take_any_sides(convmixer, strides, sides):
+    model = ATNet(**{**LAYOUT, "strides": strides}, convmixer=convmixer, num_classes=3).eval()
     tokens = model.forward_features(torch.randn(1, 3, *sides))
-    rows, columns = (-(-side // patch) for side in sides)
+    rows, columns = (-(-side // math.prod(strides)) for side in sides)
     assert tokens.shape == (1, model.num_prefix_tokens + rows * columns, 32)
 
 
@@ -58,9 +61,9 @@ def test_batch_neighbours_do_not_change_a_prediction():
 
 def test_where_a_patch_is_matters_to_the_encoder():
     model = ATNet(**LAYOUT, num_classes=5).eval()
-    grid = torch.randn(1, 16, 8, 8)
-    moved = model.squeeze(grid.flip(3)).flip(3)
-    assert (model.squeeze(grid) - moved).abs().max() > 1e-3
+    position = model.stages[2].position
+    grid = torch.ones(1, 32, 8, 8)
+    assert (position(grid)[..., :-1, :] - position(grid)[..., 1:, :]).abs().max() > 1e-3
 
 
 def test_checkpointing_changes_no_gradient():
@@ -76,9 +79,9 @@ def test_checkpointing_changes_no_gradient():
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_conv_mix_is_convmixers_block():
+def test_the_published_block_is_convmixers():
     theirs = timm.create_model("convmixer_768_32", num_classes=0).blocks[0].eval()
-    ours = ConvMix(768, 7, 0.0, norm_first=False).eval()
+    ours = ConvMixerBlock(768, 7, 0.0).eval()
     depthwise, _, norm1 = theirs[0].fn
     pairs = (
         (ours.depthwise, depthwise),
@@ -127,8 +130,8 @@ def test_a_class_attention_layer_updates_the_prefix_alone_and_reads_every_token(
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_the_last_layers_are_those_of_class_attention(count):
-    model = ATNet(**LAYOUT, class_attention=count, registers=3)
-    assert [layer.prefix for layer in model.trans_mix] == [0] * (2 - count) + [4] * count
+    model = ATNet(**{**LAYOUT, "attention_depths": (2 - count, count)}, registers=3)
+    assert [layer.prefix for layer in model.encoder] == [0] * (2 - count) + [4] * count
 
 
 def test_three_feature_levels_for_detection():
@@ -149,7 +152,7 @@ def unused(model):
 @pytest.mark.parametrize("count", [0, 1, 2])
 @pytest.mark.parametrize("last", [0, 1, 2])
 def test_levels_of_features_are_the_whole_networks_and_leave_no_parameter_unused(count, last):
-    whole = ATNet(**LAYOUT, num_classes=5, class_attention=count, late_mix=1).eval()
+    whole = ATNet(**{**LAYOUT, "attention_depths": (2 - count, count)}, num_classes=5).eval()
     images = torch.randn(2, 3, 64, 64)
     expected = whole.forward_intermediates(images, indices=[last], intermediates_only=True)
     pruned = copy.deepcopy(whole)
@@ -167,7 +170,9 @@ def test_levels_of_features_are_the_whole_networks_and_leave_no_parameter_unused
 
 
 @pytest.mark.parametrize("pool", ["token", "avg", "both"])
-@pytest.mark.parametrize(("name", "heads"), [("xxxs", False), ("xxxs_star", True), ("xxxs+trans_mix=3", False)])
+@pytest.mark.parametrize(
+    ("name", "heads"), [("xxxs", False), ("xxxs_star", True), ("xxxs+attention_depths=1,2", False)]
+)
 def test_every_pooling_uses_every_parameter(name, heads, pool):
     model = create_model(name, num_classes=4, global_pool="both")
     model.reset_classifier(4, pool)
@@ -177,7 +182,7 @@ def test_every_pooling_uses_every_parameter(name, heads, pool):
 
 def test_a_class_token_that_reads_no_patch_is_refused():
     with pytest.raises(ValueError, match="'both'"):
-        ATNet(**{**LAYOUT, "trans_mix": 0}, class_attention=0, global_pool="token")
+        ATNet(**{**LAYOUT, "attention_depths": (0, 0)}, global_pool="token")
 
 
 def test_prefix_tokens_come_with_the_last_level():
@@ -199,7 +204,7 @@ def test_the_head_reads_what_global_pool_says(pool):
 
 
 def test_avg_is_of_patches_alone_where_they_attend_too():
-    model = ATNet(**LAYOUT, num_classes=5, global_pool="avg", class_attention=0).eval()
+    model = ATNet(**{**LAYOUT, "attention_depths": (2, 0)}, num_classes=5, global_pool="avg").eval()
     tokens = model.forward_features(torch.randn(2, 3, 64, 64))
     expected = tokens[:, model.num_prefix_tokens :].mean(1)
     torch.testing.assert_close(model.forward_head(tokens, pre_logits=True), expected)
@@ -237,12 +242,12 @@ def test_no_registers_is_a_size_too():
 def test_groups_follow_the_pictures_way():
     from timm.models._manipulate import group_parameters
 
-    model = ATNet(**LAYOUT, late_mix=1)
+    model = ATNet(**LAYOUT)
     groups = group_parameters(model, model.group_matcher(), reverse=True)
-    way = ["stem.0.conv.weight", "conv_mix.0.depthwise.weight", "conv_mix.1.depthwise.weight",
-           "squeeze.position.weight", "late_mix.0.depthwise.weight", "cls_token", "trans_mix.0.norm1.weight",
-           "trans_mix.1.norm1.weight", "norm.weight", "head.weight"]  # fmt: skip
-    assert [groups[name] for name in way] == list(range(10))
+    way = ["stem.0.conv.weight", "stages.0.blocks.0.depthwise.weight", "stages.1.downsample.conv.weight",
+           "stages.1.blocks.0.depthwise.weight", "stages.2.position.weight", "stages.2.blocks.0.depthwise.weight",
+           "cls_token", "encoder.0.norm1.weight", "encoder.1.norm1.weight", "norm.weight", "head.weight"]  # fmt: skip
+    assert [groups[name] for name in way] == list(range(11))
 
 
 @pytest.mark.parametrize(
@@ -250,9 +255,9 @@ def test_groups_follow_the_pictures_way():
     [
         ({"heads": 3}, "dim=32 is not divisible by heads=3: try heads=2 or dim=33"),
         ({"kernel": 4}, "kernel=4 is even"),
-        ({"patch": 12}, "patch=12 is no power of two"),
-        ({"class_attention": 3}, "class_attention=3 of trans_mix=2 layers"),
-        ({"stem": "other"}, "stem='other' is unknown"),
+        ({"strides": (6, 2, 2)}, "stem of stride 6, no power of two"),
+        ({"dims": (9, 16, 32)}, "a stem of stride 4 halves 9"),
+        ({"depths": (1, 1)}, "three numbers each"),
         ({"global_pool": "max"}, "global_pool='max' is unknown"),
     ],
 )
@@ -262,8 +267,8 @@ def test_layouts_that_cannot_be_built_say_why(change, message):
 
 
 def test_an_unknown_argument_is_not_swallowed():
-    with pytest.raises(TypeError, match="conv_mixx"):
-        create_model("xxxs", conv_mixx=3)
+    with pytest.raises(TypeError, match="depthss"):
+        create_model("xxxs", depthss=3)
 
 
 def test_an_unknown_name_gets_the_nearest():
@@ -272,4 +277,4 @@ def test_an_unknown_name_gets_the_nearest():
 
 
 def test_sizes_take_changes_of_their_layout():
-    assert create_model("xxxs", registers=8, kernel=5).reg_token.shape == (1, 8, 192)
+    assert create_model("xxxs", registers=8, kernel=7).reg_token.shape == (1, 8, 192)

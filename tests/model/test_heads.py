@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from atnet import create_model
-from atnet.model.heads import Adapters, answer, error_cosine, fuse
+from atnet.model.heads import Adapters, answer, fuse
 from atnet.model.sizes import SIZES
 
 
@@ -104,34 +104,3 @@ def test_a_network_of_one_head_has_none_apart(images):
         together, each = answer(plain, images)
         assert torch.equal(together, plain(images))
     assert each is None
-
-
-def test_errors_are_alike_or_opposite():
-    logits = torch.tensor([[[2.0, 0.0, 0.0], [2.0, 0.0, 0.0]]])
-    assert error_cosine(logits, torch.tensor([1])) == pytest.approx(1)
-    likely, unlikely = torch.tensor([9.0, 0, -9]), torch.tensor([-9.0, 0, 9])  # of the label at 0: one right, one wrong
-    both = torch.stack([likely, unlikely])[None]
-    shares = torch.tensor([[0.5, 0.0, 0.5]])  # between the two their errors are opposite
-    assert error_cosine(both, shares) == pytest.approx(-1, abs=1e-3)
-
-
-@pytest.mark.parametrize("drop", [0.5, 0.9])
-def test_views_differ_by_head_and_step_and_end_with_training(drop):
-    model = create_model("xxxs_star", num_classes=7, view_drop_rate=drop)
-    layer = model.trans_mix[0].attention
-    tokens = torch.randn(40, 5 + 64, 192)
-    seen = layer.seen(tokens)
-    assert seen.shape == (40, 1, 5, 69)
-    assert seen[..., :5].all()
-    assert 1 - float(seen[..., 5:].float().mean()) == pytest.approx(drop, abs=0.02)
-    assert not torch.equal(seen[:, :, 0], seen[:, :, 1])
-    assert layer.eval().seen(tokens) is None
-
-
-def test_isolated_tokens_do_not_see_each_other(images):
-    model = create_model("xxxs_star", num_classes=7, isolated=True).eval()
-    before = model.decide(model.forward_features(images))
-    with torch.no_grad():
-        model.reg_token[:, 1] += 1
-    after = model.decide(model.forward_features(images))
-    assert (after != before).any(2).any(0).tolist() == [False, False, True, False, False]

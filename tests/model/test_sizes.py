@@ -4,6 +4,7 @@ import torch
 from atnet import create_model
 from atnet.cli import main
 from atnet.errors import ConfigError
+from atnet.model.layout import Size
 from atnet.model.load import architecture
 from atnet.model.sizes import SIZES, layout_of, split_name
 
@@ -57,29 +58,31 @@ def test_parameters_are_pinned(name):
 )
 def test_the_authors_layouts_are_as_published(name, layout):
     size = SIZES[name]
-    assert (size.conv_mix, size.trans_mix, size.patch) == layout
-    assert (size.stem, size.squeeze, size.conv_dim == size.dim) == ("patch", 1, True)
+    blocks, layers, patch = layout
+    assert (size.depths, size.attention_depths, size.strides) == ((0, blocks, 0), (layers, 0), (patch, 1, 1))
+    assert size.convmixer
+    assert len(set(size.dims)) == 1
 
 
 def test_author_2023_is_512_wide_with_kernel_7():
-    assert (SIZES["author_2023"].dim, SIZES["author_2023"].kernel) == (512, 7)
+    assert (SIZES["author_2023"].dims[2], SIZES["author_2023"].kernel) == (512, 7)
 
 
 def test_a_name_can_change_a_sizes_layout():
-    named = create_model("xxxs+kernel=7+registers=8+norm_first=false+mlp_ratio=3")
-    given = create_model("xxxs", kernel=7, registers=8, norm_first=False, mlp_ratio=3.0)
+    named = create_model("xxxs+kernel=7+registers=8+depths=1,2,3+mlp_ratio=3")
+    given = create_model("xxxs", kernel=7, registers=8, depths=(1, 2, 3), mlp_ratio=3.0)
     shapes = {name: tensor.shape for name, tensor in given.state_dict().items()}
     assert {name: tensor.shape for name, tensor in named.state_dict().items()} == shapes
     assert architecture("xxxs+kernel=7") == "atnet_xxxs+kernel=7"
     assert architecture("s*") == "atnet_s_star"
-    assert layout_of("atnet_xs+squeeze=1").squeeze == 1
+    assert layout_of("atnet_xs+strides=4,2,1").strides == (4, 2, 1)
     assert layout_of("resnet18") is None
     assert split_name("resnet18") == ("resnet18", {})
 
 
 def test_a_layout_that_cannot_be_built_is_named(capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["sizes", "xxxs+dim=200"])
+        main(["sizes", "xxxs+dims=48,96,200"])
     assert ended.value.code == 2
     assert "dim=200 is not divisible by heads=6" in capsys.readouterr().err
 
@@ -88,22 +91,48 @@ def test_a_layout_that_cannot_be_built_is_named(capsys):
     ("name", "message"),
     [
         ("resnet18+kernel=5", "only AT-Net's own sizes take changes, and resnet18 is none"),
-        ("xxxs+kernal=5", "'kernal=5' changes nothing of a layout; as xxxs.kernel=5: kernel"),
+        ("xxxs+kernal=5", "'kernal=5' changes nothing of a layout; as xxxs.kernel=7: kernel"),
         ("xxxs+kernel", "'kernel' changes nothing of a layout"),
-        ("xxxs+kernel=5.5", "'kernel=5.5': no whole number from 0 to 4,096; xxxs has kernel=5"),
-        ("xxxs+conv_mix=999999999", "no whole number from 0 to 256"),
-        ("xxxs+norm_first=1", "neither true nor false"),
+        ("xxxs+kernel=5.5", "kernel=5.5: no whole number from 0 to 4,096; xxxs has 5"),
+        ("xxxs+depths=2,6,999999999", "no whole number from 0 to 256; xxxs has 2,6,11"),
+        ("xxxs+convmixer=1", "neither true nor false"),
         ("xxxs+mlp_ratio=nan", "no number above 0"),
-        ("xxxs+residual=lineer", "'residual=lineer': none of depthwise, both, linear; xxxs has residual=both"),
-        ("xxxs+squeeze=0", "'squeeze=0': none of 1, 2; xxxs has squeeze=2"),
-        ("xxxs+squeeze=3", "none of 1, 2"),
-        ("xxxs+stem=foo", "none of patch, overlap"),
+        ("xxxs+depths=2,6", "no 3 numbers"),
+        ("xxxs+strides=4,2,0", "no whole number from 1 to 4,096"),
         ("xxxs+global_pool=foo", "none of token, avg, both"),
-        ("xxxs+heads=0", "'heads=0': no whole number from 1 to 4,096"),
-        ("xxxs+patch=0", "no whole number from 1 to 4,096"),
+        ("xxxs+heads=0", "heads=0: no whole number from 1 to 4,096"),
         ("xxxs+pretrained=true", "'pretrained=true' changes nothing of a layout"),
     ],
 )
 def test_a_change_that_is_none_says_what_there_is(name, message):
     with pytest.raises(ConfigError, match=message.replace("+", ".")):
         architecture(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("xxxs+late_mix=9", {"depths": (2, 6, 9), "dims": (48, 96, 192)}),
+        ("xxxs+early_mix=0+late_mix=0+trans_mix=3", {"depths": (0, 6, 0), "attention_depths": (1, 2)}),
+        ("atnet_xs+squeeze=1", {"strides": (4, 2, 1), "dims": (48, 144, 288)}),
+        ("xxxs+patch=4+early_mix=1", {"strides": (2, 2, 2), "dims": (24, 96, 192), "depths": (1, 6, 11)}),
+        ("xxxs+patch=16", {"strides": (8, 2, 2), "dims": (96, 96, 192)}),
+        ("xxxs+dim=96+heads=3+gate=false", {"dims": (48, 96, 96), "heads": 3}),
+        ("seed_s+patch=14+conv_mix=2", {"strides": (14, 1, 1), "depths": (0, 2, 0), "convmixer": True}),
+        (
+            "xxxs+stem=patch+norm_first=false+residual=depthwise+early_mix=0+conv_dim=32",
+            {"convmixer": True, "strides": (8, 1, 2), "dims": (32, 32, 192), "depths": (0, 6, 11)},
+        ),
+    ],
+)
+def test_names_of_version_0_1_mean_what_they_meant(name, expected):
+    base, _ = split_name(name)
+    size = SIZES[base.removeprefix("atnet_")]
+    assert layout_of(name) == Size(**{field: getattr(size, field) for field in vars(size)} | expected)
+    create_model(name, num_classes=2, device="meta")
+
+
+@pytest.mark.parametrize("change", ["residual=depthwise", "qk_norm=true", "isolated=true", "conv_dim=32", "gate=true"])
+def test_what_is_gone_is_named_with_the_version_that_has_it(change):
+    with pytest.raises(ConfigError, match=rf"{change.split('=')[0]}.*gone.*0\.1|{change}.*use dims"):
+        architecture(f"xxxs+{change}")

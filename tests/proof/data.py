@@ -132,7 +132,7 @@ def odd_pictures(photos: Path, folder: Path) -> Finding:
     bad = {name: reason for name, reason in expected.items() if reason}
 
     options = {
-        "model": "xxxs+conv_mix=1+trans_mix=1+class_attention=1",
+        "model": "xxxs+depths=2,1,11+attention_depths=0,1",
         "epochs": 1,
         "batch": 62,
         "data": {"source": str(folder / "data"), "size": 32, "max_bad": 0.2, "workers": 2},

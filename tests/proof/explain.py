@@ -45,8 +45,8 @@ COLOURS = {
     "random order": "#aaaaaa",
 }  # fmt: skip
 PARTS = {
-    "head": ("head",), "trans_mix": ("norm", "trans_mix", "cls_token", "reg_token"), "late_mix": ("late_mix",),
-    "squeeze": ("squeeze",), "conv_mix": ("conv_mix",), "stem": ("stem",),
+    "head": ("head",), "encoder": ("norm", "encoder", "cls_token", "reg_token"), "stage 3": ("stages.2",),
+    "stage 2": ("stages.1",), "stage 1": ("stages.0",), "stem": ("stem",),
 }  # fmt: skip
 Grid = NDArray[np.float32]
 Curve = NDArray[np.float64]
@@ -62,10 +62,10 @@ def ours(maps: Maps) -> dict[str, Grid]:
 
 def rivals(model: Any, image: Tensor, label: int) -> dict[str, Grid]:
     """Of a network whose layers are all of class attention."""
-    grid = model.late_mix(model.squeeze(model.conv_mix(model.stem(image)))).detach().requires_grad_()
+    grid = model.stages(model.stem(image)).detach().requires_grad_()
     prefix, weights = model.num_prefix_tokens, []
-    tokens = model.with_prefix(grid)
-    for layer in model.trans_mix:
+    tokens = model.add_prefix_tokens(grid)
+    for layer in model.encoder:
         query, key, value = layer.attention.project(layer.norm1(tokens))
         weights.append(attention_weights(query[0], key[0]))
         gathered = layer.attention.proj((weights[-1] @ value[0]).transpose(0, 1).reshape(1, prefix, -1))
@@ -112,7 +112,10 @@ def drawn_anew(model: Any, name: str, seed: int) -> dict[str, Any]:
     for last, parts in PARTS.items():
         now = copy.deepcopy(now)
         for part in parts:
-            setattr(now, part, getattr(fresh, part))
+            if part in ("cls_token", "reg_token"):
+                setattr(now, part, getattr(fresh, part))
+            else:
+                now.set_submodule(part, fresh.get_submodule(part))
         found[last] = now
     return found
 

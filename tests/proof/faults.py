@@ -30,7 +30,7 @@ from atnet.config import make_config, to_yaml
 from atnet.data.order import BatchOrder
 from atnet.errors import AtnetError, ConfigError
 from atnet.measure.record import checkpoints, read_metrics
-from atnet.model.blocks import Squeeze
+from atnet.model.atnet import SeparableConv
 from atnet.training import loop, state
 from atnet.training.checkpoint import load_checkpoint
 from atnet.training.faults import replay
@@ -40,7 +40,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 PICTURES = {"train": 80, "val": 25}
 CLASSES = ("n01440764", "n03394916", "n03445777")
 OPTIONS: dict[str, Any] = {
-    "model": "xxxs+conv_mix=2+trans_mix=2+class_attention=1",
+    "model": "xxxs+depths=2,2,11+attention_depths=1,1",
     "epochs": 3,
     "batch": 20,
     "drop_path": 0.2,
@@ -382,7 +382,7 @@ def lost_ranks(proof: Proof) -> Finding:
 def not_finite(proof: Proof) -> Finding:
     good = 0
     clean = True
-    real_prepare, real_forward = state.prepare, Squeeze.forward
+    real_prepare, real_forward = state.prepare, SeparableConv.forward
     for number in range(7):
         steps = sorted(proof.random.sample(range(1, 35), 3))
         wrong = dict(zip(steps, proof.random.choices(("loss", "gradient", "statistic"), k=3), strict=True))
@@ -398,10 +398,10 @@ def not_finite(proof: Proof) -> Finding:
             if kind == "gradient":
                 out.register_hook(lambda gradient: gradient * float("inf"))
             elif kind == "statistic":
-                self.reduce[-1].running_var.data.fill_(float("inf"))
+                self.norm.running_var.data.fill_(float("inf"))
             return out * float("nan") if kind == "loss" else out
 
-        state.prepare, Squeeze.forward = prepare, forward  # type: ignore[assignment, method-assign]
+        state.prepare, SeparableConv.forward = prepare, forward  # type: ignore[assignment, method-assign]
         try:
             run = atnet.train(
                 proof.recipe("spoilt", save_minutes=0.0, keep=100), out=proof.folder / f"nan-{number}"
@@ -415,7 +415,7 @@ def not_finite(proof: Proof) -> Finding:
                     {"loss": "the loss", "gradient": "the gradient"}.get(wrong[step], "the sum")
                 )
         finally:
-            state.prepare, Squeeze.forward = real_prepare, real_forward  # type: ignore[method-assign]
+            state.prepare, SeparableConv.forward = real_prepare, real_forward  # type: ignore[method-assign]
         shutil.rmtree(run)
     return good == 21 and clean, f"{good} of 21 replayed, checkpoints clean: {clean}"
 

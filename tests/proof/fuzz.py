@@ -54,7 +54,7 @@ from atnet.errors import AtnetError
 HERE = Path(__file__).parent
 RECIPES = HERE.parent.parent / "recipes"
 MEGABYTES, ADDRESS_SPACE = 1500, 12_000_000_000
-MODEL = "xxxs+conv_dim=32+dim=32+heads=2+trans_mix=2+conv_mix=1+early_mix=1+late_mix=1"
+MODEL = "xxxs+dims=16,32,32+heads=2+depths=1,1,1"
 HARM = "\x1b]0;harm\x07<img src=x onerror=alert(1)>../../etc\u202e"
 
 

@@ -30,7 +30,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from atnet.data.preprocess import Preprocess
 from atnet.data.sources import write_digits
-from atnet.deploy.export import write_onnx
+from atnet.deploy.graph import write_onnx
 from atnet.deploy.preprocessing import with_preprocessing
 from atnet.model.info import METADATA, WeightsInfo, note_hashes
 from atnet.model.load import create_classifier, to_safetensors
@@ -154,15 +154,15 @@ weights(
 weights("a number of 100,000 digits", lambda: described('{"epoch": ' + "9" * 100_000 + "}"), UNKNOWN)
 weights(
     "a network of 4,096 layers",
-    lambda: described(told(model="atnet_xxxs+conv_mix=4096+late_mix=4096")),
+    lambda: described(told(model="atnet_xxxs+depths=4096,4096,4096")),
     "no whole number from 0 to 256",
 )
 weights(
     "the largest network that a name may ask for",
     lambda: described(
         told(
-            model="atnet_xxxs+conv_mix=256+late_mix=256+early_mix=256+trans_mix=256+decision_heads=256+registers=256"
-            "+conv_dim=4096+dim=4092"
+            model="atnet_xxxs+depths=256,256,256+attention_depths=0,256+decision_heads=256+registers=256"
+            "+dims=4096,4096,4092"
         )
     ),
     "not weights of",

@@ -24,8 +24,8 @@ from atnet.deploy.export import (
     export,
     logits_apart,
     probabilities_apart,
-    write_onnx,
 )
+from atnet.deploy.graph import write_onnx
 from atnet.deploy.onnx import OnnxNetwork
 from atnet.deploy.web import write_web
 from atnet.model.info import SHIPPED, WeightsInfo

@@ -159,7 +159,7 @@ def _write_network(path: Path) -> None:
     import torch
 
     from atnet.data.preprocess import Preprocess
-    from atnet.deploy.export import write_onnx
+    from atnet.deploy.graph import write_onnx
     from atnet.model.info import WeightsInfo
     from atnet.model.load import create_classifier
 

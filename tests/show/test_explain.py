@@ -17,7 +17,7 @@ from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.model.info import SHIPPED
 from atnet.show.explain import maps_of
 
-TINY = "xxxs+early_mix=0+conv_mix=1+late_mix=1+conv_dim=16+dim=8+heads=2+registers=1"
+TINY = "xxxs+depths=0,1,1+dims=16,16,8+heads=2+registers=1"
 
 
 @pytest.fixture
@@ -57,8 +57,6 @@ def by_hand(layer: torch.nn.Module, tokens: np.ndarray) -> np.ndarray:
         mine = slice(4 * head, 4 * head + 4)
         for i in range(len(query)):
             powers = np.exp([query[i, mine] @ key[k, mine] / 2 for k in range(len(key))])
-            if layer.prefix and layer.attention.isolated:
-                powers[[k for k in range(layer.prefix) if k != i]] = 0
             found[head, i] = powers / powers.sum()
     return found
 
@@ -67,7 +65,7 @@ def tokens_of(model: torch.nn.Module, image: torch.Tensor) -> list[np.ndarray]:
     """What enters each TransMix layer."""
     found = []
     hooks = [layer.register_forward_pre_hook(lambda _, given: found.append(given[0][0].double().numpy()))
-             for layer in model.trans_mix]  # fmt: skip
+             for layer in model.encoder]  # fmt: skip
     with torch.no_grad():
         model(image)
     for hook in hooks:
@@ -75,14 +73,14 @@ def tokens_of(model: torch.nn.Module, image: torch.Tensor) -> list[np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("changes", ["", "+trans_mix=3", "+class_attention=0", "+isolated=true"])
+@pytest.mark.parametrize("changes", ["", "+attention_depths=1,2", "+attention_depths=2,0"])
 def test_attention_and_rollout_are_those_done_by_hand(changes):
     model, image = tiny(changes)
     maps = maps_of(model, image)
-    assert maps.attention.shape == (3 if "trans" in changes else 2, 2, 2, 3, 4)
+    assert maps.attention.shape == (3 if "1,2" in changes else 2, 2, 2, 3, 4)
     np.testing.assert_allclose(maps.attention.sum((3, 4)) + maps.among.sum(3), 1, atol=1e-6)
     flow = np.eye(14)
-    for number, (layer, tokens) in enumerate(zip(model.trans_mix, tokens_of(model, image), strict=True)):
+    for number, (layer, tokens) in enumerate(zip(model.encoder, tokens_of(model, image), strict=True)):
         shares = by_hand(layer, tokens)
         np.testing.assert_allclose(maps.among[number], shares[:, :2, :2].transpose(1, 0, 2), atol=1e-5)
         there = shares[:, :2, 2:].reshape(2, 2, 3, 4).transpose(1, 0, 2, 3)
@@ -95,7 +93,7 @@ def test_attention_and_rollout_are_those_done_by_hand(changes):
     np.testing.assert_allclose(maps.rollout, flow[:2, 2:].reshape(2, 3, 4), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["xxxs", "xxs_star", "s", "seed_xxxs", "xxxs+registers=0+qk_norm=true"])
+@pytest.mark.parametrize("name", ["xxxs", "xxs_star", "s", "seed_xxxs", "xxxs+registers=0"])
 def test_the_answer_is_the_networks_own(name):
     torch.manual_seed(0)
     model = atnet.create_model(name, num_classes=4).eval()

@@ -99,10 +99,17 @@ def test_a_report_is_made_anew_but_replaces_no_other_file(quick, tmp_path):
     assert (tmp_path / "mine.html").read_text() == "mine"
 
 
-def test_a_report_says_which_picture_is_not_there(quick, tmp_path):
-    run = atnet.train(**quick, out=tmp_path / "run")
-    (run.folder / "samples.png").unlink()
-    assert "samples.png is not in the run folder" in write_report(run.folder).read_text()
+def test_a_report_draws_what_is_not_there_and_says_what_cannot_be_drawn(quick, digits, tmp_path):
+    run = atnet.train(**quick, out=tmp_path / "run").folder
+    drawn = ["confusion.png", "curves.png", "mistakes.png", "samples.png"]
+    assert not [path for path in drawn if (run / path).exists()]
+    assert "is not in the run folder" not in write_report(run).read_text()
+    for path in drawn:
+        (run / path).unlink()
+    digits.rename(tmp_path / "gone")
+    page = write_report(run).read_text()
+    assert "samples.png is not in the run folder" in page
+    assert "curves.png is not in the run folder" not in page
 
 
 def test_a_report_of_a_run_without_its_pictures_is_made_without_what_was_looked_at(quick, digits, tmp_path):

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import atnet
-from atnet.config import DataConfig, DistillConfig, make_config
+from atnet.config import DataConfig, make_config
 from atnet.data.loader import batches_of, eval_loader
 from atnet.data.sources import open_labelled
 from atnet.errors import ConfigError, Stopped, WeightsError
@@ -56,16 +56,13 @@ def test_a_teacher_says_what_its_network_says_of_pictures_in_its_own_colours(tea
     assert not said.requires_grad
 
 
-def test_each_head_has_a_teacher_of_its_own_and_the_first_the_mean(teacher, classes, tmp_path):
+def test_several_teachers_answer_with_their_mean_probability(teacher, classes, tmp_path):
     best = teacher / "best.safetensors"
     both = Teachers((str(teacher), str(best)), classes, DataConfig(), CPU)
     images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     one, other = (Teacher(str(path), classes, DataConfig(), CPU).answer(images).softmax(1) for path in (teacher, best))
     assert (one - other).abs().max() > 1e-3
-    said = both.answer(images, 5).softmax(2)
-    for head, expected in enumerate([(one + other) / 2, one, other, one, other]):
-        torch.testing.assert_close(said[:, head], expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(both.answer(images, 1)[:, 0].softmax(1), (one + other) / 2, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(both.answer(images).softmax(1), (one + other) / 2, atol=1e-5, rtol=1e-4)
 
 
 def test_a_network_of_several_heads_learns_from_several_teachers(quick_star, teacher, tmp_path):
@@ -77,12 +74,11 @@ def test_a_network_of_several_heads_learns_from_several_teachers(quick_star, tea
 
 
 def test_heads_that_learn_together_may_each_differ_from_their_teacher():
-    """What they say together is the teachers' mean, though no head says what its own teacher does."""
+    """Their mean probability is the teachers', though no head's own is."""
     mean = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
     apart = torch.tensor([[0.2, -0.1, -0.1], [0.05, 0.05, -0.1]])
     said = torch.stack([mean + apart, mean - apart], 1).log()
-    taught = mean.log()[:, None].expand(2, 2, 3)
-    teachers = SimpleNamespace(answer=lambda images, heads: taught[:, :heads])
+    teachers = SimpleNamespace(answer=lambda images: mean.log())
 
     def loss(together):
         config = make_config(heads={"together": together}, distill={"share": 1.0, "temperature": 1.0})
@@ -112,19 +108,14 @@ def test_timms_own_folder_teaches_too(tmp_path, classes, caplog):
 
 def test_the_loss_is_least_where_both_say_the_same():
     taught = torch.tensor([[3.0, 1.0, -2.0], [0.0, 0.5, 4.0]])
-    for kind in ("soft", "hard"):
-        logits = torch.zeros(2, 3, requires_grad=True)
-        optimizer = torch.optim.SGD([logits], lr=0.5)
-        for _ in range(2000):
-            optimizer.zero_grad()
-            distillation_loss(logits, taught, DistillConfig(kind=kind)).backward()
-            optimizer.step()
-        assert logits.argmax(1).tolist() == [0, 2]
-        if kind == "soft":
-            torch.testing.assert_close(logits.softmax(1), taught.softmax(1), atol=1e-3, rtol=0)
-            assert distillation_loss(taught, taught, DistillConfig()) == pytest.approx(0, abs=1e-6)
-        else:
-            assert logits.softmax(1).amax(1).min() > 0.99
+    logits = torch.zeros(2, 3, requires_grad=True)
+    optimizer = torch.optim.SGD([logits], lr=0.5)
+    for _ in range(2000):
+        optimizer.zero_grad()
+        distillation_loss(logits, taught, 2.0).backward()
+        optimizer.step()
+    torch.testing.assert_close(logits.softmax(1), taught.softmax(1), atol=1e-3, rtol=0)
+    assert distillation_loss(taught, taught, 2.0) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_student_comes_to_agree_with_its_teacher(quick, digits, teacher, tmp_path):
@@ -157,9 +148,8 @@ def stop_in_epoch(number, monkeypatch):
     monkeypatch.setattr(loop, "take_step", stopping)
 
 
-@pytest.mark.parametrize("kind", ["soft", "hard"])
-def test_stopped_or_not_the_teachers_run_is_the_same(kind, quick, teacher, tmp_path, monkeypatch):
-    options = quick | {"epochs": 2, "teacher": str(teacher), "augment": {"mixup": 0.3}, "distill": {"kind": kind}}
+def test_stopped_or_not_the_teachers_run_is_the_same(quick, teacher, tmp_path, monkeypatch):
+    options = quick | {"epochs": 2, "teacher": str(teacher), "augment": {"mixup": 0.3}}
     whole = atnet.train(**options, out=tmp_path / "whole").record
     stop_in_epoch(2, monkeypatch)
     with pytest.raises(Stopped):

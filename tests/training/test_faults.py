@@ -10,7 +10,7 @@ import atnet
 from atnet.cli import main
 from atnet.errors import ConfigError, TrainingError
 from atnet.measure.record import checkpoints, read_metrics
-from atnet.model.blocks import Squeeze
+from atnet.model.atnet import SeparableConv
 from atnet.training import state as states
 from atnet.training.faults import replay
 
@@ -20,7 +20,7 @@ def spoil(monkeypatch):
     """Makes the given steps go wrong: in the network, in a gradient, or in a running statistic."""
 
     def spoil(wrong: dict[int, str]):
-        prepare, forward = states.prepare, Squeeze.forward
+        prepare, forward = states.prepare, SeparableConv.forward
         now = {"step": -1}
 
         def preparing(state, pixels, labels, part):
@@ -35,11 +35,11 @@ def spoil(monkeypatch):
             if kind == "gradient":
                 out.register_hook(lambda gradient: gradient * float("inf"))
             if kind == "statistic":
-                self.reduce[-1].running_var.data.fill_(float("inf"))
+                self.norm.running_var.data.fill_(float("inf"))
             return out
 
         monkeypatch.setattr(states, "prepare", preparing)
-        monkeypatch.setattr(Squeeze, "forward", spoilt)
+        monkeypatch.setattr(SeparableConv, "forward", spoilt)
 
     return spoil
 
@@ -65,7 +65,7 @@ def test_what_is_not_finite_is_not_taken_noted_and_can_be_replayed(quick, tmp_pa
 
     found = [replay(run, step) for step in (3, 7, 12)]
     assert [one.fault for one in found] == [row["fault"] for row in rows]
-    assert found[0].layer.startswith("late_mix")
+    assert found[0].layer.startswith("stages.2.blocks")
     assert found[1].layer == ""
     assert "stem.0.conv.weight" in found[1].gradients
     main(["replay", str(run), "7"])

@@ -24,9 +24,8 @@ from atnet.training import loop
 def test_a_run_leaves_what_is_promised(quick, tmp_path):
     run = atnet.train(**quick | {"epochs": 2}, out=tmp_path / "run")
     assert sorted(p.name for p in run.folder.iterdir()) == [
-        "best.safetensors", "checkpoints", "config.yaml", "confusion.png", "curves.png", "ema.safetensors",
-        "environment.yaml", "last.safetensors", "metrics.csv", "mistakes.png", "predictions.csv", "record.json",
-        "samples.png", "sha256.json",
+        "best.safetensors", "checkpoints", "config.yaml", "ema.safetensors", "environment.yaml", "last.safetensors",
+        "metrics.csv", "predictions.csv", "record.json", "sha256.json",
     ]  # fmt: skip
     rows = read_metrics(run.folder)
     assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -53,7 +52,7 @@ def test_evaluations_are_as_far_apart_as_asked(quick, tmp_path):
     assert second.record["best_top1"] == max(
         float(row[c] or 0) for row in rows[1] for c in ("val_top1", "ema_val_top1")
     )
-    assert (second.folder / "curves.png").stat().st_size > 10_000
+    assert (second.folder / "curves.png") in atnet.render_run(second.folder)
     assert "Fewer than three epochs" not in " ".join(describe_fit(rows[1], second.record["config"]))
 
 
@@ -67,8 +66,7 @@ def test_the_network_learns(quick, tmp_path):
 
 
 def test_several_heads_learn_together_and_are_recorded_apart(quick_star, tmp_path):
-    heads = {"view_drop": 0.5, "penalty": 0.1}
-    run = atnet.train(**quick_star | {"heads": heads}, out=tmp_path / "run")
+    run = atnet.train(**quick_star, out=tmp_path / "run")
     found = run.record["heads"]["ema"]
     assert [len(found[name]) for name in ("top1", "loss")] == [5, 5]
     assert 0 <= found["disagreement"] <= 100

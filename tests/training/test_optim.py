@@ -89,7 +89,7 @@ def test_muon_takes_the_matrices_between_input_and_classifier():
     muon, adamw = make_optimizers(model, make_config(optim={"name": "muon"}).optim)
     names = {id(p): n for n, p in model.named_parameters()}
     taken = {names[id(p)] for p in muon.param_groups[0]["params"]}
-    assert {"stem.0.conv.weight", "conv_mix.0.pointwise.weight", "trans_mix.1.mlp.fc1.weight"} <= taken
+    assert {"stem.0.conv.weight", "stages.1.blocks.0.pointwise.weight", "encoder.1.mlp.fc1.weight"} <= taken
     assert not [n for n in taken if "depthwise" in n or "position" in n or "head" in n or not n.endswith("weight")]
     decayed, others = adamw.param_groups
     assert "head.weight" in {names[id(p)] for p in decayed["params"]}

@@ -49,7 +49,7 @@ def blocks(
     notes = f"{machine_line()}; {measure_roof(threads)}"
     console.print(notes, markup=False, soft_wrap=True)
     if document is None:
-        console.print('Next: atnet bench xxxs, or a layout of your own: atnet.create_model("xxxs", conv_mix=8)')
+        console.print('Next: atnet bench xxxs, or a layout of your own: atnet.create_model("xxxs", depths=(2, 8, 11))')
         return
     picture = publish(tables, notes, document, title)
     draw_blocks(found, picture)

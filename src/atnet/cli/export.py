@@ -59,8 +59,10 @@ def export(
             )
         from atnet.cli.tables import table_of
         from atnet.deploy.quantize import quantize
+        from atnet.show.pictures import draw_quantized
 
         made = quantize(weights, out, max_drop=max_drop, preprocessing=with_preprocessing, licence=licence, data=data)
+        draw_quantized(made.trials, made.costs, max_drop, made.picture)
         console.print(
             table_of(
                 ("", "top-1 %", "as fp32 %", "MB", "ms", "times as fast"),

@@ -47,8 +47,8 @@ def sizes(*names: str, picture: Path | None = None, size: int = 224) -> None:
         draw_parts(names or [name for name in SIZES if "_" not in name], size, picture)
     console.print(table)
     console.print(
-        "\nTransMix: layers of all tokens + layers of class attention. Patch_size: stride of the stem x squeeze before "
-        "the encoder. Embed_Dim: ConvMix/TransMix."
+        "\nConvMix: blocks of each stage. TransMix: layers of self-attention + layers of class attention. "
+        "Patch_size: strides of the stem and of the later stages. Embed_Dim: widths of the stages."
     )
     if picture is not None:
         console.print(f"Written: {picture}", markup=False, soft_wrap=True)

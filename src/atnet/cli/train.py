@@ -43,6 +43,7 @@ def train(
     from atnet.errors import ConfigError
     from atnet.measure.record import kept_weights
     from atnet.progress import duration
+    from atnet.show.run import render_run
     from atnet.training.loop import resume_run, train_config, unfinished_run
     from atnet.training.plan import forecast_config, settle
     from atnet.training.ranks import launched, leads
@@ -67,6 +68,7 @@ def train(
     named = {"ema": "moving average, which --weights RUN takes", "last": "last weights"}
     if not leads():
         return
+    render_run(folder)
     kept = kept_weights(run.record)
     top1 = ", ".join(
         f"{run.record['top1'][name]:.2f}% ({named[name]})"

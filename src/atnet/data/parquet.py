@@ -1,21 +1,16 @@
 """Parquet files with the pictures in them, as Hugging Face data sets come. Free of torch."""
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from filelock import FileLock
-
 from atnet.data.classes import class_of
 from atnet.data.pictures import some
-from atnet.data.shards import CLASSES, Sample, cache_folder, index_path, write_shard
 from atnet.errors import DataError
-from atnet.files import open_regular, write_whole
-from atnet.progress import progress_bar
+from atnet.files import open_regular
 
 if TYPE_CHECKING:
     from pyarrow import DataType, RecordBatch
@@ -165,36 +160,6 @@ def class_names(path: Path) -> tuple[str, ...] | None:
     with opened(path) as file:
         names = _class_names(file, columns[1], str(path)) if columns else None
     return tuple(names) if names else None
-
-
-def unpack(files: list[Path]) -> list[str]:
-    """The pictures of Parquet files as shards in the cache folder, made once: Parquet is not made for random access."""
-    shards = []
-    for file in files:
-        status = file.stat()
-        key = hashlib.sha256(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:32]
-        shard = cache_folder() / "unpacked" / key / "pictures.tar"
-        shard.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(shard.with_name(".lock")):  # the processes of a training ask for it all at once
-            if not index_path(shard).is_file():
-                _unpack(file, shard)
-        shards.append(str(shard))
-    return shards
-
-
-def _unpack(file: Path, shard: Path) -> None:
-    names = class_names(file)
-    position = {name: i for i, name in enumerate(names or ())}
-    if names:
-        write_whole(shard.with_name(CLASSES), "".join(f"{name}\n" for name in names).encode())
-    with progress_bar(f"Unpacking {file.name}", file.stat().st_size) as advance:
-
-        def samples() -> Iterable[Sample]:
-            for picture, label, content in read_pictures(file):
-                advance(len(content))
-                yield Sample(picture, label, position.get(label, 0), content)
-
-        write_shard(shard, samples())
 
 
 def _class_names(file: "ParquetFile", label: str, path: str) -> list[str] | None:

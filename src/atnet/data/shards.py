@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from atnet.data.classes import class_of
 from atnet.data.decode import MAX_BYTES, OTHER_SUFFIXES, SUFFIXES
+from atnet.data.parquet import batches_of, is_bytes, is_integer, is_text, opened
 from atnet.data.pictures import Pictures, collect, in_order, some
 from atnet.errors import DataError
-from atnet.files import kind_of_file, open_regular, read_regular, write_whole, writing_whole
+from atnet.files import cache_folder, kind_of_file, open_regular, read_regular, write_whole, writing_whole
 from atnet.progress import progress_bar
 
 log = logging.getLogger("atnet")
@@ -228,8 +229,6 @@ class Table:
     @classmethod
     def from_parquet(cls, content: bytes, path: str, shard: str, size: int) -> "Table":
         """Raises DataError if it is not the index of the shard, which has `size` bytes."""
-        from atnet.data.parquet import batches_of, is_bytes, is_integer, is_text, opened
-
         again = "delete it, and it is made again"
         kinds = {"id": (is_text, is_bytes), "label": (is_text,), "offset": (is_integer,), "length": (is_integer,)}
         ids, labels, spans = [], [], [np.zeros((0, 2), dtype=np.int64)]
@@ -437,12 +436,6 @@ def _beside(file: str, name: str, most: int) -> bytes | None:
         raise
     except Exception as error:
         raise DataError(f"{where}: cannot be read ({error})") from error
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept: ATNET_CACHE, or atnet in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atnet"
-    return Path(os.environ.get("ATNET_CACHE") or default)
 
 
 def _system(address: str) -> Any:

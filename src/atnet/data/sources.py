@@ -327,7 +327,7 @@ def _open_parquet(source: str, files: list[str]) -> dict[str, Pictures]:
 
 
 def _unpack(files: dict[str, list[Path]], source: str) -> dict[str, Pictures]:
-    from atnet.data.parquet import unpack
+    from atnet.data.unpack import unpack
 
     return {part: open_shards(source, unpack(names)) for part, names in files.items()}
 

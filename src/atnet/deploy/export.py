@@ -1,12 +1,11 @@
 """Weights as one file to hand on, ONNX or safetensors, checked on real pictures before it gets its name."""
 
-import ast
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -18,16 +17,17 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from atnet.data.pictures import Pictures
+from atnet.deploy.contract import OPSET
+from atnet.deploy.graph import write_onnx
 from atnet.deploy.onnx import OnnxNetwork
 from atnet.deploy.preprocessing import with_preprocessing
-from atnet.deploy.untrusted import OPSET
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.files import placing_whole, require_new
 from atnet.measure.evaluate import open_validation
-from atnet.model.heads import answer, fuse
+from atnet.model.heads import answer
 from atnet.model.info import HUB, WEIGHTS, WeightsInfo, find_weights
 from atnet.model.load import load, to_safetensors
-from atnet.progress import progress_bar, working
+from atnet.progress import progress_bar
 
 PICTURES = 64
 TOLERANCE, TOLERANCE_HALF = 1e-3, 2e-2
@@ -43,8 +43,6 @@ LEAST_HALVED = 256
 Logits = NDArray[np.float32]
 Answer = Callable[[Image.Image], Logits]
 """From an RGB picture to the logits (1, classes) of the network; of several heads each one's too, below."""
-
-_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,67 +256,3 @@ def halve(model: onnx.ModelProto) -> None:
     nodes = list(graph.node)
     del graph.node[:]
     graph.node.extend([*casts, *nodes])
-
-
-def write_onnx(model: nn.Module, shape: tuple[int, ...], path: Path, info: WeightsInfo | None = None) -> None:
-    """The network in evaluation mode as an ONNX file: image (N, *shape) to logits (N, classes), N free.
-
-    Of several decision heads each one's logits follow: heads (N, heads, classes).
-    Its nodes are called by the part of the network they are of: conv_mix.0.depthwise/Conv.12.
-    """
-    several = getattr(model, "several_heads", False)
-    with working("Writing the graph"):
-        program = torch.onnx.export(
-            (_WithHeads(model) if several else model).eval(),
-            (torch.zeros(2, *shape),),
-            dynamo=True,
-            input_names=["image"],
-            output_names=["logits", "heads"] if several else ["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            opset_version=OPSET,
-            verbose=False,
-        )
-    assert program is not None
-    made = program.model_proto
-    _name_nodes(made.graph)
-    _drop_traces(made)
-    if info:
-        onnx.helper.set_model_props(made, info.to_metadata())
-    onnx.save(made, path)
-
-
-class _WithHeads(nn.Module):
-    """A network of several heads, with what each says beside what they say together."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        each = self.model.decide(self.model.forward_features(image))  # type: ignore[operator]
-        return fuse(each), each
-
-
-def _name_nodes(graph: onnx.GraphProto) -> None:
-    part = ""
-    for number, node in enumerate(graph.node):
-        scopes = next((one.value for one in node.metadata_props if one.key == _SCOPES), "[]")
-        part = [part, *ast.literal_eval(scopes)[:-1]][-1]
-        node.name = f"{part.removeprefix('model.')}/{node.op_type}.{number}"
-
-
-def _drop_traces(model: onnx.ModelProto) -> None:
-    """Takes away what the exporter tells of itself: with it, where on this machine which line of code lies."""
-    graph = model.graph
-    parts: Sequence[Any] = (
-        model,
-        graph,
-        *graph.node,
-        *graph.value_info,
-        *graph.input,
-        *graph.output,
-        *graph.initializer,
-    )
-    for part in parts:
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")

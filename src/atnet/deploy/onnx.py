@@ -7,12 +7,12 @@ import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
+from atnet.deploy.contract import ANSWERS
+from atnet.deploy.trial import require_survivable
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.model.info import INFINITE, WEIGHTS, WeightsInfo, read_unchanged
 
 MAX_BYTES = 500_000_000
-ANSWERS = {"logits": 2, "heads": 3}
-"""Axes of an exported network's answers: (N, classes); of several decision heads each one's, (N, heads, classes)."""
 
 
 class OnnxNetwork:
@@ -27,8 +27,6 @@ class OnnxNetwork:
     def __init__(self, path: Path, threads: int = 0, batch: int = 1, *, trusted: bool = False) -> None:
         content = read_unchanged(path, MAX_BYTES)
         if not trusted and path.parent != WEIGHTS:  # ours is as trusted as this code, and opens faster
-            from atnet.deploy.trial import require_survivable
-
             require_survivable(content, path, batch, threads)
         self.path = path
         options = onnxruntime.SessionOptions()

@@ -6,6 +6,7 @@ Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient I
 
 import dataclasses
 import os
+import re
 import statistics
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -34,8 +35,8 @@ from atnet.deploy.export import (
     of_onnx,
     place_for,
     spread,
-    write_onnx,
 )
+from atnet.deploy.graph import write_onnx
 from atnet.deploy.onnx import OnnxNetwork
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.files import csv_table, require_new
@@ -46,7 +47,6 @@ from atnet.measure.trust import TRUST, fit_trust
 from atnet.model.info import WeightsInfo, find_weights
 from atnet.model.load import load
 from atnet.progress import progress_bar
-from atnet.show.pictures import draw_quantized
 
 CALIBRATION, COSTS = 256, 64
 """Pictures that the ranges of activations are taken from, and on which the cost of each part is measured."""
@@ -82,7 +82,8 @@ class Trial:
 class Quantized:
     """The file, and what was tried for it.
 
-    report, picture: the same as CSV and PNG, beside the file.  pictures: labelled ones that it was measured on.
+    report: the same as CSV, beside the file.  picture: a new name beside it, for a plot.
+    pictures: labelled ones that it was measured on.
     trials: fp32, fp16, int8, then one part more in float each time; the last is the file's.
     costs: by part, the costliest first: the error of the logits with this part alone in 8 bits, over the logits
     themselves, both root mean squares.
@@ -163,9 +164,7 @@ def quantize(
                 "nothing was exported; leave one of the two out"
             )
         (folder / "report.csv").write_text(_report(trials, costs), encoding="utf-8")
-        draw_quantized(trials, costs, max_drop, folder / "report.png")
         os.replace(folder / "report.csv", report)
-        os.replace(folder / "report.png", picture)
         os.replace(made, path)
     return Quantized(
         path=path, report=report, picture=picture, pictures=exam.count, trials=tuple(trials), costs=costs
@@ -173,9 +172,9 @@ def quantize(
 
 
 def part_of(node: str) -> str:
-    """The part that a node is of, by its name: conv_mix.3 of conv_mix.3.norm1.act/Relu.38, head of head/Gemm.223."""
-    words = node.partition("/")[0].split(".")
-    return ".".join(words[: 2 if words[1:] and words[1].isdigit() else 1])
+    """The part that a node is of, by its name: encoder.1 of encoder.1.mlp.fc1/Gemm.38, head of head/Gemm.223."""
+    found = re.match(r"stages\.\d+\.(?:blocks\.\d+|\w+)|\w+\.\d+(?!\w)|\w*", node.partition("/")[0])
+    return found[0] if found else ""
 
 
 class _Maker:

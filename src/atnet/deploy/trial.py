@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from atnet.data.shards import cache_folder
 from atnet.errors import WeightsError
-from atnet.files import write_whole
+from atnet.files import cache_folder, write_whole
 
 REFUSED = 3
 BASE_MEGABYTES, CORE_MEGABYTES, IMAGE_MEGABYTES = 1000, 100, 300

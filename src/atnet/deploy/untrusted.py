@@ -14,12 +14,11 @@ import onnx.shape_inference
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto
 
-from atnet.deploy.onnx import ANSWERS
+from atnet.deploy.contract import ANSWERS, OPSET
 from atnet.deploy.preprocessing import remove_preprocessing
 from atnet.errors import WeightsError
 from atnet.model.info import WeightsInfo
 
-OPSET = 20
 MAX_NODES = 20_000
 MAX_OUTPUTS = 3
 """The answers, and what a page shows of the network."""

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -110,7 +109,7 @@ def _give_attention(path: Path, info: WeightsInfo) -> list[int] | None:
     if found[-1] not in {one.name for one in model.graph.output}:  # a page's file may be given again
         model.graph.output.append(onnx.helper.make_tensor_value_info(found[-1], onnx.TensorProto.FLOAT, None))
         onnx.save(model, path)
-    side = math.ceil(math.ceil(info.preprocess.size / size.patch) / size.squeeze)
+    side = size.grid(info.preprocess.size)
     return [1 + size.registers, side, side]
 
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from atnet.deploy.export import write_onnx
+from atnet.deploy.graph import write_onnx
 from atnet.device import multiplies_in_bf16
 from atnet.errors import ConfigError
 from atnet.files import csv_table, markdown_table, replace_between

@@ -1,5 +1,7 @@
 """The latency of each building block at each stride and width, so that a layout is costed before it is trained."""
 
+import itertools
+import operator
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -9,22 +11,23 @@ from typing import Any
 
 from torch import nn
 
-from atnet.deploy.export import write_onnx
+from atnet.deploy.graph import write_onnx
 from atnet.measure.bench import Columns, take_turns
 from atnet.measure.cost import macs_of
 from atnet.measure.roof import measure_roof
-from atnet.model.blocks import ConvMix, Squeeze, TransMix, make_stem, overlap_widths
+from atnet.model.atnet import ConvMix, Stage, TransMix, make_stem
+from atnet.model.layout import Size
 from atnet.model.load import create_deployed
-from atnet.model.sizes import FAMILY, Size
+from atnet.model.sizes import FAMILY
 
-CONV_STRIDES, TRANS_STRIDES = (8, 16), (16, 32)
+TRANS_STRIDES = (16, 32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
     """One block, one picture.
 
-    stride: of its grid to the picture, pixels; of stem and squeeze, the one they come to.
+    stride: of its grid to the image, in pixels; of the stem and of downsampling, of the grid they make.
     median: milliseconds.  compute: share of the machine's peak, 0 to 1.
     """
 
@@ -89,44 +92,37 @@ def bench_blocks(
 
 def _blocks(layout: Size, size: int) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
     """A layout's blocks, called NAME-STRIDE-WIDTH, with the shapes of their inputs."""
-    conv_dim, dim, prefix = layout.conv_dim, layout.dim, 1 + layout.registers
-    side = -(-size // layout.patch)
-    stem = make_stem(layout.stem, 3, conv_dim, layout.patch)
-    squeeze = Squeeze(conv_dim, dim, layout.squeeze)
+    strides = list(itertools.accumulate(layout.strides, operator.mul))
+    grids = [-(-size // stride) for stride in strides]
+    (first, middle, dim), prefix = layout.dims, 1 + layout.registers
     found: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
-        f"stem-{layout.patch}-{conv_dim}": (stem, (3, size, size)),
-        f"squeeze-{layout.patch * layout.squeeze}-{dim}": (squeeze, (conv_dim, side, side)),
+        f"stem-{strides[0]}-{first}": (make_stem(3, first, strides[0], layout.convmixer), (3, size, size))
     }
-    for stride, width in [*_conv_mix(layout), *((stride, conv_dim) for stride in CONV_STRIDES)]:
-        block = ConvMix(width, layout.kernel, 0.0, residual=layout.residual)
+    for number in (1, 2):
+        before, width = layout.dims[number - 1 : number + 1]
+        stage = Stage(before, width, layout.strides[number], [], last=number == 2)
+        found[f"downsampling-{strides[number]}-{width}"] = (stage, (before, grids[number - 1], grids[number - 1]))
+    for stride, width in {**dict.fromkeys(zip(strides, layout.dims, strict=True)), (strides[2], middle): None}:
+        block = ConvMix(width, layout.kernel, 0.0)
         found[f"ConvMix-{stride}-{width}"] = (block, (width, -(-size // stride), -(-size // stride)))
     for stride in TRANS_STRIDES:
         tokens = (prefix + (-(-size // stride)) ** 2, dim)
-        for name, first in (("TransMix", 0), ("class attention", prefix)):
-            layer = TransMix(dim, layout.heads, layout.mlp_ratio, 0.0, first)
-            found[f"{name}-{stride}-{dim}"] = (layer, tokens)
+        for name, queries in (("TransMix", 0), ("class attention", prefix)):
+            found[f"{name}-{stride}-{dim}"] = (TransMix(dim, layout.heads, layout.mlp_ratio, 0.0, queries), tokens)
     return {key: (module.eval(), shape) for key, (module, shape) in found.items()}
-
-
-def _conv_mix(layout: Size) -> dict[tuple[int, int], int]:
-    """How many ConvMix blocks a layout has at which stride, of which width."""
-    early = overlap_widths(layout.conv_dim, layout.patch)[-2]
-    return {
-        (layout.patch // 2, early): layout.early_mix,
-        (layout.patch, layout.conv_dim): layout.conv_mix,
-        (layout.patch * layout.squeeze, layout.dim): layout.late_mix,
-    }
 
 
 def _counts(layout: Size) -> dict[str, int]:
     """How many of each block a layout has."""
-    stride, dim = layout.patch * layout.squeeze, layout.dim
+    strides = list(itertools.accumulate(layout.strides, operator.mul))
+    places = list(zip(strides, layout.dims, strict=True))
+    (stem, *later), (stride, dim) = places, places[-1]
     return {
-        f"stem-{layout.patch}-{layout.conv_dim}": 1,
-        **{f"ConvMix-{place}-{width}": count for (place, width), count in _conv_mix(layout).items()},
-        f"squeeze-{stride}-{dim}": 1,
-        f"TransMix-{stride}-{dim}": layout.trans_mix - layout.class_attention,
-        f"class attention-{stride}-{dim}": layout.class_attention,
+        "stem-{}-{}".format(*stem): 1,
+        **{"downsampling-{}-{}".format(*place): 1 for place in later},
+        **{"ConvMix-{}-{}".format(*place): depth for place, depth in zip(places, layout.depths, strict=True)},
+        f"TransMix-{stride}-{dim}": layout.attention_depths[0],
+        f"class attention-{stride}-{dim}": layout.attention_depths[1],
     }
 
 

@@ -40,7 +40,7 @@ def cost_of(model: str, size: int, deployed: bool = False) -> Cost:
 def parts_of(model: str, size: int) -> dict[str, tuple[int, int]]:
     """Parameters and multiply-adds of each part of a network at 1000 classes and size x size, in a picture's order.
 
-    A part is a module of the network's own (stem, conv_mix, ...); parameters and operations of none of them, AT-Net's
+    A part is a child module of the network (stem, stages, ...); parameters and operations of none of them, AT-Net's
     prefix tokens for one, are left out.  Raises ConfigError if it cannot be built.
     """
     with torch.device("meta"):

@@ -43,7 +43,7 @@ except ImportError:  # on Windows
 
 CONFIG, ENVIRONMENT, METRICS, RECORD = "config.yaml", "environment.yaml", "metrics.csv", "record.json"
 PREDICTIONS, CHECKPOINTS, LOCK, WRITTEN = "predictions.csv", "checkpoints", ".lock", "written.txt"
-BEGINNING = {CONFIG, ENVIRONMENT, CHECKPOINTS, BAD_FILES, "samples.png"}
+BEGINNING = {CONFIG, ENVIRONMENT, CHECKPOINTS, BAD_FILES, "samples.png"}  # the last before version 0.2
 """What a run has before its first epoch ends."""
 
 FIRST_EPOCH = {METRICS, HASHES, LAST, EMA, BEST}

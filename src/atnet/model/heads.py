@@ -1,6 +1,6 @@
-"""Several decisions of one network: heads on register tokens beside the class token's, and what they say together."""
+"""Several decision heads: those on register tokens besides the class token's, and their fused answer."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,6 @@ class Adapters(nn.Module):
 
     An adapter's hidden layer has an eighth of the token's width.
     """
-
-    if TYPE_CHECKING:  # TorchScript refuses annotations and comments of types
-        each: Any
 
     def __init__(self, dim: int, count: int, **factory: Any) -> None:
         super().__init__()
@@ -50,16 +47,3 @@ def answer(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
         return model(images).float(), None
     each: Tensor = model.decide(model.forward_features(images)).float()  # type: ignore[operator]
     return fuse(each), each
-
-
-def error_cosine(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cosine between the errors of two heads, over pictures and pairs: 1 if all heads err alike.
-
-    logits: (batch, heads, classes).  labels: classes (batch,), or their shares (batch, classes).
-    An error is a head's probabilities less the label's.
-    """
-    if labels.ndim == 1:
-        labels = F.one_hot(labels, logits.shape[-1])
-    errors = F.normalize(logits.softmax(-1) - labels[:, None].to(logits.dtype), dim=-1)
-    heads = logits.shape[1]
-    return (errors.sum(1).square().sum(-1).mean() - heads) / (heads * (heads - 1))

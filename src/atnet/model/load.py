@@ -17,8 +17,10 @@ from torch import Tensor, nn
 import atnet.timm  # noqa: F401  registers the names
 from atnet.errors import ConfigError, WeightsError
 from atnet.files import open_regular
+from atnet.limits import LARGEST_IMAGE
 from atnet.model.info import MAX_WEIGHTS_BYTES, WeightsInfo, find_weights, read_unchanged
-from atnet.model.sizes import LARGEST_IMAGE, SIZES, split_name
+from atnet.model.legacy import current_names, current_state
+from atnet.model.sizes import SIZES, split_name
 
 MAX_HEADER_BYTES = 25_000_000
 DAMAGED = "not a safetensors file, or a damaged one"
@@ -34,7 +36,7 @@ TYPES = {
 def architecture(name: str) -> str:
     """The registered name: "xxxs" and "atnet_xxxs" are the same, timm's names are themselves.
 
-    Changes of a size's layout, "xxxs+kernel=5", stay behind the name.  Raises ConfigError naming the nearest
+    Changes of a size's layout, "xxxs+kernel=7", stay behind the name.  Raises ConfigError naming the nearest
     known names, or the change that is none.
     """
     base, _ = split_name(name)
@@ -47,10 +49,10 @@ def architecture(name: str) -> str:
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
-    """A model with fresh weights: an AT-Net size ("xxxs", or changed: "xxxs+kernel=5") or any timm architecture.
+    """A model with fresh weights: an AT-Net size ("xxxs", or changed: "xxxs+kernel=7") or any timm architecture.
 
     kwargs are timm's: num_classes=10, in_chans=1, drop_path_rate=0.1, device="cuda", and an AT-Net
-    size's own: registers=8, kernel=5.  Raises ConfigError if the name is unknown.
+    size's own: registers=8, kernel=7.  Raises ConfigError if the name is unknown.
     """
     base, changes = split_name(architecture(name))
     model: nn.Module = timm.create_model(base, **{**changes, **kwargs})
@@ -71,16 +73,13 @@ def at_size(info: WeightsInfo, size: int) -> WeightsInfo:
     return dataclasses.replace(info, preprocess=dataclasses.replace(info.preprocess, size=size))
 
 
-def create_classifier(
-    name: str, *, classes: int, size: int, drop_path: float = 0.0, view_drop: float = 0.0
-) -> nn.Module:
+def create_classifier(name: str, *, classes: int, size: int, drop_path: float = 0.0) -> nn.Module:
     """The network of a run: as `create_model`, and one of timm's with a fixed input is built for size.
 
-    Raises ConfigError if the architecture does not take the input size, stochastic depth or views.
+    Raises ConfigError if the architecture does not take the input size or stochastic depth.
     """
     name = architecture(name)
-    asked = {"drop_path_rate": drop_path, "view_drop_rate": view_drop}
-    options: dict[str, Any] = {option: rate for option, rate in asked.items() if rate}
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     if has_fixed_input(name):
         options["img_size"] = size
     try:
@@ -152,7 +151,7 @@ def load(where: str | Path, device: str = "cpu") -> tuple[nn.Module, WeightsInfo
         if infinite is not None:
             raise WeightsError(f"{path}: {infinite} has numbers that are not finite: train or fetch it again")
         model = create_classifier(info.model, classes=len(info.classes), size=info.preprocess.size)
-        model.load_state_dict(state)
+        model.load_state_dict(current_state(state))
     except (SafetensorError, RuntimeError) as error:  # written to meanwhile
         raise WeightsError(f"{path}: {DAMAGED} ({error!s:.300})") from error
     return model.to(device).eval(), info
@@ -164,7 +163,8 @@ def _require_fit(path: Path, info: WeightsInfo, expected: dict[str, Tensor]) -> 
     Numbers of 32 bits may be in 16.
     """
     with safe_open(path, "pt") as opened:
-        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        names = current_names(opened.keys())
+        slices = {names[name]: opened.get_slice(name) for name in names}
         shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
         types = {name: str(one.get_dtype()) for name, one in slices.items()}
     wrong = [n for n in expected if shapes.get(n) != tuple(expected[n].shape)] + [

@@ -10,7 +10,6 @@ the fused backward.
 import ctypes
 import functools
 import logging
-import math
 import os
 import shlex
 import subprocess
@@ -25,7 +24,7 @@ from timm.layers import BatchNormAct2d, DropPath
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]
+from torch.jit import is_tracing
 from torch.nn.modules.module import _has_any_global_hook
 
 SOURCE = Path(__file__).with_name("kernels.c")
@@ -242,18 +241,14 @@ class DepthwiseConv2d(nn.Conv2d):
         super().__init__(dim, dim, kernel, stride, padding=kernel // 2, groups=dim, **factory)
 
     def forward(self, grid: Tensor) -> Tensor:
-        if is_scripting():
-            return self._conv_forward(grid, self.weight, self.bias)
-        else:
-            weight, bias = self.weight, self.bias
-            if self.trains_by_kernel(lowered(grid), weight, bias):
-                return _Depthwise.apply(lowered(grid), weight, bias)
-            if not autocasts(grid) or weight.dtype != torch.float32:
-                return self._conv_forward(grid, weight, bias)
-            with torch.autocast("cpu", enabled=False):
-                return self.forward(grid.float())
+        weight, bias = self.weight, self.bias
+        if self.trains_by_kernel(lowered(grid), weight, bias):
+            return _Depthwise.apply(lowered(grid), weight, bias)
+        if not autocasts(grid) or weight.dtype != torch.float32:
+            return self._conv_forward(grid, weight, bias)
+        with torch.autocast("cpu", enabled=False):
+            return self.forward(grid.float())
 
-    @torch.jit.ignore
     def trains_by_kernel(self, grid: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         """Whether the gradient of this convolution of a grid is the kernel's."""
         return (
@@ -352,20 +347,13 @@ class NormRelu2d(BatchNormAct2d):  # type: ignore[misc]  # timm has no types
     """BatchNorm, then ReLU: timm's, by our kernel where it trains on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if is_scripting():  # TorchScript knows no super()
-            out = F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, self.training, eps=self.eps
-            )
-            return self.act(self.drop(out))
-        else:
-            weight, bias = self.weight, self.bias
-            if self.trains_by_kernel(x, weight, bias):
-                out, mean, variance = _NormRelu.apply(x, weight, bias, self.eps)
-                self.follow(mean, variance, x[:, 0].numel())
-                return out
-            return super().forward(x)
+        weight, bias = self.weight, self.bias
+        if self.trains_by_kernel(x, weight, bias):
+            out, mean, variance = _NormRelu.apply(x, weight, bias, self.eps)
+            self.follow(mean, variance, x[:, 0].numel())
+            return out
+        return super().forward(x)
 
-    @torch.jit.ignore
     def trains_by_kernel(self, grid: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
         """Whether this forward pass with these weights is the kernel's."""
         return (
@@ -385,7 +373,6 @@ class NormRelu2d(BatchNormAct2d):  # type: ignore[misc]  # timm has no types
             and untouched(self.act, self.drop)
         )
 
-    @torch.jit.ignore
     def follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
         """The running statistics move towards those of a batch of `count` numbers a channel."""
         with torch.no_grad():
@@ -521,21 +508,15 @@ def untouched(*modules: nn.Module) -> bool:
 
 
 @register_notrace_function
-def attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Attention (batch, heads, queries, width) of queries to keys and values (batch, heads, count, width).
-
-    seen: bool (batch, 1, queries, count), which keys each query may attend to; all of them if None.
-    """
-    if not is_scripting():
-        if trains_faster_plain(query, key):
-            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-            if seen is not None:
-                scores = scores.masked_fill(~seen, -math.inf)
-            return scores.softmax(-1).to(value.dtype) @ value
-        if autocasts(query):
-            with torch.autocast("cpu", enabled=False):
-                return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), seen)
-    return F.scaled_dot_product_attention(query, key, value, seen)
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention (batch, heads, queries, width) of queries to keys and values (batch, heads, count, width)."""
+    if trains_faster_plain(query, key):
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        return scores.softmax(-1).to(value.dtype) @ value
+    if autocasts(query):
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    return F.scaled_dot_product_attention(query, key, value)
 
 
 def trains_faster_plain(query: Tensor, key: Tensor) -> bool:

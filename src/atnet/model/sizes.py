@@ -1,113 +1,28 @@
-"""The size table of the family. Free of torch, so that a command can print it at once."""
+"""The size table of the family, and models' names. Free of torch, so that a command can print it at once."""
 
 import difflib
 import re
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args, get_type_hints
+from dataclasses import fields, replace
+from typing import Any
 
 from atnet.errors import ConfigError
+from atnet.model.layout import Size, parse_field
+from atnet.model.legacy import OLD_FIELDS, current_fields
+from atnet.model.published import PUBLISHED
 
-LARGEST, DEEPEST = 4096, 256
-"""Of a whole number in a layout, and of blocks or layers of a kind: a name out of an untrusted file can't ask for a
-network without end."""
-
-LARGEST_IMAGE = 2048
-"""Pixels of a side."""
-
-_REPEATED = ("conv_mix", "trans_mix", "early_mix", "late_mix", "decision_heads")
-_AT_LEAST_ONE = ("patch", "conv_dim", "dim", "heads")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """One layout of AT-Net.
-
-    conv_mix: ConvMix blocks.  trans_mix: TransMix layers.
-    class_attention: how many of the last TransMix layers update the class and register tokens alone.
-    patch: total stride of the stem, in pixels.
-    kernel: side of the depthwise convolution of a ConvMix block.
-    conv_dim: ConvMix width.  dim: TransMix width, a multiple of heads.
-    registers: register tokens beside the class token.
-    decision_heads: how many of them have a decision head, beside the class token's.
-    isolated: whether class and register tokens do not see each other in class attention.
-    norm_first: whether BatchNorm and ReLU follow ConvMix's convolutions, or GELU and BatchNorm.
-    squeeze: stride between the two stages, 1 (tokens straight into the encoder) or 2.
-    dense_squeeze: whether its 3x3 convolution mixes channels, or is depthwise.
-    early_mix: ConvMix blocks before the overlapping stem's last step, at its width and half its stride.
-    late_mix: ConvMix blocks after the squeeze, at the encoder's width and stride.
-    residual: around ConvMix's "depthwise" convolution alone, around "both" convolutions, or around both without an
-    activation after the depthwise one: "linear".
-    gate: squeeze-and-excitation in each ConvMix block.
-    qk_norm: LayerNorm of queries and keys.
-    layer_scale: initial scale of what an encoder layer adds; 0 is none.
-    stem: "patch", the author's single patch x patch convolution, any patch; or "overlap",
-    stride-2 3x3 convolutions, patch a power of two.
-    mlp_ratio: width of an encoder layer's MLP over dim.
-    global_pool: what the head reads: "token", the class token; "avg", the mean of the patch tokens, or of all tokens
-    where class attention ends the encoder; "both", the mean of the class token and of the patch tokens' mean.
-    """
-
-    conv_mix: int
-    trans_mix: int
-    patch: int
-    kernel: int
-    conv_dim: int
-    dim: int
-    heads: int
-    class_attention: int = 2
-    registers: int = 4
-    decision_heads: int = 0
-    isolated: bool = False
-    norm_first: bool = True
-    squeeze: Literal[1, 2] = 2
-    dense_squeeze: bool = False
-    early_mix: int = 0
-    late_mix: int = 0
-    residual: Literal["depthwise", "both", "linear"] = "depthwise"
-    gate: bool = False
-    qk_norm: bool = False
-    layer_scale: float = 0.0
-    stem: Literal["patch", "overlap"] = "overlap"
-    mlp_ratio: float = 4.0
-    global_pool: Literal["token", "avg", "both"] = "both"
-
-    @property
-    def columns(self) -> tuple[str, str, str, str, str]:
-        """ConvMix, TransMix, Patch_size, Conv_Size and Embed_Dim, as the published table has them."""
-        patch = f"{self.patch} x {self.squeeze}" if self.squeeze > 1 else str(self.patch)
-        ordinary = self.trans_mix - self.class_attention
-        layers = f"{ordinary} + {self.class_attention}" if self.class_attention else str(ordinary)
-        blocks = " + ".join(str(count) for count in (self.early_mix, self.conv_mix, self.late_mix) if count)
-        return blocks, layers, patch, str(self.kernel), f"{self.conv_dim}/{self.dim}"
-
-
-def _seed(*, conv_mix: int, trans_mix: int, patch: int, dim: int, heads: int) -> Size:
-    """A layout of the author's: one patch convolution, one width, tokens straight into the encoder."""
-    return Size(
-        conv_mix=conv_mix, trans_mix=trans_mix, patch=patch, kernel=7, conv_dim=dim, dim=dim, heads=heads,
-        class_attention=0, norm_first=False, squeeze=1, stem="patch", global_pool="token",
-    )  # fmt: skip
-
-
-def _ours(*, dim: int, conv_mix: int, late_mix: int, trans_mix: int, class_attention: int) -> Size:
-    """A layout of ours: an overlapping stem, ConvMix at strides 4, 8 and 16, the encoder at 16 in heads of 32."""
-    return Size(
-        early_mix=2, conv_mix=conv_mix, late_mix=late_mix, trans_mix=trans_mix, class_attention=class_attention,
-        patch=8, kernel=5, conv_dim=dim // 2, dim=dim, heads=dim // 32, residual="both",
-    )  # fmt: skip
-
+FIELDS = tuple(field.name for field in fields(Size))
 
 FAMILY = {
-    "xxxs": _ours(dim=192, conv_mix=6, late_mix=11, trans_mix=2, class_attention=2),
-    "xxs": _ours(dim=256, conv_mix=6, late_mix=13, trans_mix=2, class_attention=2),
-    "xs": _ours(dim=288, conv_mix=8, late_mix=15, trans_mix=2, class_attention=2),
-    "s": _ours(dim=512, conv_mix=8, late_mix=16, trans_mix=6, class_attention=3),
-    "l": _ours(dim=640, conv_mix=10, late_mix=20, trans_mix=9, class_attention=4),
+    "xxxs": Size(depths=(2, 6, 11), dims=(48, 96, 192), attention_depths=(0, 2), heads=6),
+    "xxs": Size(depths=(2, 6, 13), dims=(48, 128, 256), attention_depths=(0, 2), heads=8),
+    "xs": Size(depths=(2, 8, 15), dims=(48, 144, 288), attention_depths=(0, 2), heads=9),
+    "s": Size(depths=(2, 8, 16), dims=(64, 256, 512), attention_depths=(3, 3), heads=16),
+    "l": Size(depths=(2, 10, 20), dims=(80, 320, 640), attention_depths=(5, 4), heads=20),
 }
-"""The sizes of one decision head, from the smallest on."""
+"""The sizes of one decision head, from the smallest on: stages at strides 4, 8 and 16."""
 
 STAR = "_star"
-"""Behind a size's name: with a decision head on each register token, beside the class token's."""
+"""Behind a size's name: with a decision head on each register token, besides the class token's."""
 
 SIZES: dict[str, Size] = {
     **{
@@ -115,18 +30,14 @@ SIZES: dict[str, Size] = {
         for name, size in FAMILY.items()
         for star in ("", STAR)
     },
-    # The author's, as published: ConvMix blocks, TransMix layers, patch. Widths meet the parameters.
-    "seed_xxxs": _seed(conv_mix=5, trans_mix=7, patch=8, dim=130, heads=5),
-    "seed_xxs": _seed(conv_mix=6, trans_mix=4, patch=9, dim=220, heads=5),
-    "seed_s": _seed(conv_mix=10, trans_mix=11, patch=12, dim=416, heads=13),
-    "author_2023": _seed(conv_mix=5, trans_mix=5, patch=8, dim=512, heads=8),
+    **PUBLISHED,
 }
 
 
 def split_name(name: str) -> tuple[str, dict[str, Any]]:
-    """A size with changes, "xxxs+kernel=5+registers=8", as the size and the changes of its layout.
+    """A size with changes, "xxxs+kernel=7+depths=2,6,9", as the size and the changes of its layout.
 
-    A star behind a size, "s*", is short for "s_star".
+    A star behind a size, "s*", is short for "s_star".  Names of fields that are no more are understood, see `legacy`.
     Raises ConfigError naming what cannot be changed so.
     """
     base, *changes = name.split("+")
@@ -136,18 +47,25 @@ def split_name(name: str) -> tuple[str, dict[str, Any]]:
     size = SIZES.get(base.removeprefix("atnet_"))
     if size is None:
         raise ConfigError(f"{name}: only AT-Net's own sizes take changes, and {base} is none: {', '.join(SIZES)}")
-    fields = asdict(size)
     found: dict[str, Any] = {}
     for change in changes:
         field, equals, value = change.partition("=")
-        if not equals or field not in fields:
-            near = difflib.get_close_matches(field, fields, 1) or [", ".join(fields)]
-            raise ConfigError(f"{name}: {change!r} changes nothing of a layout; as {base}+kernel=5: {near[0]}")
+        if not equals or field not in (*FIELDS, *OLD_FIELDS):
+            near = difflib.get_close_matches(field, FIELDS, 1) or [", ".join(FIELDS)]
+            raise ConfigError(f"{name}: {change!r} changes nothing of a layout; as {base}+kernel=7: {near[0]}")
         try:
-            found[field] = _converted(value, field, fields[field])
+            found[field] = value if field in OLD_FIELDS else parse_field(field, value)
         except ValueError as error:
-            raise ConfigError(f"{name}: {change!r}: {error}; {base} has {field}={fields[field]}") from error
-    return base, found
+            raise ConfigError(f"{name}: {error}; {base} has {written(getattr(size, field))}") from error
+    try:
+        return base, current_fields(size, found)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def written(value: Any) -> str:
+    """A field's value as a name has it: 2,6,11."""
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def layout_of(name: str) -> Size | None:
@@ -155,25 +73,3 @@ def layout_of(name: str) -> Size | None:
     base, changes = split_name(name)
     size = SIZES.get(base.removeprefix("atnet_"))
     return replace(size, **changes) if size else None
-
-
-def _converted(value: str, field: str, like: Any) -> Any:
-    """The value in the type of the field's, which it replaces. Raises ValueError if the field cannot have it."""
-    choices = {str(choice): choice for choice in get_args(get_type_hints(Size)[field])}
-    least, most = int(field in _AT_LEAST_ONE), DEEPEST if field in _REPEATED else LARGEST
-    if choices:
-        if value not in choices:
-            raise ValueError(f"none of {', '.join(choices)}")
-        return choices[value]
-    if isinstance(like, bool):
-        if value not in ("true", "false"):
-            raise ValueError("neither true nor false")
-        return value == "true"
-    if isinstance(like, int):
-        if not value.isdecimal() or not least <= int(value) <= most:
-            raise ValueError(f"no whole number from {least} to {most:,}")
-        return int(value)
-    number = float(value)
-    if not 0 < number <= most:
-        raise ValueError(f"no number above 0, up to {most:,}")
-    return number

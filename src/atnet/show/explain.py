@@ -2,7 +2,6 @@
 
 import difflib
 import io
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +32,8 @@ TOP = 5
 QUERIES = 1024
 """Tokens whose attention to all others is held at once."""
 
-Asked = tuple[Tensor, Tensor, Tensor | None]
-"""A layer's queries and keys, (heads, count, width), and which it sees, as `attention_weights` takes them."""
+Asked = tuple[Tensor, Tensor]
+"""A layer's queries and keys, each (heads, count, width)."""
 
 TILE, LEAST_COLUMNS, MOST_TOKENS = 2.2, 5, 9
 """Inches of a map's side; maps in a row."""
@@ -156,17 +155,16 @@ def maps_of(model: nn.Module, image: Tensor, label: int | None = None) -> Maps:
         return _maps_of_peer(model, image, label)
     asked: list[Asked] = []
     with torch.no_grad():  # what comes before the grid needs no gradient, nor the memory for one
-        grid = model.late_mix(model.squeeze(model.conv_mix(model.stem(image))))
+        grid = model.stages(model.stem(image))
     with torch.enable_grad():
-        tokens = model.with_prefix(grid.requires_grad_())
-        for layer in model.trans_mix:
+        tokens = model.add_prefix_tokens(grid.requires_grad_())
+        for layer in model.encoder:
             query, key, _ = layer.attention.project(layer.norm1(tokens))  # type: ignore[operator,union-attr]
-            seen = layer.attention.seen(tokens) if layer.prefix else None  # type: ignore[operator,union-attr]
-            asked.append((query[0].detach(), key[0].detach(), None if seen is None else seen[0]))
+            asked.append((query[0].detach(), key[0].detach()))
             tokens = layer(tokens)
         logits = model.forward_head(model.norm(tokens))
     prefix, sides = model.num_prefix_tokens, grid.shape[2:]
-    shares = torch.stack([_weights(layer, slice(prefix)).transpose(0, 1) for layer in asked])
+    shares = torch.stack([attention_weights(query[:, :prefix], key).transpose(0, 1) for query, key in asked])
     return Maps(
         logits=_array(logits[0]),
         stride=float(model.feature_info[-1]["reduction"]),
@@ -177,16 +175,12 @@ def maps_of(model: nn.Module, image: Tensor, label: int | None = None) -> Maps:
     )
 
 
-def attention_weights(query: Tensor, key: Tensor, seen: Tensor | None = None) -> Tensor:
+def attention_weights(query: Tensor, key: Tensor) -> Tensor:
     """What fused attention weighs values with: (heads, queries, keys), each row with the sum 1.
 
     query: (heads, queries, width).  key: (heads, keys, width).
-    seen: bool (1, queries, keys), which keys each query may attend to; all of them if None.
     """
-    scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
-    if seen is not None:
-        scores = scores.masked_fill(~seen, -math.inf)
-    weights: Tensor = scores.softmax(-1)
+    weights: Tensor = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1)
     return weights
 
 
@@ -253,26 +247,20 @@ def _grad_cam(grid: Tensor, logits: Tensor, label: int | None, layout: str = "NC
     return (slope.mean(places, keepdim=True) * grid.detach())[0].sum(-1 if layout == "NHWC" else 0)
 
 
-def _weights(layer: Asked, some: slice) -> Tensor:
-    """Attention of some of a layer's queries: (heads, some, keys)."""
-    query, key, seen = layer
-    return attention_weights(query[:, some], key, None if seen is None else seen[:, some])
-
-
 def _rollout(asked: list[Asked], prefix: int) -> Tensor:
     """Of the first tokens' last values, the shares that go back to each token at first: (prefix, count).
 
     A token that asks keeps one half and gathers the other; one that does not ask, as in class attention, stays.
     """
-    _, key, _ = asked[-1]
+    _, key = asked[-1]
     shares = torch.eye(prefix, key.shape[1], device=key.device)
-    for layer in reversed(asked):
-        asking = layer[0].shape[1]
+    for query, key in reversed(asked):
+        asking = query.shape[1]
         before = shares.clone()
         before[:, :asking] /= 2
         for first in range(0, asking, QUERIES):
             some = slice(first, min(first + QUERIES, asking))
-            before += shares[:, some] / 2 @ _weights(layer, some).mean(0)
+            before += shares[:, some] / 2 @ attention_weights(query[:, some], key).mean(0)
         shares = before
     return shares
 

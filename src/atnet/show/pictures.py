@@ -19,7 +19,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from atnet.data.pictures import Pictures
 from atnet.files import write_whole
 from atnet.measure.metrics import Calibration, Scores
 from atnet.model.sizes import FAMILY
@@ -117,14 +116,15 @@ def draw_confusion(confusion: NDArray[np.int64], names: Sequence[str], path: Pat
     save_figure(figure, path, dpi=100)
 
 
-def draw_mistakes(pictures: Pictures, scores: Scores, names: Sequence[str], path: Path) -> None:
-    """The sixteen most confident mistakes among the pictures scored, as a PNG."""
-    worst = surest_mistakes(scores, MOSAIC)
+def draw_mistakes(
+    images: list[Image.Image], worst: Sequence[int], scores: Scores, names: Sequence[str], path: Path
+) -> None:
+    """Mistakes, at these positions among the scores, as a PNG."""
     titles = [
         f"network: {names[scores.predicted[i]]}, {100 * scores.confidence[i]:.0f}%\ntruth: {names[scores.labels[i]]}"
         for i in worst
     ]
-    _save_image(mosaic([pictures.read(i) for i in worst], titles, empty="no mistakes"), path)
+    _save_image(mosaic(images, titles, empty="no mistakes"), path)
 
 
 def surest_mistakes(scores: Scores, most: int) -> list[int]:

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from atnet.config import make_config, read_yaml, to_yaml
-from atnet.data.classes import display_names, printable, spreadsheet_names, spreadsheet_safe
+from atnet.data.classes import display_names, printable, spreadsheet_safe
 from atnet.data.decode import decode
 from atnet.errors import AtnetError, ConfigError, DataError
 from atnet.files import read_regular, require_new
@@ -34,6 +34,7 @@ from atnet.show.pictures import (
     mosaic,
     surest_mistakes,
 )
+from atnet.show.run import render_run, scores_of
 
 REPORT = "report.html"
 MOST_CLASSES = 200
@@ -54,6 +55,8 @@ def write_report(where: str | Path, out: str | Path | None = None) -> Path:
     if out:
         require_new(path)
     with reading(run):
+        if not all((run / name).is_file() for name in (CURVES, CONFUSION, *PHOTOS)):
+            render_run(run)
         contents = _contents(run, record)
     write_page(path, REPORT, **contents)
     return path
@@ -62,7 +65,7 @@ def write_report(where: str | Path, out: str | Path | None = None) -> Path:
 def _contents(run: Path, record: dict[str, Any]) -> dict[str, Any]:
     rows = read_metrics(run)
     environment = _read_environment(run)
-    scores, classes = _scores(run, record)
+    scores, classes = scores_of(run, record)
     begun = f"{datetime.fromisoformat(environment['started']):%d %B %Y, %H:%M} UTC".lstrip("0")
     found = calibration(scores.predicted == scores.labels, scores.confidence)
     kept = kept_weights(record)
@@ -128,25 +131,6 @@ def _looked_at(run: Path, scores: Scores, names: Sequence[str]) -> str:
         images.append(Image.fromarray((255 * lit(pixels, maps.gradient, maps.stride)).round().astype(np.uint8)))
         titles.append(f"what spoke for\n{names[called]}")
     return jpeg_address(mosaic(images, titles, empty="no mistakes"))
-
-
-def _scores(run: Path, record: dict[str, Any]) -> tuple[Scores, tuple[str, ...]]:
-    """The scores of the run's predictions, and its classes in their order."""
-    rows = read_predictions(run)
-    classes = tuple(record["class_names"])
-    position = {name: i for i, name in enumerate(spreadsheet_names(classes))}
-    try:
-        labels = np.array([position[row["class"]] for row in rows])
-        predicted = np.array([position[row["called"]] for row in rows])
-        confidence = np.array([float(row["confidence"]) for row in rows], dtype=np.float32)
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"{run}: its predictions do not fit its record ({error}); was one of them edited?") from error
-    kept = kept_weights(record)
-    scores = Scores(
-        loss=record["loss"][kept], top1=record["top1"][kept], top5=record["top5"][kept],
-        classes=len(classes), labels=labels, predicted=predicted, confidence=confidence,
-    )  # fmt: skip
-    return scores, classes
 
 
 def _class_rows(scores: Scores, names: Sequence[str]) -> tuple[list[dict[str, Any]], int]:

@@ -3,7 +3,6 @@
 `timm.create_model("atnet_xxxs.imagenette", pretrained=True)` has the weights that come with AT-Net.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -16,7 +15,9 @@ from timm.models.convmixer import ConvMixer
 
 from atnet.model.atnet import ATNet
 from atnet.model.info import WEIGHTS, WeightsInfo
-from atnet.model.sizes import SIZES, Size
+from atnet.model.layout import Size
+from atnet.model.legacy import current_fields, current_state
+from atnet.model.sizes import SIZES
 
 
 def pretrained_cfg(info: WeightsInfo) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def pretrained_cfg(info: WeightsInfo) -> dict[str, Any]:
 
 
 def _default_cfg(size: Size) -> dict[str, Any]:
-    side = math.ceil(math.ceil(224 / size.patch) / size.squeeze)
+    side = size.grid(224)
     return {
         "url": "",
         "num_classes": 1000,
@@ -88,7 +89,8 @@ def _entrypoint(name: str, size: Size) -> Callable[..., ATNet]:
             name,
             pretrained,
             feature_cfg={"out_indices": (0, 1, 2), "feature_cls": "getter"},
-            **{**asdict(size), **kwargs},
+            pretrained_filter_fn=lambda state, _: current_state(state),
+            **{**asdict(size), **current_fields(size, kwargs)},
         )
         return model
 

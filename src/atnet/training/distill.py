@@ -1,4 +1,4 @@
-"""Learning from a teacher: the loss against its answers to the same augmented pictures."""
+"""Knowledge distillation: teachers, and the loss against their answers to the same augmented images."""
 
 import hashlib
 import logging
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from atnet.config import DataConfig, DistillConfig
+from atnet.config import DataConfig
 from atnet.data.classes import printable
 from atnet.errors import ConfigError, WeightsError
 from atnet.model.heads import fuse
@@ -31,14 +31,9 @@ class Teachers:
         self.each = [Teacher(name, classes, data, device) for name in names]
         self.digests = [teacher.digest for teacher in self.each]
 
-    def answer(self, images: Tensor, heads: int) -> Tensor:
-        """What each head has to learn (B, heads, classes), as logits, of images (B, 3, H, W) normalised as the run's.
-
-        The first learns the teachers' mean probability, the others a teacher each, in turns. Source: Tran et al. 2020,
-        "Hydra: Preserving Ensemble Diversity for Model Distillation".
-        """
-        said = torch.stack([teacher.answer(images) for teacher in self.each], dim=1)
-        return torch.stack([fuse(said), *(said[:, i % len(self.each)] for i in range(heads - 1))], dim=1)
+    def answer(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) of the teachers' mean probability, for images (B, 3, H, W) normalised as the run's."""
+        return fuse(torch.stack([teacher.answer(images) for teacher in self.each], dim=1))
 
 
 class Teacher:
@@ -110,14 +105,10 @@ def _digest(model: nn.Module) -> str:
     return found.hexdigest()
 
 
-def distillation_loss(logits: Tensor, taught: Tensor, distill: DistillConfig) -> Tensor:
-    """The loss against the teacher's logits, both (B, classes).
+def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence from the teacher's logits at the temperature, times its square; both (B, classes).
 
-    soft: Kullback-Leibler divergence at the temperature, times its square. hard: cross-entropy with its answer.
-    Sources: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network"; Touvron et al. 2021, DeiT.
+    Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network".
     """
-    if distill.kind == "hard":
-        return F.cross_entropy(logits, taught.argmax(1))
-    heat = distill.temperature
-    student, teacher = F.log_softmax(logits / heat, dim=1), F.log_softmax(taught / heat, dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * heat**2
+    student, teacher = F.log_softmax(logits / temperature, dim=1), F.log_softmax(taught / temperature, dim=1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2

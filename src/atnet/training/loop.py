@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -49,24 +48,13 @@ from atnet.measure.trust import TRUST, fit_trust
 from atnet.model.info import BEST, EMA, LAST, note_hashes
 from atnet.model.load import classifier_parameters, to_safetensors
 from atnet.progress import duration, progress_bar
-from atnet.show.pictures import (
-    CELLS,
-    CONFUSION,
-    CURVES,
-    MISTAKES,
-    SAMPLES,
-    draw_confusion,
-    draw_curves,
-    draw_mistakes,
-    draw_samples,
-)
 from atnet.training import ranks
 from atnet.training.checkpoint import load_checkpoint, require_checkpoints, save_checkpoint, saved_step
 from atnet.training.faults import note_bad, note_fault
 from atnet.training.interruption import Interruption
 from atnet.training.optim import lr_at
 from atnet.training.plan import configure, forecast_config, settle
-from atnet.training.state import State, Sums, mean_and_std, prepare, take_step
+from atnet.training.state import State, Sums, take_step
 
 log = logging.getLogger("atnet")
 
@@ -235,12 +223,7 @@ def _write_results(state: State, run: Path, scores: dict[str, Scores], record: d
     if state.bad or final.bad:
         bad = [("train", *found) for found in state.bad.items()] + [("val", *found) for found in final.bad]
         write_bad_files(run / BAD_FILES, bad)
-    pictures = scored(state.val_pictures, final)
-    write_predictions(run, pictures, final)
-    names = state.info.class_names
-    draw_curves(read_metrics(run), run / CURVES)
-    draw_confusion(final.confusion_of(-(-len(names) // CELLS)), names, run / CONFUSION)
-    draw_mistakes(pictures, final, names, run / MISTAKES)
+    write_predictions(run, scored(state.val_pictures, final), final)
     write_record(run / RECORD, record)
 
 
@@ -297,10 +280,6 @@ def _train_epoch(
             began = time.perf_counter()
             pixels, labels, holes = next(batches)
             with interruption.held():
-                if state.step == 0 and ranks.rank() == 0:
-                    some = slice(config.batch // config.optim.accumulate)
-                    images, targets = prepare(state, pixels[some], labels[some].clamp(min=0), 0)
-                    draw_samples(_pixels_of(state, images), targets, state.info.class_names, run / SAMPLES)
                 done = take_step(state, pixels, labels, interruption.signal or 0)
                 interruption.signal = interruption.signal or done.signal or None
                 if done.fault:
@@ -328,12 +307,6 @@ def _train_epoch(
         "train_top5": round(100 * sums.top5 / max(sums.seen, 1), 4),
         "images_per_s": round(sums.seen / sums.seconds, 1),
     }
-
-
-def _pixels_of(state: State, images: Tensor) -> Tensor:
-    """What `prepare` made of the first sixteen, as colours from 0 to 1 again."""
-    mean, std = mean_and_std(state.config.data, torch.device("cpu"))
-    return (images[:16].cpu() * std + mean).clamp(0, 1)
 
 
 def _note(state: State) -> str:

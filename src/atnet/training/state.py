@@ -24,8 +24,9 @@ from atnet.data.sources import open_configured
 from atnet.device import keep_freed_memory, multiplies_in_bf16, naming_shortage, pick_device, seed_generators
 from atnet.errors import ConfigError, DataError
 from atnet.measure.metrics import hits
-from atnet.model.heads import error_cosine, fuse
+from atnet.model.heads import fuse
 from atnet.model.info import EMA, LAST, WeightsInfo
+from atnet.model.legacy import current_state
 from atnet.model.load import create_classifier
 from atnet.model.ops import normalised, with_kernels
 from atnet.training import ranks
@@ -69,13 +70,7 @@ class State:
         classes = self.train_pictures.classes
         seed_generators(derive_seed(config.seed, "weights"), self.device)
         self.model = with_kernels(
-            create_classifier(
-                config.model,
-                classes=len(classes),
-                size=config.data.size,
-                drop_path=config.drop_path,
-                view_drop=config.heads.view_drop,
-            )
+            create_classifier(config.model, classes=len(classes), size=config.data.size, drop_path=config.drop_path)
         )
         if getattr(self.model, "several_heads", False):
             self.model.set_separate_heads()  # type: ignore[operator]
@@ -202,7 +197,7 @@ class State:
                 if shapes - {parameter.shape}:
                     raise ValueError(f"an optimizer's {shapes} for a parameter of {parameter.shape}")
         for name, network in self.networks.items():
-            network.load_state_dict(checkpoint["networks"][name])
+            network.load_state_dict(current_state(checkpoint["networks"][name]))
 
 
 def mean_and_std(data: DataConfig, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -219,17 +214,25 @@ def balanced_weights(pictures: Pictures) -> Tensor:
 
 
 def prepare(state: State, pixels: Tensor, labels: Tensor, part: int) -> tuple[Tensor, Tensor]:
-    """uint8 pixels and labels of a part of a batch to normalised images and targets on the device, mixed.
+    """`normalise_and_mix` of a part of the step's batch."""
+    number = state.step * state.config.optim.accumulate + part
+    return normalise_and_mix(state.config, state.device, state.mix, number, pixels, labels)
 
-    Seeds the part: its mixing and its stochastic depth are functions of (seed, step, part).
+
+def normalise_and_mix(
+    config: Config, device: torch.device, mix: nn.Module | None, number: int, pixels: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """uint8 pixels (N, 3, H, W) and labels (N,) to normalised images and targets on the device, mixed.
+
+    number: of the part of a batch in the run; seeds torch's generators, so that mixing and stochastic depth are
+    functions of (seed, number).
     """
-    config, device = state.config, state.device
-    seed_generators(derive_seed(config.seed, "step", state.step * config.optim.accumulate + part), device)
+    seed_generators(derive_seed(config.seed, "step", number), device)
     pixels = pixels.to(device, non_blocking=True, memory_format=torch.channels_last)
     mean, std = mean_and_std(config.data, device)
     images = normalised(pixels, mean, std)
     targets = labels.to(device, non_blocking=True)
-    return state.mix(images, targets) if state.mix else (images, targets)
+    return mix(images, targets) if mix else (images, targets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,16 +348,17 @@ def _forget(state: State) -> None:
 
 
 def _loss(state: State, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy with the labels, and where there are teachers, with their answers.
+    """Cross-entropy with the labels and, with teachers, distillation from their answer.
 
-    Of several heads the mean of each one's, of what they say together, or a share of both.
+    With several heads: the mean of each head's loss, the loss of their mean probability, or a share of both.
     """
     config = state.config
-    heads = logits if logits.ndim == 3 else logits[:, None]
-    answers = state.teachers.answer(images, heads.shape[1]) if state.teachers else None
+    heads = logits if logits.ndim == 3 else logits[:, None]  # (B, heads, classes)
+    taught = state.teachers.answer(images) if state.teachers else None  # (B, classes)
 
-    def loss_of(said: Tensor, taught: Tensor | None) -> Tensor:
-        labels = targets.repeat_interleave(said.shape[1], 0)
+    def loss_of(said: Tensor) -> Tensor:
+        count = said.shape[1]
+        labels = targets.repeat_interleave(count, 0)
         said = said.flatten(0, 1)
         loss = cross_entropy(
             said, labels, weight=state.class_weight, label_smoothing=config.label_smoothing, reduction="sum"
@@ -362,14 +366,10 @@ def _loss(state: State, images: Tensor, logits: Tensor, targets: Tensor) -> Tens
         if taught is None:
             return loss
         share = config.distill.share
-        return (1 - share) * loss + share * distillation_loss(said, taught.flatten(0, 1), config.distill)
+        answers = taught.repeat_interleave(count, 0)
+        return (1 - share) * loss + share * distillation_loss(said, answers, config.distill.temperature)
 
-    loss = loss_of(heads, answers)
-    if heads.shape[1] == 1:
-        return loss
-    if together := config.heads.together:
-        joint = loss_of(fuse(heads)[:, None], None if answers is None else answers[:, :1])
-        loss = (1 - together) * loss + together * joint
-    if config.heads.penalty:
-        loss = loss + config.heads.penalty * error_cosine(heads, targets)
+    loss = loss_of(heads)
+    if heads.shape[1] > 1 and (together := config.heads.together):
+        loss = (1 - together) * loss + together * loss_of(fuse(heads)[:, None])
     return loss

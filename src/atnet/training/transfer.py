@@ -10,6 +10,7 @@ from atnet.config import LEARNING_RATES, Config
 from atnet.data.classes import printable
 from atnet.errors import ConfigError
 from atnet.model.info import find_weights
+from atnet.model.legacy import PARTS
 from atnet.model.load import classifier_parameters, load, read_info
 
 ALL = "all"
@@ -64,6 +65,7 @@ def freeze(model: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
     Raises ConfigError naming a part that there is not, or if nothing is left to train.
     """
     parts = {name: part for name, part in model.named_modules() if name}
+    names = tuple(now for name in names for now in (PARTS.get(name, (name,)) if name not in parts else (name,)))
     unknown = [name for name in names if name != ALL and name not in parts]
     if unknown:
         known = [name for name, _ in model.named_children()]
