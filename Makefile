@@ -37,7 +37,7 @@ DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 	proof-transfer readme reference setup dev web-picture explain-picture clean
 .DEFAULT_GOAL := demo
 
-$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py src/atnet/deploy/runtime.py
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py src/atnet/export/runtime.py
 	@echo "Installing into $(VENV), once; torch is most of it"
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch torchvision)
@@ -79,7 +79,7 @@ PHOTO = $$($(BIN)/python -c 'import sklearn.datasets as d; print(d.__path__[0])'
 web-picture: dev
 	rm -rf build/web
 	$(BIN)/atnet web --weights $(WEIGHTS) build/web
-	$(BIN)/python tests/deploy/web_pictures.py build/web $(PHOTO) docs/web.png
+	$(BIN)/python tests/export/web_pictures.py build/web $(PHOTO) docs/web.png
 
 explain-picture: dev
 	rm -rf build/explain
@@ -168,7 +168,7 @@ proof-transfer: dev
 
 reference: dev
 	$(BIN)/cyclopts generate-docs src/atnet/cli/__init__.py:app --output docs/commands.md
-	$(BIN)/pdoc --output-directory build/reference atnet atnet.config atnet.prediction atnet.timm \
+	$(BIN)/pdoc --output-directory build/reference atnet atnet.config atnet.inference.prediction atnet.timm \
 		$(addprefix atnet.,model data training measure show deploy)
 	@echo "Written: docs/commands.md (the commands), build/reference/index.html (the Python functions)"
 

@@ -9,8 +9,8 @@ import pytest
 
 import atnet
 from atnet.cli import main
-from atnet.measure.record import checkpoints
-from atnet.model.info import LAST
+from atnet.run.record import checkpoints
+from atnet.weights.info import LAST
 
 QUICK = ["--data.size", "32", "--data.workers", "0", "--batch", "20", "--epochs", "1"]
 Case = Callable[[Path, Path], list[str]]

@@ -9,8 +9,8 @@ import pytest
 
 from atnet.cli import app
 from atnet.config import make_config
-from atnet.measure.cost import cost_of
-from atnet.model.load import create_classifier
+from atnet.models.cost import cost_of
+from atnet.models.load import create_classifier
 from atnet.training.norm import RunningStatistics
 from atnet.training.plan import counted_speed, plan_run
 

@@ -18,7 +18,7 @@ def test_the_size_table_needs_no_torch():
 
 
 def test_public_names_are_functions_whatever_was_imported_before():
-    code = "import atnet.training.loop, atnet.prediction, atnet.measure.evaluate, atnet.model.load, atnet.timm\n"
+    code = "import atnet.training.loop, atnet.inference.prediction, atnet.models.load, atnet.timm\n"
     names = "[getattr(atnet, name).__class__.__name__ for name in atnet.__all__ if name != 'SIZES']"
     assert run(f"{code}print({names})") == str(["function"] * 9)
 

@@ -9,7 +9,8 @@ import torch
 
 import atnet
 import atnet.timm
-from atnet.model.info import SHIPPED
+from atnet.models import registry
+from atnet.weights.info import SHIPPED
 
 SCRIPT = """
 import argparse
@@ -51,8 +52,8 @@ def test_the_weights_that_come_with_the_package_are_a_tag_of_their_size():
 
 def test_what_a_killed_export_left_beside_the_weights_is_none(tmp_path, monkeypatch):
     (tmp_path / ".partial.safetensors").write_bytes(b"short")
-    monkeypatch.setattr(atnet.timm, "WEIGHTS", tmp_path)
-    atnet.timm._add_shipped()
+    monkeypatch.setattr(registry, "WEIGHTS", tmp_path)
+    registry._add_shipped()
     assert timm.list_models("atnet_*", pretrained=True) == [f"atnet_{SHIPPED}"]
 
 

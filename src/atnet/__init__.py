@@ -13,32 +13,32 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from atnet.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from atnet.measure.embed import embed as embed
-    from atnet.measure.evaluate import evaluate as evaluate
-    from atnet.model.load import create_model as create_model
-    from atnet.model.load import load as load
-    from atnet.model.sizes import SIZES as SIZES
-    from atnet.prediction import predict as predict
-    from atnet.show.explain import explain as explain
-    from atnet.show.run import render_run as render_run
+    from atnet.eval.evaluate import evaluate as evaluate
+    from atnet.inference.embed import embed as embed
+    from atnet.inference.prediction import predict as predict
+    from atnet.models.load import create_model as create_model
+    from atnet.models.load import load as load
+    from atnet.models.sizes import SIZES as SIZES
     from atnet.training.loop import train as train
     from atnet.training.plan import forecast as forecast
+    from atnet.viz.explain import explain as explain
+    from atnet.viz.run import render_run as render_run
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # or ONNX Runtime reports the files it opens to its makers
 
-__version__ = "0.1.0"
-
 _HOMES = {
-    "SIZES": "atnet.model.sizes",
-    "create_model": "atnet.model.load",
-    "embed": "atnet.measure.embed",
-    "evaluate": "atnet.measure.evaluate",
-    "explain": "atnet.show.explain",
+    "SIZES": "atnet.models.sizes",
+    "create_model": "atnet.models.load",
+    "embed": "atnet.inference.embed",
+    "evaluate": "atnet.eval.evaluate",
+    "explain": "atnet.viz.explain",
     "forecast": "atnet.training.plan",
-    "load": "atnet.model.load",
-    "predict": "atnet.prediction",
-    "render_run": "atnet.show.run",
+    "load": "atnet.models.load",
+    "predict": "atnet.inference.prediction",
+    "render_run": "atnet.viz.run",
     "train": "atnet.training.loop",
 }
 __all__ = [

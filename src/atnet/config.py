@@ -422,7 +422,7 @@ def make_config(recipe: str | Path | None = None, *, below: dict[str, Any] | Non
         raise ConfigError(plainly(error)) from error
 
 
-GONE = {"distill": {"kind": "soft"}, "heads": {"view_drop": 0.0, "penalty": 0.0}}
+GONE: dict[str, dict[str, Any]] = {"distill": {"kind": "soft"}, "heads": {"view_drop": 0.0, "penalty": 0.0}}
 """Options of before version 0.2 that did not help, and their values without effect, which runs made then have."""
 
 KINDS = {

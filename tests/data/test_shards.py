@@ -20,7 +20,7 @@ from atnet.data.pack import pack
 from atnet.data.shards import expand
 from atnet.data.sources import open_labelled, open_parts, open_whole
 from atnet.errors import ConfigError, DataError
-from atnet.measure.record import read_rows
+from atnet.run.record import read_rows
 from atnet.training.loop import train
 
 

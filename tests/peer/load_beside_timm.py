@@ -26,7 +26,7 @@ from atnet.data.loader import train_loader
 from atnet.data.pack import pack
 from atnet.data.pictures import Pictures
 from atnet.data.sources import open_whole
-from atnet.model.ops import normalised
+from atnet.models.ops import normalised
 from atnet.training.state import mean_and_std
 
 COUNT, BATCH, WORKERS, SIDE = 2048, 64, 2, 224

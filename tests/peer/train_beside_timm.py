@@ -18,7 +18,7 @@ from pathlib import Path
 
 from train_with_timm import BATCH, EPOCHS, SIZE
 
-from atnet.measure.bench import take_turns
+from atnet.bench.bench import take_turns
 
 ROUNDS = 3
 STEP_ROUNDS, STEP_SECONDS, THREADS = 7, 5.0, 2

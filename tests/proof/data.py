@@ -30,8 +30,8 @@ from atnet.data.loader import EvalSet, TrainSet, make_preprocess, train_loader
 from atnet.data.order import Draw
 from atnet.data.sources import open_parts
 from atnet.errors import DataError
-from atnet.measure.doctor import examine
-from atnet.measure.record import read_rows
+from atnet.eval.doctor import examine
+from atnet.run.record import read_rows
 from atnet.training.loop import train
 
 GOOD, EACH = 5000, 50

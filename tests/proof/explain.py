@@ -31,9 +31,9 @@ from torch import Tensor
 
 import atnet
 from atnet.data.sources import open_labelled
-from atnet.model.info import SHIPPED
 from atnet.progress import progress_bar
-from atnet.show.explain import Maps, attention_weights, maps_of
+from atnet.viz.explain import Maps, attention_weights, maps_of
+from atnet.weights.info import SHIPPED
 
 COUNT, STEPS, BLUR, ORDERS, EVERY = 200, 16, 10.0, 3, 4
 LEAST_GAIN, MOST_ALIKE = 0.1, 0.3

@@ -29,8 +29,8 @@ from atnet import files
 from atnet.config import make_config, to_yaml
 from atnet.data.order import BatchOrder
 from atnet.errors import AtnetError, ConfigError
-from atnet.measure.record import checkpoints, read_metrics
-from atnet.model.atnet import SeparableConv
+from atnet.models.atnet import SeparableConv
+from atnet.run.record import checkpoints, read_metrics
 from atnet.training import loop, state
 from atnet.training.checkpoint import load_checkpoint
 from atnet.training.faults import replay
@@ -322,7 +322,7 @@ class Writing:
 
 
 def fake_scores() -> Any:
-    from atnet.measure.metrics import Scores
+    from atnet.eval.metrics import Scores
 
     none = torch.zeros(1).numpy()
     return Scores(loss=1.0, top1=1.0, top5=1.0, classes=3, labels=none, predicted=none, confidence=none)

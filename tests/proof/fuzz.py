@@ -259,7 +259,7 @@ def _of_pickle(rng: random.Random, content: bytes) -> bytes:
 
 
 def of_onnx(rng: random.Random, content: bytes) -> bytes:
-    from atnet.deploy.untrusted import _OPERATIONS
+    from atnet.inference.untrusted import _OPERATIONS
 
     model = onnx.load_model_from_string(content)
     graph, numbers = model.graph, (0, 1, -1, 2, 3, 7, 255, 65536, 2**31 - 1, 2**31, -(2**31), 2**62, -(2**63))
@@ -466,8 +466,8 @@ def prepare(place: Path, photos: Path | None) -> None:
     """Writes a data set, a run that is finished and one that is not, networks, lists, shards and tables."""
     import atnet
     from atnet.data.sources import open_parts
-    from atnet.deploy.export import export
-    from atnet.measure.study import read_study, run_study
+    from atnet.export.export import export
+    from atnet.study.study import read_study, run_study
     from atnet.training.faults import FOLDER
 
     os.chdir(place)
@@ -521,7 +521,7 @@ def prepare(place: Path, photos: Path | None) -> None:
 
 
 def weights(place: Path) -> Make:
-    from atnet.model.load import load
+    from atnet.models.load import load
 
     sound = (place / "run" / "last.safetensors").read_bytes()
 
@@ -538,7 +538,7 @@ def weights(place: Path) -> Make:
 
 
 def checkpoints(place: Path) -> Make:
-    from atnet.measure.record import open_run
+    from atnet.run.record import open_run
     from atnet.training.checkpoint import load_checkpoint, read_checkpoint
     from atnet.training.state import State
 
@@ -744,7 +744,7 @@ def images(place: Path) -> Make:
 
 
 def judged(place: Path) -> Make:
-    from atnet.deploy.untrusted import require_harmless
+    from atnet.inference.untrusted import require_harmless
 
     sound = [(place / name).read_bytes() for name in ("net.onnx", "net.onnx", "whole.onnx")]
 
@@ -757,8 +757,8 @@ def judged(place: Path) -> Make:
 
 def networks(place: Path) -> Make:
     """Those that are judged harmless, opened and run."""
-    from atnet.deploy.onnx import OnnxNetwork
-    from atnet.deploy.untrusted import require_harmless
+    from atnet.inference.onnx import OnnxNetwork
+    from atnet.inference.untrusted import require_harmless
 
     sound = [(place / name).read_bytes() for name in ("net.onnx", "net.onnx", "whole.onnx")]
     with Image.open(place / "photo.png") as opened:
@@ -783,10 +783,11 @@ def networks(place: Path) -> Make:
 def runs(place: Path) -> Make:
     """What reads the files of a run, and sometimes the report of it."""
     from atnet.config import read_yaml
-    from atnet.measure import record
-    from atnet.measure.compare import compare
-    from atnet.model.info import find_weights, note_hashes, read_unchanged
-    from atnet.show.report import write_report
+    from atnet.run import record
+    from atnet.study.compare import compare
+    from atnet.viz.report import write_report
+    from atnet.weights.find import find_weights
+    from atnet.weights.info import note_hashes, read_unchanged
 
     os.chdir(ARENA / "work")
     shutil.copytree(place / "run", "run", dirs_exist_ok=True)

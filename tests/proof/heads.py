@@ -19,11 +19,11 @@ from sklearn.metrics import roc_auc_score
 from atnet.data.loader import eval_loader
 from atnet.data.sources import open_labelled
 from atnet.errors import ConfigError
-from atnet.measure.metrics import HeadScores, calibration
-from atnet.measure.trust import TRUST, fit_trust, least_confidence
-from atnet.model.heads import answer
-from atnet.model.load import load
-from atnet.show.pictures import draw_dots
+from atnet.eval.metrics import HeadScores, calibration
+from atnet.eval.selective import TRUST, fit_trust, least_confidence
+from atnet.models.heads import answer
+from atnet.models.load import load
+from atnet.viz.pictures import draw_dots
 
 FIT, SEEN = slice(0, None, 2), slice(1, None, 2)
 PROMISED = (0.95, 0.99)

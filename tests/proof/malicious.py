@@ -30,10 +30,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from atnet.data.preprocess import Preprocess
 from atnet.data.sources import write_digits
-from atnet.deploy.graph import write_onnx
-from atnet.deploy.preprocessing import with_preprocessing
-from atnet.model.info import METADATA, WeightsInfo, note_hashes
-from atnet.model.load import create_classifier, to_safetensors
+from atnet.inference.graph import write_onnx
+from atnet.inference.preprocessing import with_preprocessing
+from atnet.models.load import create_classifier, to_safetensors
+from atnet.weights.info import METADATA, WeightsInfo, note_hashes
 
 MEGABYTES, SECONDS = 1000, 60
 SIZE = 32

@@ -18,22 +18,22 @@ from numpy.typing import NDArray
 
 from atnet.data.decode import decode
 from atnet.data.preprocess import Preprocess
-from atnet.deploy.export import (
+from atnet.export.export import (
     TOLERANCE_PREPROCESSED,
     answer_of,
     export,
     logits_apart,
     probabilities_apart,
 )
-from atnet.deploy.graph import write_onnx
-from atnet.deploy.onnx import OnnxNetwork
-from atnet.deploy.web import write_web
-from atnet.model.info import SHIPPED, WeightsInfo
-from atnet.model.load import create_classifier, load
-from atnet.model.sizes import SIZES
-from atnet.prediction import likeliest
+from atnet.export.web import write_web
+from atnet.inference.graph import write_onnx
+from atnet.inference.onnx import OnnxNetwork
+from atnet.inference.prediction import likeliest
+from atnet.models.load import create_classifier, load
+from atnet.models.sizes import SIZES
+from atnet.weights.info import SHIPPED, WeightsInfo
 
-sys.path.append(str(Path(__file__).parent.parent / "deploy"))
+sys.path.append(str(Path(__file__).parent.parent / "export"))
 from browser import answers, chromium, find_chromium, give, served
 from playwright.sync_api import expect
 

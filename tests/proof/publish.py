@@ -29,8 +29,8 @@ import sys
 from pathlib import Path
 import torch
 from atnet.data.preprocess import Preprocess
-from atnet.model.info import WeightsInfo
-from atnet.model.load import create_classifier, to_safetensors
+from atnet.weights.info import WeightsInfo
+from atnet.models.load import create_classifier, to_safetensors
 torch.manual_seed(0)
 path, model = sys.argv[1:]
 names = tuple(f"class {i}" for i in range(7))

@@ -159,9 +159,9 @@ def _write_network(path: Path) -> None:
     import torch
 
     from atnet.data.preprocess import Preprocess
-    from atnet.deploy.graph import write_onnx
-    from atnet.model.info import WeightsInfo
-    from atnet.model.load import create_classifier
+    from atnet.inference.graph import write_onnx
+    from atnet.models.load import create_classifier
+    from atnet.weights.info import WeightsInfo
 
     torch.manual_seed(0)
     model = create_classifier("xxxs", classes=10, size=SIZE)

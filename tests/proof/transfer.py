@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from atnet.measure.record import kept_weights
-from atnet.measure.study import record_of
+from atnet.run.record import kept_weights
+from atnet.study.study import record_of
 
 SEEDS = (0, 1, 2)
 EPOCHS = {10: 120, 50: 60, 200: 30}

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from atnet.data.sources import open_parts
 from atnet.errors import DataError, Stopped
-from atnet.measure.evaluate import evaluate
-from atnet.measure.record import read_record, read_rows
+from atnet.eval.evaluate import evaluate
+from atnet.run.record import read_record, read_rows
 from atnet.training.loop import resume_run, train
 from atnet.training.plan import configure, settle
 from atnet.training.state import State, _loss, take_step

@@ -12,7 +12,7 @@ import torch
 
 import atnet
 from atnet.errors import AtnetError, ConfigError, TrainingError
-from atnet.measure.record import checkpoints, open_run
+from atnet.run.record import checkpoints, open_run
 from atnet.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from atnet.training.state import State
 

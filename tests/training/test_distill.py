@@ -18,7 +18,7 @@ from atnet.config import DataConfig, make_config
 from atnet.data.loader import batches_of, eval_loader
 from atnet.data.sources import open_labelled
 from atnet.errors import ConfigError, Stopped, WeightsError
-from atnet.model.load import load
+from atnet.models.load import load
 from atnet.training import loop
 from atnet.training.distill import Teacher, Teachers, distillation_loss
 from atnet.training.plan import settle

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 import atnet
 from atnet.cli import main
 from atnet.errors import ConfigError, TrainingError
-from atnet.measure.record import checkpoints, read_metrics
-from atnet.model.atnet import SeparableConv
+from atnet.models.atnet import SeparableConv
+from atnet.run.record import checkpoints, read_metrics
 from atnet.training import state as states
 from atnet.training.faults import replay
 

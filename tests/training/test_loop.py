@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 import atnet
 from atnet.config import Config, make_config, to_yaml
 from atnet.errors import ConfigError, DataError, Stopped, TrainingError
-from atnet.measure.fitting import describe_fit
-from atnet.measure.record import checkpoints, open_run, read_metrics
+from atnet.eval.fitting import describe_fit
+from atnet.run.record import checkpoints, open_run, read_metrics
 from atnet.training import loop
 
 

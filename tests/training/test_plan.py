@@ -9,7 +9,7 @@ import atnet
 from atnet.cli import main
 from atnet.config import make_config
 from atnet.errors import ConfigError, TrainingError
-from atnet.measure.cost import cost_of
+from atnet.models.cost import cost_of
 from atnet.training import loop, plan
 from atnet.training.plan import Forecast, counted_speed, fitting_batch, forecast, plan_run
 

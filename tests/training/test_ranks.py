@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import atnet
 from atnet.config import make_config, to_yaml
 from atnet.errors import ConfigError
-from atnet.measure.record import checkpoints, read_metrics, read_record
+from atnet.run.record import checkpoints, read_metrics, read_record
 from atnet.training import ranks
 from atnet.training.state import State
 

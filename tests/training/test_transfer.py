@@ -11,7 +11,7 @@ import atnet
 from atnet.cli import main
 from atnet.config import make_config
 from atnet.errors import ConfigError, WeightsError
-from atnet.model.load import create_classifier
+from atnet.models.load import create_classifier
 from atnet.training.optim import make_optimizers
 from atnet.training.plan import configure, forecast, settle
 from atnet.training.state import State

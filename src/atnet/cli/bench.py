@@ -60,12 +60,12 @@ def bench(
     title
         What the document calls the table.
     """
+    from atnet.bench.bench import bench as run
+    from atnet.bench.bench import columns_of, machine, machine_line, publish, roof_of, to_csv
     from atnet.errors import ConfigError
     from atnet.files import write_whole
-    from atnet.measure.bench import bench as run
-    from atnet.measure.bench import columns_of, machine, machine_line, publish, roof_of, to_csv
     from atnet.progress import counted
-    from atnet.show.pictures import draw_bench
+    from atnet.viz.pictures import draw_bench
 
     if not models:
         raise ConfigError("no model given: atnet bench xxxs mobilenetv3_small_100")

@@ -28,9 +28,9 @@ def compare(
     as_json
         Print JSON.
     """
-    from atnet.measure.compare import compare as run
-    from atnet.measure.record import kept_weights
     from atnet.progress import duration
+    from atnet.run.record import kept_weights
+    from atnet.study.compare import compare as run
 
     found = run(runs)
     if as_json:

@@ -10,7 +10,7 @@ from rich.text import Text
 from atnet.data.classes import printable
 
 if TYPE_CHECKING:
-    from atnet.measure.doctor import Diagnosis
+    from atnet.eval.doctor import Diagnosis
 
 MARKS = {"wrong": ("WRONG", "bold red"), "odd": ("odd  ", "yellow"), "fine": ("fine ", "green")}
 MOST = 5
@@ -44,11 +44,11 @@ def doctor(
         Share of the training pictures that may be unreadable.
     """
     from atnet.errors import AtnetError
+    from atnet.eval.doctor import examine
     from atnet.files import quoted, require_new
-    from atnet.measure.doctor import examine
     from atnet.progress import duration
-    from atnet.show.doctor import write_diagnosis
     from atnet.training.plan import forecast
+    from atnet.viz.doctor import write_diagnosis
 
     path = out or Path("doctor.html")
     if out:

@@ -53,7 +53,7 @@ def embed(
     """
     from atnet.errors import DataError
     from atnet.files import require_new
-    from atnet.measure.embed import embed as run
+    from atnet.inference.embed import embed as run
 
     if not like and not map_:
         out = out or Path("vectors.parquet")
@@ -73,7 +73,7 @@ def embed(
         found.write(out)
         console.print(f"Written: {out} ({out.stat().st_size / 1e6:.1f} MB)", markup=False, soft_wrap=True)
     if map_:
-        from atnet.show.embed import draw_map
+        from atnet.viz.embed import draw_map
 
         draw_map(found, map_)
         console.print(f"Written: {map_}", markup=False, soft_wrap=True)

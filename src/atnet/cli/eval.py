@@ -12,7 +12,7 @@ from atnet.data.classes import printable
 from atnet.files import quoted
 
 if TYPE_CHECKING:
-    from atnet.measure.metrics import HeadScores, Scores
+    from atnet.eval.metrics import HeadScores, Scores
 
 
 def evaluate(
@@ -45,7 +45,7 @@ def evaluate(
         ignore leaves pictures of classes out that the weights do not know.
     """
     from atnet.errors import DataError
-    from atnet.measure.evaluate import evaluate as run
+    from atnet.eval.evaluate import evaluate as run
 
     done = run(weights, data, size=size, batch=batch, workers=workers, device=device, mismatch=mismatch)
     scores, info = done.scores, done.info
@@ -79,7 +79,7 @@ def evaluate(
 
 def _of_heads(scores: "Scores", heads: "HeadScores") -> Table:
     """Each decision head, and all together."""
-    from atnet.measure.metrics import calibration
+    from atnet.eval.metrics import calibration
 
     table = Table("head", "top-1 %", "loss", "calibration error %", box=None, header_style="bold")
     for i, loss in enumerate(heads.loss):

@@ -39,7 +39,7 @@ def explain(
         auto takes cuda, then mps, then cpu.
     """
     from atnet.errors import ConfigError, DataError
-    from atnet.show.explain import explain as run
+    from atnet.viz.explain import explain as run
 
     if not pictures:
         raise ConfigError("no picture given: atnet explain PICTURE... --weights RUN")

@@ -58,8 +58,8 @@ def export(
                 "--int8 is of ONNX files, and stores in 16 bits what stays float: leave --half and --to out"
             )
         from atnet.cli.tables import table_of
-        from atnet.deploy.quantize import quantize
-        from atnet.show.pictures import draw_quantized
+        from atnet.export.quantize import quantize
+        from atnet.viz.pictures import draw_quantized
 
         made = quantize(weights, out, max_drop=max_drop, preprocessing=with_preprocessing, licence=licence, data=data)
         draw_quantized(made.trials, made.costs, max_drop, made.picture)
@@ -82,7 +82,7 @@ def export(
             f"{costs}, ...\nWritten: {path}, {made.report}, {made.picture}"
         )
     else:
-        from atnet.deploy.export import export as run
+        from atnet.export.export import export as run
 
         done = run(weights, out, to=to, half=half, preprocessing=with_preprocessing, licence=licence, data=data)
         path = done.path

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.text import Text
 
 from atnet.data.classes import printable
-from atnet.model.info import WEIGHTS
+from atnet.weights.info import WEIGHTS
 
 if TYPE_CHECKING:
-    from atnet.prediction import Prediction
+    from atnet.inference.prediction import Prediction
 
 BAR = 30
 
@@ -47,8 +47,8 @@ def predict(
         has to be was found on the validation pictures when the weights were trained.
     """
     from atnet.errors import ConfigError, DataError
-    from atnet.prediction import predict as run
-    from atnet.prediction import weights_to_ask
+    from atnet.inference.prediction import predict as run
+    from atnet.inference.prediction import weights_to_ask
 
     if not pictures:
         raise ConfigError("no picture given: atnet predict PICTURE... --weights RUN")
@@ -71,7 +71,7 @@ def predict(
 
 
 def _plain(answer: "Prediction") -> dict[str, Any]:
-    from atnet.prediction import as_json as top_as_json
+    from atnet.inference.prediction import as_json as top_as_json
 
     return {
         "picture": answer.picture,
@@ -111,7 +111,7 @@ def _agreement(answer: "Prediction") -> str:
 
 def _tell_limits(asked: Path) -> None:
     """That the network which comes with AT-Net answered, and all that it knows."""
-    from atnet.deploy.onnx import OnnxNetwork
+    from atnet.inference.onnx import OnnxNetwork
 
     names = ", ".join(OnnxNetwork(asked.with_suffix(".onnx")).info.class_names)
     Console(highlight=False).print(

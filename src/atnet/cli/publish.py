@@ -39,7 +39,7 @@ def publish(
     data
         A folder of class folders to check --onnx and --web on; the run's validation pictures if not given.
     """
-    from atnet.deploy.publish import publish as run
+    from atnet.export.publish import publish as run
 
     done = run(weights, to=to, onnx=onnx, web=web, private=private, licence=licence, data=data)
     console = Console(highlight=False)

@@ -17,7 +17,7 @@ def report(run: Path = Path("runs/last"), /, *, out: Path | None = None) -> None
     out
         The file to write; report.html in the run's folder if not given.
     """
-    from atnet.show.report import write_report
+    from atnet.viz.report import write_report
 
     path = write_report(run, out)
     console = Console(highlight=False)

@@ -7,11 +7,11 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from atnet.config import Whole
-from atnet.deploy.service import Limits
 from atnet.progress import counted
+from atnet.serve.service import Limits
 
 if TYPE_CHECKING:
-    from atnet.model.info import WeightsInfo
+    from atnet.weights.info import WeightsInfo
 
 
 def serve(
@@ -43,8 +43,8 @@ def serve(
     limits
         How much is done at once, and what is refused.
     """
-    from atnet.deploy.serve import file_to_serve
-    from atnet.deploy.serve import serve as run
+    from atnet.serve.serve import file_to_serve
+    from atnet.serve.serve import serve as run
 
     path = file_to_serve(weights)
     console = Console(highlight=False)

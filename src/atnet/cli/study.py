@@ -27,7 +27,7 @@ def study(
     check
         List the runs and what each costs; train nothing.
     """
-    from atnet.measure.study import (
+    from atnet.study.study import (
         compare_trials,
         costs,
         read_results,
@@ -36,7 +36,7 @@ def study(
         run_study,
         write_results,
     )
-    from atnet.show.pictures import draw_study
+    from atnet.viz.pictures import draw_study
 
     plan, out = read_study(study, data), out or study.with_suffix("")
     console = Console(highlight=False, width=120)

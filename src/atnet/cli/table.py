@@ -27,8 +27,8 @@ def table(
     picture
         Accuracy over parameters, for the data set and input size with the most rows; a PNG.
     """
-    from atnet.measure.table import add_record, points_of, read_results, write_table
-    from atnet.show.pictures import draw_accuracy
+    from atnet.study.table import add_record, points_of, read_results, write_table
+    from atnet.viz.pictures import draw_accuracy
 
     written = [add_record(run, results) for run in add]
     found = read_results(results)

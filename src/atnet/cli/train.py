@@ -41,12 +41,12 @@ def train(
         Train as many epochs as fit, 20m or 3h for example, in place of --epochs.
     """
     from atnet.errors import ConfigError
-    from atnet.measure.record import kept_weights
     from atnet.progress import duration
-    from atnet.show.run import render_run
+    from atnet.run.record import kept_weights
     from atnet.training.loop import resume_run, train_config, unfinished_run
     from atnet.training.plan import forecast_config, settle
     from atnet.training.ranks import launched, leads
+    from atnet.viz.run import render_run
 
     if resume is not None:
         if recipe is not None or config is not None or out is not None or check or time_budget is not None:

@@ -20,7 +20,7 @@ def web(out: Path, /, *, weights: Path | None = None, data: str | None = None) -
     data
         A folder of class folders to check that export on; the run's validation pictures if not given.
     """
-    from atnet.deploy.web import write_web
+    from atnet.export.web import write_web
 
     done = write_web(out, weights, data=data)
     console = Console(highlight=False)

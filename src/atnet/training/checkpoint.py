@@ -15,7 +15,7 @@ from torch import Tensor
 
 from atnet.errors import ConfigError, TrainingError
 from atnet.files import read_regular, write_whole
-from atnet.measure.record import (
+from atnet.run.record import (
     CHECKPOINTS,
     WRITTEN,
     checkpoints,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from atnet.config import DataConfig
 from atnet.data.classes import printable
 from atnet.errors import ConfigError, WeightsError
-from atnet.model.heads import fuse
-from atnet.model.load import has_fixed_input, load
+from atnet.models.heads import fuse
+from atnet.models.load import has_fixed_input, load
 
 log = logging.getLogger("atnet")
 
@@ -33,7 +33,8 @@ class Teachers:
 
     def answer(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of the teachers' mean probability, for images (B, 3, H, W) normalised as the run's."""
-        return fuse(torch.stack([teacher.answer(images) for teacher in self.each], dim=1))
+        answer: Tensor = fuse(torch.stack([teacher.answer(images) for teacher in self.each], dim=1))
+        return answer
 
 
 class Teacher:

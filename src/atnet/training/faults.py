@@ -18,8 +18,8 @@ from atnet.data.order import Draw
 from atnet.data.pack import BAD_FILES, write_bad_files
 from atnet.errors import ConfigError, DataError, TrainingError
 from atnet.files import csv_table, quoted, write_whole
-from atnet.measure.record import open_run, own_folder, read_rows
-from atnet.model.load import load, to_safetensors
+from atnet.models.load import load, to_safetensors
+from atnet.run.record import open_run, own_folder, read_rows
 from atnet.training import ranks
 from atnet.training.state import State, take_step
 

@@ -22,10 +22,13 @@ from atnet.data.loader import Hole, batches_of, eval_loader, train_loader
 from atnet.data.pack import BAD_FILES, write_bad_files
 from atnet.device import keep_freed_memory
 from atnet.errors import AtnetError, ConfigError, Stopped, TrainingError
+from atnet.eval.evaluate import score_together, scored
+from atnet.eval.metrics import Scores, together
+from atnet.eval.selective import TRUST, fit_trust
 from atnet.files import quoted, resolve_run, write_whole
-from atnet.measure.evaluate import score_together, scored
-from atnet.measure.metrics import Scores, together
-from atnet.measure.record import (
+from atnet.models.load import classifier_parameters, to_safetensors
+from atnet.progress import duration, progress_bar
+from atnet.run.record import (
     ENVIRONMENT,
     LAST_RUN,
     RECORD,
@@ -44,10 +47,6 @@ from atnet.measure.record import (
     write_predictions,
     write_record,
 )
-from atnet.measure.trust import TRUST, fit_trust
-from atnet.model.info import BEST, EMA, LAST, note_hashes
-from atnet.model.load import classifier_parameters, to_safetensors
-from atnet.progress import duration, progress_bar
 from atnet.training import ranks
 from atnet.training.checkpoint import load_checkpoint, require_checkpoints, save_checkpoint, saved_step
 from atnet.training.faults import note_bad, note_fault
@@ -55,6 +54,7 @@ from atnet.training.interruption import Interruption
 from atnet.training.optim import lr_at
 from atnet.training.plan import configure, forecast_config, settle
 from atnet.training.state import State, Sums, take_step
+from atnet.weights.info import BEST, EMA, LAST, note_hashes
 
 log = logging.getLogger("atnet")
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from atnet.config import Config, OptimConfig
 from atnet.errors import ConfigError
-from atnet.model.load import classifier_parameters
+from atnet.models.load import classifier_parameters
 from atnet.training.muon import Muon
 
 DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -24,16 +24,17 @@ from atnet.data.shards import is_address
 from atnet.data.sources import open_configured
 from atnet.device import pick_device
 from atnet.errors import ConfigError, DataError, TrainingError
-from atnet.measure.cost import cost_of
-from atnet.measure.evaluate import score_together
-from atnet.measure.record import peak_memory_mb
-from atnet.model.info import HUB, find_weights
-from atnet.model.load import architecture, create_classifier
+from atnet.eval.evaluate import score_together
+from atnet.models.cost import cost_of
+from atnet.models.load import architecture, create_classifier
 from atnet.progress import duration, progress_bar
+from atnet.run.record import peak_memory_mb
 from atnet.training import ranks
 from atnet.training.distill import LOCAL
 from atnet.training.state import State, take_step
 from atnet.training.transfer import defaults_of
+from atnet.weights.find import find_weights
+from atnet.weights.info import HUB
 
 log = logging.getLogger("atnet")
 

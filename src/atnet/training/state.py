@@ -23,17 +23,17 @@ from atnet.data.pictures import Pictures
 from atnet.data.sources import open_configured
 from atnet.device import keep_freed_memory, multiplies_in_bf16, naming_shortage, pick_device, seed_generators
 from atnet.errors import ConfigError, DataError
-from atnet.measure.metrics import hits
-from atnet.model.heads import fuse
-from atnet.model.info import EMA, LAST, WeightsInfo
-from atnet.model.legacy import current_state
-from atnet.model.load import create_classifier
-from atnet.model.ops import normalised, with_kernels
+from atnet.eval.metrics import hits
+from atnet.models.heads import fuse
+from atnet.models.legacy import current_state
+from atnet.models.load import create_classifier
+from atnet.models.ops import normalised, with_kernels
 from atnet.training import ranks
 from atnet.training.distill import Teachers, distillation_loss
 from atnet.training.norm import RunningStatistics
 from atnet.training.optim import lr_at, make_optimizers
 from atnet.training.transfer import freeze, load_into
+from atnet.weights.info import EMA, LAST, WeightsInfo
 
 FIGURES = 5
 _SMALLER = "use half the --batch, --optim.accumulate 2 (it in two parts), --checkpointing, or a smaller --data.size"

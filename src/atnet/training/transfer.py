@@ -9,9 +9,9 @@ from torch import nn
 from atnet.config import LEARNING_RATES, Config
 from atnet.data.classes import printable
 from atnet.errors import ConfigError
-from atnet.model.info import find_weights
-from atnet.model.legacy import PARTS
-from atnet.model.load import classifier_parameters, load, read_info
+from atnet.models.legacy import PARTS
+from atnet.models.load import classifier_parameters, load, read_info
+from atnet.weights.find import find_weights
 
 ALL = "all"
 SLOWER = 2

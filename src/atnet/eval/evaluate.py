@@ -1,0 +1,159 @@
+"""A model on labelled pictures: each picture once, the last batch too."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from atnet.config import make_config
+from atnet.data.loader import NO_LABEL, Hole, batches_of, eval_loader
+from atnet.data.pictures import Pictures
+from atnet.data.sources import open_held_out, open_labelled
+from atnet.device import pick_device
+from atnet.errors import ConfigError, DataError, WeightsError
+from atnet.eval.metrics import HeadScores, Scores, hits
+from atnet.models.heads import answer
+from atnet.models.load import at_size, load
+from atnet.progress import progress_bar
+from atnet.weights.find import find_weights
+from atnet.weights.info import CONFIG, INFINITE, WeightsInfo
+
+
+def score(model: nn.Module, batches: DataLoader[Any], *, classes: int, device: torch.device, total: int) -> Scores:
+    """Scores of a model on batches of `eval_loader`; the model is left in the mode it was in."""
+    return score_together({"": model}, batches, classes=classes, device=device, total=total)[""]
+
+
+def score_together(
+    models: dict[str, nn.Module], batches: DataLoader[Any], *, classes: int, device: torch.device, total: int
+) -> dict[str, Scores]:
+    """Scores of several models by their names, each picture opened once for all of them; see `score`."""
+    truth: list[Tensor] = []
+    answers: dict[str, list[tuple[float, int, Tensor, Tensor]]] = {name: [] for name in models}
+    of_heads: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in models}
+    bad: list[Hole] = []
+    training = {name: model.training for name, model in models.items()}
+    for model in models.values():
+        model.eval()
+    with torch.inference_mode(), progress_bar("Evaluating", total) as advance:
+        for images, labels, holes in batches_of(batches):
+            advance(len(labels))
+            if holes:
+                bad += holes
+                images, labels = images[labels != NO_LABEL], labels[labels != NO_LABEL]
+                if not len(labels):
+                    continue
+            images = images.to(device, memory_format=torch.channels_last)
+            truth.append(labels)
+            for name, model in models.items():
+                logits, each = answer(model, images)
+                logits = logits.cpu()
+                loss = float(cross_entropy(logits, labels, reduction="sum"))
+                answers[name].append((loss, hits(logits, labels, 5), logits.argmax(1), logits.softmax(1).amax(1)))
+                if each is not None:
+                    shares = each.cpu().softmax(2)
+                    right = shares.gather(2, labels[:, None, None].expand(-1, shares.shape[1], 1))
+                    of_heads[name].append((right.log().sum((0, 2)), shares.argmax(2), shares.amax(2)))
+    for name, model in models.items():
+        model.train(training[name])
+    if not truth:
+        raise DataError(f"none of {total:,} pictures to evaluate on can be read; the first: {bad[0].reason}")
+    found = torch.cat(truth).numpy()
+    scores = {}
+    for name, parts in answers.items():
+        losses, top5, called, sure = zip(*parts, strict=True)
+        predicted = torch.cat(called).numpy()
+        scores[name] = Scores(
+            loss=sum(losses) / len(found),
+            top1=100.0 * int((found == predicted).sum()) / len(found),
+            top5=100.0 * sum(top5) / len(found),
+            classes=classes,
+            labels=found,
+            predicted=predicted,
+            confidence=torch.cat(sure).numpy(),
+            bad=tuple(bad),
+            heads=_together(of_heads[name]) if of_heads[name] else None,
+        )
+    return scores
+
+
+def _together(parts: list[tuple[Tensor, Tensor, Tensor]]) -> HeadScores:
+    """Of each batch: the heads' sums of log probabilities, their answers, and how sure they were."""
+    sums, predicted, confidence = zip(*parts, strict=True)
+    called = torch.cat(predicted).numpy()
+    return HeadScores(
+        loss=-torch.stack(sums).double().sum(0).numpy() / len(called),
+        predicted=called,
+        confidence=torch.cat(confidence).numpy(),
+    )
+
+
+def scored(pictures: Pictures, scores: Scores) -> Pictures:
+    """Those of the pictures that are in the scores' figures: all that could be read."""
+    bad = {name for name, _ in scores.bad}
+    return pictures.only([i for i, name in enumerate(pictures.ids) if name not in bad]) if bad else pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores, and of which weights on which pictures."""
+
+    weights: Path
+    info: WeightsInfo
+    pictures: str
+    scores: Scores
+
+
+def evaluate(
+    weights: str | Path,
+    data: str | None = None,
+    *,
+    size: int | None = None,
+    batch: int = 64,
+    workers: int = 2,
+    device: str = "auto",
+    mismatch: Literal["error", "ignore"] = "error",
+) -> Evaluation:
+    """Evaluates weights on a labelled folder.
+
+    weights: a run, a folder or a safetensors file.
+    data: a folder with val/ (or test/), or of class folders, or "digits"; the validation part of the
+    run's own data if none is given.
+    size: side of the input in pixels, that of the training if None.
+    mismatch: ignore leaves pictures of classes out that the weights do not know.
+    Classes are matched by name with the weights' class list. A picture that cannot be read is in `scores.bad`.
+    Raises WeightsError, DataError or ConfigError naming the thing and the remedy.
+    """
+    if batch < 1 or workers < 0:
+        raise ConfigError(f"batch={batch}, workers={workers}: use a batch of 1 or more, and 0 workers or more")
+    path = find_weights(weights)
+    chosen = pick_device(device)
+    model, info = load(path, str(chosen))
+    if size is not None:
+        info = at_size(info, size)
+    pictures = open_validation(path, data).relabel(info.classes, ignore=mismatch == "ignore")
+    loader = eval_loader(pictures, info.preprocess, batch, workers)
+    model = model.to(memory_format=torch.channels_last)
+    scores = score(model, loader, classes=len(info.classes), device=chosen, total=len(pictures))
+    if not math.isfinite(scores.loss):
+        raise WeightsError(f"{path}: {INFINITE}")
+    return Evaluation(weights=path, info=info, pictures=pictures.store.name, scores=scores)
+
+
+def open_validation(weights: Path, data: str | None) -> Pictures:
+    """The folder's pictures; of the run's own source, or without a folder, the part that it was not trained on.
+
+    weights: the file.  Raises ConfigError if no folder is given and the file lies in no run.
+    """
+    recipe = weights.parent / CONFIG
+    trained = make_config(recipe).data if recipe.is_file() else None
+    if data is None and trained is None:
+        raise ConfigError(f"{weights}: not in a run folder, so its data are not known; give --data FOLDER")
+    if trained and (data is None or data == trained.source or str(Path(data).expanduser().resolve()) == trained.source):
+        return open_held_out(trained)
+    return open_labelled(str(data))

@@ -1,1 +1,0 @@
-"""The architecture: the size table, its blocks, the network, weights in files."""

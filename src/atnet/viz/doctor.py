@@ -1,0 +1,121 @@
+"""A data set's diagnosis as one HTML page."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from atnet.config import make_config
+from atnet.data.classes import display_names, printable
+from atnet.data.loader import TrainSet
+from atnet.data.order import Draw
+from atnet.data.pictures import Pictures
+from atnet.errors import DataError
+from atnet.eval.doctor import Diagnosis, Finding
+from atnet.viz.html import jpeg_address, write_page
+from atnet.viz.pictures import BLUE, mosaic
+
+PAGE = "doctor.html"
+MOST_LINES, MOST_PAIRS, MOST_CLASSES, SAMPLES = 50, 8, 200, 16
+LABELS = {"wrong": "Mend this.", "odd": "Look at this.", "fine": "Good to know."}
+
+
+def write_diagnosis(found: Diagnosis, out: Path, forecast: str) -> None:
+    """Writes the page. Raises ConfigError if the file cannot be written.
+
+    forecast: how long training will take, in words.
+    """
+    train, val = found.parts["train"], found.parts["val"]
+    counts, counts_val = (np.bincount(part.labels, minlength=len(train.classes)) for part in (train, val))
+    before, after = _samples(found)
+    write_page(
+        out,
+        PAGE,
+        title=f"The data set {printable(Path(found.source).name)}",
+        subtitle=f"{len(train):,} training and {len(val):,} validation pictures of {len(train.classes):,} classes",
+        verdict="Nothing found would corrupt a result."
+        if found.healthy
+        else "Mend what is marked first: it would corrupt a result.",
+        figures=[
+            (f"{len(train):,}", "training pictures"),
+            (f"{len(val):,}", "validation pictures"),
+            (f"{len(train.classes):,}", "classes"),
+            (f"{int(np.median(found.sides.min(1))) if len(found.sides) else 0} px", "median shorter side"),
+        ],
+        findings=[_shown(finding, found.parts) for finding in found.findings],
+        classes=_class_rows(display_names(train.classes), counts, counts_val),
+        left_out=max(len(train.classes) - MOST_CLASSES, 0),
+        sizes=jpeg_address(_draw_sizes(found.sides)),
+        before=jpeg_address(before),
+        after=jpeg_address(after),
+        advice=f"A first training of this data set: {forecast}.",
+        command=f"atnet train --data {printable(found.source)} {found.advice.command}",
+    )
+
+
+def _shown(finding: Finding, parts: dict[str, Pictures]) -> dict[str, Any]:
+    images, titles = [], []
+    for one, i, other, k in finding.pairs[:MOST_PAIRS]:
+        for part, place in ((one, i), (other, k)):
+            try:
+                images.append(parts[part].read(place))
+            except DataError:
+                images.append(Image.new("RGB", (8, 8), "white"))
+            pictures = parts[part]
+            titles.append(f"{part}, {pictures.classes[pictures.labels[place]]}\n{Path(pictures.ids[place]).name}")
+    return {
+        "grave": finding.grave,
+        "label": LABELS[finding.grave],
+        "what": printable(finding.what),
+        "remedy": finding.remedy,
+        "examples": [printable(line) for line in finding.examples[:MOST_LINES]],
+        "more": max(len(finding.examples) - MOST_LINES, 0),
+        "picture": jpeg_address(mosaic(images, titles, empty="")) if images else "",
+    }
+
+
+def _class_rows(names: Sequence[str], counts: NDArray[np.int64], counts_val: NDArray[np.int64]) -> list[dict[str, Any]]:
+    order = np.argsort(counts, kind="stable")[:MOST_CLASSES].tolist()
+    return [
+        {
+            "name": printable(names[i]),
+            "train": f"{counts[i]:,}",
+            "val": f"{counts_val[i]:,}",
+            "bar": round(160 * counts[i] / max(int(counts.max()), 1)),
+        }
+        for i in order
+    ]
+
+
+def _samples(found: Diagnosis) -> tuple[Image.Image, Image.Image]:
+    """Training pictures over all classes, and what the first epoch makes of them."""
+    train = found.parts["train"]
+    config = make_config(data={"size": found.advice.size, "cache": "none"}, augment={"randaugment": 2, "erasing": 0.25})
+    samples = TrainSet(train, config)
+    names = display_names(train.classes)
+    before, after, titles = [], [], []
+    for place in np.linspace(0, len(train) - 1, min(SAMPLES, len(train))).round().astype(int).tolist():
+        pixels, _, hole = samples[Draw(0, place)]
+        if hole is None:
+            before.append(train.read(place))
+            after.append(Image.fromarray(pixels.permute(1, 2, 0).to(torch.uint8).numpy()))
+            titles.append(printable(names[train.labels[place]]))
+    return mosaic(before, titles, empty="none can be read"), mosaic(after, titles, empty="none can be read")
+
+
+def _draw_sizes(sides: NDArray[np.int64]) -> Image.Image:
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(sides.min(1) if len(sides) else [], bins=40, color=BLUE)
+    axes.set_xlabel("shorter side, pixels")
+    axes.set_ylabel("pictures")
+    axes.spines[["top", "right"]].set_visible(False)
+    written = io.BytesIO()
+    figure.savefig(written, dpi=100)
+    return Image.open(written, formats=["PNG"])

@@ -1,0 +1,99 @@
+"""Draws a finished run: curves, confusion matrix, most confident mistakes, samples of the training images."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from atnet.config import Config, make_config
+from atnet.data.augment import make_mix
+from atnet.data.classes import display_names, spreadsheet_names, spreadsheet_safe
+from atnet.data.loader import batches_of, train_loader
+from atnet.data.sources import open_configured
+from atnet.errors import AtnetError, ConfigError, DataError
+from atnet.eval.metrics import Scores
+from atnet.run.record import kept_weights, read_metrics, read_predictions, read_record
+from atnet.training.state import mean_and_std, normalise_and_mix
+from atnet.viz.pictures import (
+    CELLS,
+    CONFUSION,
+    CURVES,
+    MISTAKES,
+    MOSAIC,
+    SAMPLES,
+    draw_confusion,
+    draw_curves,
+    draw_mistakes,
+    draw_samples,
+    surest_mistakes,
+)
+from atnet.weights.info import CONFIG
+
+log = logging.getLogger("atnet")
+
+
+def render_run(where: str | Path) -> list[Path]:
+    """Draws a finished run into its folder: curves.png, confusion.png, mistakes.png, samples.png; returns their paths.
+
+    The last two need the run's images; without them they are left out, and the log says why.
+    Raises ConfigError if the run is not finished or damaged, OSError if its folder can't be written.
+    """
+    run, record = read_record(where)
+    scores, classes = scores_of(run, record)
+    names = display_names(classes)
+    draw_curves(read_metrics(run), run / CURVES)
+    draw_confusion(scores.confusion_of(-(-len(names) // CELLS)), names, run / CONFUSION)
+    drawn = [run / CURVES, run / CONFUSION]
+    try:
+        config = make_config(run / CONFIG)
+        train, val = open_configured(config.data)
+        place = {spreadsheet_safe(name): i for i, name in enumerate(val.ids)}
+        rows, worst = read_predictions(run), surest_mistakes(scores, MOSAIC)
+        gone = [rows[i]["picture"] for i in worst if rows[i]["picture"] not in place]
+        if gone:
+            raise DataError(f"{gone[0]}: no longer in {config.data.source}")
+        draw_mistakes([val.read(place[rows[i]["picture"]]) for i in worst], worst, scores, names, run / MISTAKES)
+        images, targets = _first_batch(config, train)
+        draw_samples(images, targets, names, run / SAMPLES)
+        drawn += [run / MISTAKES, run / SAMPLES]
+    except AtnetError as error:
+        log.warning("%s: without pictures of images: %s", run, error)
+    return drawn
+
+
+def scores_of(run: Path, record: dict[str, Any]) -> tuple[Scores, tuple[str, ...]]:
+    """The scores of the run's predictions, and its classes in their order.
+
+    Raises ConfigError if predictions and record do not fit.
+    """
+    rows = read_predictions(run)
+    classes = tuple(record["class_names"])
+    position = {name: i for i, name in enumerate(spreadsheet_names(classes))}
+    try:
+        labels = np.array([position[row["class"]] for row in rows])
+        predicted = np.array([position[row["called"]] for row in rows])
+        confidence = np.array([float(row["confidence"]) for row in rows], dtype=np.float32)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"{run}: its predictions do not fit its record ({error}); was one of them edited?") from error
+    kept = kept_weights(record)
+    scores = Scores(
+        loss=record["loss"][kept], top1=record["top1"][kept], top5=record["top5"][kept],
+        classes=len(classes), labels=labels, predicted=predicted, confidence=confidence,
+    )  # fmt: skip
+    return scores, classes
+
+
+def _first_batch(config: Config, train: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first images that the run trained on, augmented and mixed: colours 0 to 1 (N, 3, H, W), and their targets."""
+    first = batches_of(train_loader(train, config, 0, 1))
+    pixels, labels, _ = next(first)
+    first.close()
+    some = slice(config.batch // config.optim.accumulate)
+    with torch.random.fork_rng(devices=[]):
+        cpu = torch.device("cpu")
+        mix = make_mix(config.augment, len(train.classes))
+        images, targets = normalise_and_mix(config, cpu, mix, 0, pixels[some], labels[some].clamp(min=0))
+    mean, std = mean_and_std(config.data, cpu)
+    return (images[:MOSAIC] * std + mean).clamp(0, 1), targets
