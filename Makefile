@@ -168,8 +168,9 @@ proof-transfer: dev
 
 reference: dev
 	$(BIN)/cyclopts generate-docs src/atnet/cli/__init__.py:app --output docs/commands.md
-	$(BIN)/pdoc --output-directory build/reference atnet atnet.config atnet.inference.prediction atnet.timm \
-		$(addprefix atnet.,model data training measure show deploy)
+	$(BIN)/pdoc --output-directory build/reference atnet atnet.config atnet.timm \
+		$(addprefix atnet.,models weights data run eval inference training bench study export serve viz)
+	cd tests && $(BIN)/python make_map.py ../docs/map.md
 	@echo "Written: docs/commands.md (the commands), build/reference/index.html (the Python functions)"
 
 readme: dev
