@@ -5,11 +5,11 @@ FROM python:3.11-slim
 
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /atnet
-COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src src
 # The second index has torch's CPU build; the package depends on torch, though the server does not use it.
 RUN pip install --no-cache-dir --constraint constraints.txt \
-        --extra-index-url https://download.pytorch.org/whl/cpu .
+        --extra-index-url https://download.pytorch.org/whl/cpu '.[serve]'
 
 RUN useradd --create-home --uid 10001 atnet
 USER atnet

@@ -37,7 +37,7 @@ DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 	proof-transfer readme reference setup dev web-picture explain-picture clean
 .DEFAULT_GOAL := demo
 
-$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py src/atnet/export/runtime.py
+$(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), once; torch is most of it"
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch torchvision)
@@ -64,7 +64,7 @@ demo: setup
 # An hour by one thread of an AMD Zen 4.
 SHIPPED := src/atnet/weights/xxxs.imagenette
 
-weights: setup
+weights: dev
 	$(BIN)/atnet train recipes/xxxs.imagenette.yaml --data $(ATNET_IMAGENETTE) --out runs/xxxs.imagenette
 	rm -f $(SHIPPED).safetensors $(SHIPPED).onnx
 	$(BIN)/atnet export --weights runs/xxxs.imagenette --half --to safetensors --out $(SHIPPED).safetensors
@@ -88,7 +88,7 @@ explain-picture: dev
 
 BENCH := $(BIN)/atnet bench --document docs/performance.md
 
-bench: setup
+bench: dev
 	$(BENCH) --title inference --reference edgenext_xx_small xxxs xxs xs s mobilenetv3_small_100 mobilenetv4_conv_small \
 		shvit_s1 edgenext_xx_small starnet_s1 levit_128s mobilevit_xxs efficientformerv2_s0 repvit_m0_9 \
 		deit_tiny_patch16_224 resnet18 vit_small_patch16_224

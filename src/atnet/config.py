@@ -69,7 +69,7 @@ Whole = Annotated[int, Parameter(converter=_whole)]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Pictures and how evaluation sees them."""
+    """Images and how evaluation sees them."""
 
     source: str = ""
     """A folder of class folders, or of train/ and val/ with these; a list, tar shards, Parquet files (docs/data.md); or
@@ -84,7 +84,7 @@ class DataConfig:
     """Side of the training crops in the first epoch, if smaller: they grow by 16 px at a time, to their full size
     in the last quarter of the epochs. Small ones cost less."""
     crop_pct: float = 0.875
-    """Evaluation: size over the shorter side of the resized picture, before the centre crop."""
+    """Evaluation: size over the shorter side of the resized image, before the centre crop."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Resampling, in training and evaluation."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -92,20 +92,20 @@ class DataConfig:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of the colours (ImageNet's)."""
     cache: Literal["none", "ram"] = "none"
-    """ram: each picture is decoded once and kept, shorter side at most cache_size."""
+    """ram: each image is decoded once and kept, shorter side at most cache_size."""
     cache_size: Whole = 256
-    """Shorter side of a cached training picture, in pixels."""
+    """Shorter side of a cached training image, in pixels."""
     workers: Whole = 2
     """Loader processes; 0 loads in the training process. Results do not depend on it."""
     classes: str = ""
     """A text file with a class on each line, in the order of the labels; else classes.txt in the source, or their order
     by name."""
     mismatch: Literal["error", "ignore"] = "error"
-    """ignore: pictures of classes that are not in the list are left out, and a class may be without pictures."""
+    """ignore: images of classes that are not in the list are left out, and a class may be without images."""
     balance: Literal["none", "loss", "sampler"] = "none"
-    """Of classes with unlike counts. loss: a rare class's pictures count more; sampler: they are shown more often."""
+    """Of classes with unlike counts. loss: a rare class's images count more; sampler: they are shown more often."""
     max_bad: float = 0.01
-    """Share of the training pictures that may be unreadable, which are skipped and listed; with more the run stops."""
+    """Share of the training images that may be unreadable, which are skipped and listed; with more the run stops."""
 
     def __post_init__(self) -> None:
         _check_range(
@@ -145,14 +145,14 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What training does to each picture, and to each batch."""
+    """What training does to each image, and to each batch."""
 
     crop_scale: float = 0.08
-    """Smallest share of a picture's area that a random resized crop takes; 1 crops as evaluation does."""
+    """Smallest share of an image's area that a random resized crop takes; 1 crops as evaluation does."""
     flip: float = 0.5
-    """Probability of a mirrored picture."""
+    """Probability of a mirrored image."""
     randaugment: Whole = 0
-    """RandAugment operations for each picture; 0 is off."""
+    """RandAugment operations for each image; 0 is off."""
     magnitude: Whole = 9
     """RandAugment strength, 0 to 30."""
     erasing: float = 0.0
@@ -279,9 +279,9 @@ class Config:
     """Teacher for knowledge distillation: a run, a weights file, or timm's local-dir:FOLDER; of several, their mean
     probability is learned."""
     epochs: Whole = 20
-    """Passes over the training pictures."""
+    """Passes over the training images."""
     batch: Annotated[int, Parameter(converter=_batch)] = 64
-    """Pictures for each step of the optimizer; auto takes the most that fit, up to 256, with 20 steps an epoch."""
+    """Images for each step of the optimizer; auto takes the most that fit, up to 256, with 20 steps an epoch."""
     seed: Whole = 0
     """Same seed, same run: order, augmentation, initial weights."""
     label_smoothing: float = 0.1

@@ -13,11 +13,15 @@ class ConfigError(AtnetError):
 
 
 class DataError(AtnetError):
-    """A picture or a data set that cannot be used."""
+    """An image or a dataset that cannot be used."""
 
 
 class WeightsError(AtnetError):
     """A weights file that cannot be used."""
+
+
+class MissingExtraError(AtnetError):
+    """A part of the package whose requirements are not installed."""
 
 
 class HubError(AtnetError):

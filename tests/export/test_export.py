@@ -16,7 +16,7 @@ from atnet.cli import main
 from atnet.errors import ConfigError, WeightsError
 from atnet.export import export as exporting
 from atnet.export.export import export
-from atnet.inference.onnx import OnnxNetwork
+from atnet.exported.onnx import OnnxNetwork
 from atnet.weights.info import SHIPPED, WEIGHTS
 
 

@@ -15,7 +15,7 @@ from atnet.eval.selective import fit_trust
 from atnet.export import quantize as quantizing
 from atnet.export.export import export
 from atnet.export.quantize import part_of, quantize
-from atnet.inference.onnx import OnnxNetwork
+from atnet.exported.onnx import OnnxNetwork
 from atnet.weights.info import SHIPPED, WEIGHTS
 
 

@@ -2,10 +2,12 @@
 
 import base64
 import contextlib
+import hashlib
 import io
 import json
 import re
 import struct
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -398,10 +400,33 @@ def test_nothing_is_overwritten_and_nothing_half_written(site, run, tmp_path, mo
         write_web("new", "nowhere")
     with pytest.raises(ConfigError, match=r"text.onnx/new: cannot be written \(.*\); choose another folder"):
         write_web("text.onnx/new", site / "model.onnx")
-    monkeypatch.setattr(runtime, "FOLDER", tmp_path / "none")
-    with pytest.raises(ConfigError, match="onnxruntime-web .* not in this installation.* -m atnet.export.runtime`"):
-        write_web("new", run)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.onnx"]
+
+
+def test_without_a_network_the_page_says_what_it_needs_and_nothing_is_written(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("ATNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(runtime, "ADDRESS", "http://127.0.0.1:9/none.tgz")
+    with pytest.raises(ConfigError, match="onnxruntime-web .* can't be fetched from http://127.0.0.1:9/none.tgz"):
+        write_web("new", run)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["cache"]
+
+
+def test_the_runtime_is_fetched_once_without_npm_too(site, tmp_path, monkeypatch):
+    folder = runtime.find_runtime()
+    files = {name: (folder / name).read_bytes() for name in runtime.FILES.values()}
+    monkeypatch.setattr(runtime, "ADDRESS", (tmp_path / "archive.tgz").as_uri())
+    with tarfile.open(tmp_path / "archive.tgz", "w:gz") as tar:
+        for inside, name in runtime.FILES.items():
+            tar.add(folder / name, f"package/dist/{inside}")
+    digest = hashlib.sha512((tmp_path / "archive.tgz").read_bytes()).digest()
+    monkeypatch.setattr(runtime, "SHA512", base64.b64encode(digest).decode())
+    monkeypatch.setenv("ATNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", "")
+    made = runtime.find_runtime()
+    assert {name: (made / name).read_bytes() for name in files} == files
+    (tmp_path / "archive.tgz").unlink()
+    assert runtime.find_runtime() == made
 
 
 def test_only_the_archive_that_was_published_is_taken(tmp_path):

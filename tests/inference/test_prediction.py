@@ -14,7 +14,7 @@ from atnet.data.preprocess import Preprocess
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.eval.selective import least_confidence
 from atnet.export.export import export, of_onnx
-from atnet.inference.onnx import OnnxNetwork
+from atnet.exported.onnx import OnnxNetwork
 from atnet.inference.prediction import weights_to_ask
 from atnet.models.load import read_info, to_safetensors
 from atnet.weights.find import find_weights

@@ -259,7 +259,7 @@ def _of_pickle(rng: random.Random, content: bytes) -> bytes:
 
 
 def of_onnx(rng: random.Random, content: bytes) -> bytes:
-    from atnet.inference.untrusted import _OPERATIONS
+    from atnet.exported.untrusted import _OPERATIONS
 
     model = onnx.load_model_from_string(content)
     graph, numbers = model.graph, (0, 1, -1, 2, 3, 7, 255, 65536, 2**31 - 1, 2**31, -(2**31), 2**62, -(2**63))
@@ -744,7 +744,7 @@ def images(place: Path) -> Make:
 
 
 def judged(place: Path) -> Make:
-    from atnet.inference.untrusted import require_harmless
+    from atnet.exported.untrusted import require_harmless
 
     sound = [(place / name).read_bytes() for name in ("net.onnx", "net.onnx", "whole.onnx")]
 
@@ -757,8 +757,8 @@ def judged(place: Path) -> Make:
 
 def networks(place: Path) -> Make:
     """Those that are judged harmless, opened and run."""
-    from atnet.inference.onnx import OnnxNetwork
-    from atnet.inference.untrusted import require_harmless
+    from atnet.exported.onnx import OnnxNetwork
+    from atnet.exported.untrusted import require_harmless
 
     sound = [(place / name).read_bytes() for name in ("net.onnx", "net.onnx", "whole.onnx")]
     with Image.open(place / "photo.png") as opened:

@@ -30,8 +30,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from atnet.data.preprocess import Preprocess
 from atnet.data.sources import write_digits
-from atnet.inference.graph import write_onnx
-from atnet.inference.preprocessing import with_preprocessing
+from atnet.exported.graph import write_onnx
+from atnet.exported.preprocessing import with_preprocessing
 from atnet.models.load import create_classifier, to_safetensors
 from atnet.weights.info import METADATA, WeightsInfo, note_hashes
 

@@ -26,8 +26,8 @@ from atnet.export.export import (
     probabilities_apart,
 )
 from atnet.export.web import write_web
-from atnet.inference.graph import write_onnx
-from atnet.inference.onnx import OnnxNetwork
+from atnet.exported.graph import write_onnx
+from atnet.exported.onnx import OnnxNetwork
 from atnet.inference.prediction import likeliest
 from atnet.models.load import create_classifier, load
 from atnet.models.sizes import SIZES

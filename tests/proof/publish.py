@@ -98,7 +98,7 @@ class Proof:
         constrained = [*pip, "--constraint", str(ROOT / "constraints.txt")]
         if index := os.environ.get("TORCH_INDEX"):
             subprocess.run([*constrained, "--index-url", index, "torch", "torchvision"], check=True)
-        subprocess.run([*constrained, str(wheel), f"transformers=={TRANSFORMERS}"], check=True)
+        subprocess.run([*constrained, f"{wheel}[export,serve]", f"transformers=={TRANSFORMERS}"], check=True)
         self.offline = []
         if subprocess.run(["unshare", "--net", "--map-root-user", "true"], capture_output=True).returncode == 0:
             self.offline = ["unshare", "--net", "--map-root-user"]

@@ -159,7 +159,7 @@ def _write_network(path: Path) -> None:
     import torch
 
     from atnet.data.preprocess import Preprocess
-    from atnet.inference.graph import write_onnx
+    from atnet.exported.graph import write_onnx
     from atnet.models.load import create_classifier
     from atnet.weights.info import WeightsInfo
 

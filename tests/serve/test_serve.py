@@ -28,7 +28,7 @@ import atnet
 from atnet.cli import main
 from atnet.data.preprocess import Preprocess
 from atnet.errors import ConfigError, WeightsError
-from atnet.inference.graph import write_onnx
+from atnet.exported.graph import write_onnx
 from atnet.models.load import create_classifier
 from atnet.serve.connections import Address, Connection, Door, Turns, client_of
 from atnet.serve.serve import _log_seldom, file_to_serve, serve

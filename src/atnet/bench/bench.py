@@ -24,8 +24,8 @@ import torch
 from atnet.bench.roof import Roof, measure_roof
 from atnet.device import multiplies_in_bf16
 from atnet.errors import ConfigError
+from atnet.exported.graph import write_onnx
 from atnet.files import csv_table, markdown_table, replace_between
-from atnet.inference.graph import write_onnx
 from atnet.models.cost import Cost, cost_of
 from atnet.models.load import architecture, create_deployed
 from atnet.progress import progress_bar
@@ -267,9 +267,9 @@ def columns_of(timings: Sequence[Timing]) -> Columns:
 
 
 def publish(tables: Sequence[Columns], notes: str, document: Path, title: str) -> Path:
-    """Puts the tables, a picture's link and the notes between the title's markers in a document.
+    """Puts the tables, an image's link and the notes between the title's markers in a document.
 
-    Returns where the picture is to be drawn.  Raises ConfigError if the markers are not there.
+    Returns where the image is to be drawn.  Raises ConfigError if the markers are not there.
     """
     picture = document.with_name(f"{document.stem}-{title}.png")
     laid = "\n".join(markdown_table(*table) for table in tables)

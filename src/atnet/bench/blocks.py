@@ -13,7 +13,7 @@ from torch import nn
 
 from atnet.bench.bench import Columns, take_turns
 from atnet.bench.roof import measure_roof
-from atnet.inference.graph import write_onnx
+from atnet.exported.graph import write_onnx
 from atnet.models.atnet import ConvMix, Stage, TransMix, make_stem
 from atnet.models.cost import macs_of
 from atnet.models.layout import Size
@@ -25,7 +25,7 @@ TRANS_STRIDES = (16, 32)
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """One block, one picture.
+    """One block, one image.
 
     stride: of its grid to the image, in pixels; of the stem and of downsampling, of the grid they make.
     median: milliseconds.  compute: share of the machine's peak, 0 to 1.

@@ -2,7 +2,7 @@
 
 `python -m atnet.bench.worker` reads a JSON object a line. The first says what to build: engine, model, size,
 threads, recipe, precision, began (time at its start); of these ONNX needs threads and began, and onnx, the file.
-Each after it, {"batch": pictures, "seconds": least time}, is answered with the seconds of each run, of the first
+Each after it, {"batch": images, "seconds": least time}, is answered with the seconds of each run, of the first
 answer since began, and the peak of memory, MB.
 Torch is imported by the engines that need it only: memory and time to the first answer are an engine's own.
 """

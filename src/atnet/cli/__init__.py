@@ -26,26 +26,31 @@ app.command(
     "atnet.cli.train:train",
     help="Train a classifier: `atnet train --data FOLDER`, or `atnet train recipes/digits.yaml --epochs 5`.",
 )
-app.command("atnet.cli.eval:evaluate", name="eval", help="Evaluate weights on labelled pictures.")
-app.command("atnet.cli.predict:predict", help="Say what pictures show.")
-app.command("atnet.cli.explain:explain", help="Show what the network looks at in pictures.")
-app.command("atnet.cli.embed:embed", help="Pictures as vectors: a table, what is alike, a map.")
-app.command("atnet.cli.export:export", help="Write weights as a file that runs without torch.")
-app.command("atnet.cli.publish:publish", help="Write weights for timm, transformers and the Hugging Face hub.")
-app.command("atnet.cli.serve:serve", help="Answer what pictures show over HTTP.")
-app.command("atnet.cli.web:web", help="Write a web page that says what pictures show, in the browser.")
-app.command("atnet.cli.plan:plan", help="Say what a training will take on several devices.")
-app.command("atnet.cli.replay:replay", help="Play a training step again in which something was not finite.")
-app.command("atnet.cli.report:report", help="Bind what a finished run left into one HTML page.")
-app.command("atnet.cli.compare:compare", help="Lay finished runs side by side.")
-app.command("atnet.cli.bench:bench", help="Time networks side by side, peers of timm too.")
-app.command("atnet.cli.blocks:blocks", help="Time AT-Net's building blocks at each stride and width.")
+app.command("atnet.cli.eval:evaluate", name="eval", help="Evaluate weights on labelled images.")
+app.command("atnet.cli.predict:predict", help="Classify images.")
+app.command("atnet.cli.explain:explain", help="Show which regions of an image a prediction depends on.")
+app.command("atnet.cli.embed:embed", help="Compute embeddings, nearest neighbours and a 2-D map.")
+app.command("atnet.cli.export:export", help="Export weights as an ONNX or safetensors file.")
+app.command(
+    "atnet.cli.publish:publish",
+    help="Write weights for timm, transformers and the Hugging Face hub, or push them there.",
+)
+app.command("atnet.cli.serve:serve", help="Serve predictions over HTTP.")
+app.command("atnet.cli.web:web", help="Write a web page that classifies images in the browser.")
+app.command("atnet.cli.plan:plan", help="Estimate what a training takes on several devices.")
+app.command("atnet.cli.replay:replay", help="Replay a training step that had a value that was not finite.")
+app.command("atnet.cli.report:report", help="Generate an HTML report of a run.")
+app.command("atnet.cli.compare:compare", help="Compare runs.")
+app.command("atnet.cli.bench:bench", help="Benchmark models side by side, timm's among them.")
+app.command("atnet.cli.blocks:blocks", help="Benchmark AT-Net's building blocks at each stride and width.")
 app.command("atnet.cli.study:study", help="Run a study: many short trainings of one recipe with changes.")
 app.command("atnet.cli.sizes:sizes", help="Print the size table, with parameters counted at 1000 classes.")
-app.command("atnet.cli.table:table", help="Make the published table from the records under results/.")
-app.command("atnet.cli.doctor:doctor", help="Examine a data set before a day is lost.")
-app.command("atnet.cli.pack:pack", help="Write any source of pictures as checked tar shards.")
-app.command("atnet.cli.digits:digits", help="Write the embedded digits as a folder of pictures.")
+app.command("atnet.cli.table:table", help="Generate the published table from the records under results/.")
+app.command(
+    "atnet.cli.doctor:doctor", help="Check a dataset for corrupt files, duplicates, leakage and label problems."
+)
+app.command("atnet.cli.pack:pack", help="Pack any image source into tar shards with checksums.")
+app.command("atnet.cli.digits:digits", help="Write the embedded digits as folders of images.")
 
 
 def _expand(words: list[str]) -> list[str]:

@@ -38,7 +38,7 @@ def bench(
     size
         Side of the input in pixels; more than one may be given.
     batch
-        Pictures at a time; more than one may be given.
+        Images at a time; more than one may be given.
     engine
         onnx (ONNX Runtime), eager, compile (torch), train (a training step); more than one may be given.
     threads

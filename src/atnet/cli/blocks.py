@@ -19,12 +19,12 @@ def blocks(
 ) -> None:
     """Time AT-Net's building blocks at each stride and width, so that a layout is costed before it is trained.
 
-    One picture, ONNX Runtime, fp32. Then the sizes of the family, measured beside the sums of their blocks.
+    One image, ONNX Runtime, fp32. Then the sizes of the family, measured beside the sums of their blocks.
 
     Parameters
     ----------
     size
-        Side of the picture in pixels.
+        Side of the image in pixels.
     threads
         CPU threads.
     rounds

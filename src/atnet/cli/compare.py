@@ -19,7 +19,7 @@ def compare(
     *runs: Path,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
-    """Lay finished runs side by side: figures, what differs, seed spread, McNemar's test on the same pictures.
+    """Lay finished runs side by side: figures, what differs, seed spread, McNemar's test on the same images.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ from atnet.files import quoted
 
 
 def digits(out: Path, /) -> None:
-    """Write the embedded digits as a folder of pictures: train/ and val/ with a folder a class.
+    """Write the embedded digits as a folder of images: train/ and val/ with a folder a class.
 
     Parameters
     ----------

@@ -26,7 +26,7 @@ def doctor(
     val_share: float = 0.2,
     max_bad: float = 0.01,
 ) -> None:
-    """Examine a data set before a day is lost: exit code 1 if something in it would corrupt a result.
+    """Examine a dataset before a day is lost: exit code 1 if something in it would corrupt a result.
 
     Parameters
     ----------
@@ -37,11 +37,11 @@ def doctor(
     classes
         A text file with a class on each line, in the order of the labels.
     mismatch
-        ignore leaves pictures of classes out that training lacks.
+        ignore leaves images of classes out that training lacks.
     val_share
         Share of each class held out for validation where the source has no validation part.
     max_bad
-        Share of the training pictures that may be unreadable.
+        Share of the training images that may be unreadable.
     """
     from atnet.errors import AtnetError
     from atnet.eval.doctor import examine

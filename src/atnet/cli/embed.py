@@ -25,27 +25,27 @@ def embed(
     workers: int = 2,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
 ) -> None:
-    """Write what the network knows of each picture as a vector, find pictures that are alike, draw a map of them all.
+    """Write what the network knows of each image as a vector, find images that are alike, draw a map of them all.
 
     Parameters
     ----------
     source
-        A folder of pictures, with class folders or without, or whatever else `atnet train --data` takes.
+        A folder of images, with class folders or without, or whatever else `atnet train --data` takes.
     weights
         A run, a folder or a safetensors file; the newest run if not given, and before there is one, xxxs.imagenette,
         which comes with AT-Net.
     out
         A Parquet file with path, part, class, name and vector; vectors.parquet if neither --like nor --map is given.
     like
-        A picture: print those most like it.
+        An image: print those most like it.
     top
         How many of them.
     map_
-        A PNG: the pictures on a plane, like ones near each other.
+        A PNG: the images on a plane, like ones near each other.
     size
         Side of the input in pixels; that of the training if not given.
     batch
-        Pictures at a time.
+        Images at a time.
     workers
         Loader processes.
     device

@@ -25,7 +25,7 @@ def evaluate(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     mismatch: Literal["error", "ignore"] = "error",
 ) -> None:
-    """Evaluate weights on labelled pictures: top-1, top-5, and each class.
+    """Evaluate weights on labelled images: top-1, top-5, and each class.
 
     Parameters
     ----------
@@ -36,13 +36,13 @@ def evaluate(
     size
         Side of the input in pixels; that of the training if not given.
     batch
-        Pictures at a time.
+        Images at a time.
     workers
         Loader processes.
     device
         auto takes cuda, then mps, then cpu.
     mismatch
-        ignore leaves pictures of classes out that the weights do not know.
+        ignore leaves images of classes out that the weights do not know.
     """
     from atnet.errors import DataError
     from atnet.eval.evaluate import evaluate as run

@@ -18,12 +18,12 @@ def explain(
     target: str | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
 ) -> None:
-    """Show what the network looks at: a PNG for each picture, with its answers, attention and a gradient map.
+    """Show what the network looks at: a PNG for each image, with its answers, attention and a gradient map.
 
     Parameters
     ----------
     pictures
-        Picture files, or folders with pictures in them.
+        Image files, or folders with images in them.
     weights
         A run, a folder or a safetensors file; the newest run if not given, and before there is one, xxxs.imagenette,
         which comes with AT-Net.
@@ -32,9 +32,9 @@ def explain(
     size
         Side of the input in pixels; that of the training if not given. A larger one gives finer maps.
     whole
-        Show the network the whole picture in its own shape, not the square in its middle.
+        Show the network the whole image in its own shape, not the square in its middle.
     target
-        The class that the gradient map is of; each picture's likeliest if not given.
+        The class that the gradient map is of; each image's likeliest if not given.
     device
         auto takes cuda, then mps, then cpu.
     """

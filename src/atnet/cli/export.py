@@ -23,7 +23,7 @@ def export(
     out: Path | None = None,
     data: str | None = None,
 ) -> None:
-    """Write weights as one file to hand on, ONNX (which needs no torch) or safetensors, checked on real pictures.
+    """Write weights as one file to hand on, ONNX (which needs no torch) or safetensors, checked on real images.
 
     Parameters
     ----------
@@ -39,14 +39,14 @@ def export(
     max_drop
         Points of top-1 that --int8 may cost.
     with_preprocessing
-        Of ONNX: the file resizes, crops and normalises by itself; its input is one picture, uint8 (height, width, 3).
+        Of ONNX: the file resizes, crops and normalises by itself; its input is one image, uint8 (height, width, 3).
     licence
         Of the weights, for the file to tell: Apache-2.0, for example.
     out
         The file; if not given model.onnx or model.safetensors beside the weights, and of weights that come with
         AT-Net or from the hub, one of their name in this folder.
     data
-        A folder of class folders to check the file on; the run's validation pictures if not given. With --int8, its
+        A folder of class folders to check the file on; the run's validation images if not given. With --int8, its
         training part, if it has one and the run's own is not known, is what the steps of 8 bits are taken from.
     """
     from atnet.errors import ConfigError

@@ -31,15 +31,15 @@ def pack(
     out
         The folder, which must be absent, empty, or hold the same pack, unfinished.
     size
-        Shorter side in pixels to which larger pictures are reduced; 0 keeps every picture's bytes.
+        Shorter side in pixels to which larger images are reduced; 0 keeps every image's bytes.
     quality
-        Of the JPEGs that reduced pictures become, 1 to 95.
+        Of the JPEGs that reduced images become, 1 to 95.
     shard
-        Pictures in a file.
+        Images in a file.
     classes
         A text file with a class on each line, in the order of the labels; else classes.txt in the source, or by name.
     mismatch
-        ignore leaves pictures of classes out that training lacks.
+        ignore leaves images of classes out that training lacks.
     """
     from atnet.data.pack import BAD_FILES, SUMS
     from atnet.data.pack import pack as run

@@ -32,7 +32,7 @@ def plan(
         What one device trains; measured here, on this machine's, if not given.
     teraflops
         In place of it, what one device computes at its best, 312 an A100 in bf16: counted operations, three forward
-        passes a picture, then tell the speed.
+        passes an image, then tell the speed.
     utilisation
         With teraflops, the share of them that a training reaches.
     gigabytes_per_second

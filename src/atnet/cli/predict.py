@@ -26,12 +26,12 @@ def predict(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     abstain: float | None = None,
 ) -> None:
-    """Say what pictures show: the likeliest classes by name, with probabilities.
+    """Say what images show: the likeliest classes by name, with probabilities.
 
     Parameters
     ----------
     pictures
-        Picture files, or folders with pictures in them.
+        Image files, or folders with images in them.
     weights
         A run, a folder, a safetensors file, an ONNX file of `atnet export`, or hf-hub:user/name of what `atnet publish`
         put on the hub; the newest run if not given, and before there is one, xxxs.imagenette, a network of ten classes
@@ -39,12 +39,12 @@ def predict(
     top
         How many classes.
     as_json
-        Print JSON, a list with an object for each picture.
+        Print JSON, a list with an object for each image.
     device
         auto takes cuda, then mps, then cpu.
     abstain
         The accuracy to hold, 0.95 for example: where the answer is not sure enough for it, "ask a person". How sure it
-        has to be was found on the validation pictures when the weights were trained.
+        has to be was found on the validation images when the weights were trained.
     """
     from atnet.errors import ConfigError, DataError
     from atnet.inference.prediction import predict as run
@@ -111,7 +111,7 @@ def _agreement(answer: "Prediction") -> str:
 
 def _tell_limits(asked: Path) -> None:
     """That the network which comes with AT-Net answered, and all that it knows."""
-    from atnet.inference.onnx import OnnxNetwork
+    from atnet.exported.onnx import OnnxNetwork
 
     names = ", ".join(OnnxNetwork(asked.with_suffix(".onnx")).info.class_names)
     Console(highlight=False).print(

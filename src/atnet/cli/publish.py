@@ -37,7 +37,7 @@ def publish(
     licence
         Of the weights, as the hub calls it: apache-2.0, cc-by-4.0, ...; unknown if not given.
     data
-        A folder of class folders to check --onnx and --web on; the run's validation pictures if not given.
+        A folder of class folders to check --onnx and --web on; the run's validation images if not given.
     """
     from atnet.export.publish import publish as run
 

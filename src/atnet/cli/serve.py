@@ -23,7 +23,7 @@ def serve(
     proxy: tuple[str, ...] = (),
     limits: Annotated[Limits | None, Parameter(name="*")] = None,
 ) -> None:
-    """Answer what pictures show over HTTP: POST a picture's bytes to /predict.
+    """Answer what images show over HTTP: POST an image's bytes to /predict.
 
     Parameters
     ----------

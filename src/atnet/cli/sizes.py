@@ -16,7 +16,7 @@ def sizes(*names: str, picture: Path | None = None, size: int = 224) -> None:
     picture
         A PNG to draw: where the parameters and multiply-adds of each lie. Nothing is overwritten.
     size
-        Side of the picture's input, in pixels.
+        Side of the image's input, in pixels.
     """
     import torch
 

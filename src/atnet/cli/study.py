@@ -19,7 +19,7 @@ def study(
     study
         A YAML file: recipe, options and seeds of all runs, and variants (of several models), or factors and runs.
     data
-        The pictures, if they lie elsewhere than the study says.
+        The images, if they lie elsewhere than the study says.
     out
         The folder for records, results.csv and study.png; the study's name without .yaml if not given.
     shard

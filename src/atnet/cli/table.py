@@ -14,7 +14,7 @@ def table(
     readme: Path = Path("README.md"),
     picture: Path = Path("docs/accuracy.png"),
 ) -> None:
-    """Make the published table and its picture from the records under results/.
+    """Make the published table and its image from the records under results/.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def table(
     readme
         The Markdown file with the table's markers.
     picture
-        Accuracy over parameters, for the data set and input size with the most rows; a PNG.
+        Accuracy over parameters, for the dataset and input size with the most rows; a PNG.
     """
     from atnet.study.table import add_record, points_of, read_results, write_table
     from atnet.viz.pictures import draw_accuracy

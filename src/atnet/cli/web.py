@@ -8,7 +8,7 @@ from atnet.files import quoted
 
 
 def web(out: Path, /, *, weights: Path | None = None, data: str | None = None) -> None:
-    """Write a web page that says what pictures show, in the browser: no server code, no picture leaves the device.
+    """Write a web page that classifies images, in the browser: no server code, no image leaves the device.
 
     Parameters
     ----------
@@ -18,7 +18,7 @@ def web(out: Path, /, *, weights: Path | None = None, data: str | None = None) -
         An ONNX file of `atnet export`, or a run, a folder or a safetensors file, which is exported first, stored in 16
         bits; the newest run if not given, and before there is one, xxxs.imagenette, which comes with AT-Net.
     data
-        A folder of class folders to check that export on; the run's validation pictures if not given.
+        A folder of class folders to check that export on; the run's validation images if not given.
     """
     from atnet.export.web import write_web
 

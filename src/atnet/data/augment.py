@@ -1,4 +1,4 @@
-"""What training does to a picture, seeded for each, and to a batch."""
+"""What training does to an image, seeded for each, and to a batch."""
 
 import math
 import random
@@ -25,13 +25,13 @@ TRIES = 10
 LEVELS = 30
 
 Opener = Callable[[Callable[[int, int], tuple[Box, float]]], tuple[NDArray[np.uint8], Box]]
-"""Opens a picture for a crop of it: see `decode_for_crop`."""
+"""Opens an image for a crop of it: see `decode_for_crop`."""
 
 
 class Augment:
-    """Random resized crop, flip, RandAugment and random erasing of one picture, by Pillow.
+    """Random resized crop, flip, RandAugment and random erasing of one image, by Pillow.
 
-    The result is a function of (picture, seed, draw). With a crop scale of 1 it is cropped as evaluation does.
+    The result is a function of (image, seed, draw). With a crop scale of 1 it is cropped as evaluation does.
     The policy and its distribution are those of torchvision's transforms of these names.
     """
 
@@ -40,7 +40,7 @@ class Augment:
         self.fill = tuple(round(255 * value) for value in config.data.mean)
 
     def __call__(self, opener: Opener, draw: Draw) -> NDArray[np.uint8]:
-        """A picture to uint8 (side, side, 3), side that of the epoch's training crops."""
+        """An image to uint8 (side, side, 3), side that of the epoch's training crops."""
         augment, side = self.config.augment, self.config.train_side(draw.epoch)
         turn = draw if draw.repeat else draw[:2]
         chance = random.Random(derive_seed(self.config.seed, "augment", *turn))
@@ -76,7 +76,7 @@ RESIZE = {
     "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out,
     "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out,
 }
-"""What torch's `interpolate` calls, into a given place: by itself it returns a picture channels first."""
+"""What torch's `interpolate` calls, into a given place: by itself it returns an image channels first."""
 
 
 def resize(pixels: NDArray[np.uint8], side: int, interpolation: str) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Class names: what a class is called in a data set, and what a person calls it. Free of torch."""
+"""Class names: what a class is called in a dataset, and what a person calls it. Free of torch."""
 
 import re
 import unicodedata

@@ -1,4 +1,4 @@
-"""The only file that opens a picture. Free of torch."""
+"""The only file that opens an image. Free of torch."""
 
 import io
 import struct
@@ -24,7 +24,7 @@ SUFFIXES_OF = {
 }  # fmt: skip
 FORMATS = tuple(SUFFIXES_OF)
 SUFFIXES = {suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes}
-"""By which a file in a folder is taken for a picture; what it is, its content tells."""
+"""By which a file in a folder is taken for an image; what it is, its content tells."""
 
 OTHER_SUFFIXES = {
     ".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".jxl", ".jxr", ".svg", ".svgz",
@@ -33,19 +33,19 @@ OTHER_SUFFIXES = {
     ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".kdc",
     ".mrw", ".rwl", ".raw",
 }  # fmt: skip
-"""Of pictures that are not decoded here."""
+"""Of images that are not decoded here."""
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom, in pixels."""
 
 MAX_PIXELS = 50_000_000
-"""Larger pictures are refused before they are decoded: a small file can claim any size."""
+"""Larger images are refused before they are decoded: a small file can claim any size."""
 
 MAX_BYTES = 256_000_000
 """Larger files are refused before they are read."""
 
 MAX_ASPECT = 100
-"""More unequal sides are refused: scaled to a shorter side of the network's, such a picture is a bomb too."""
+"""More unequal sides are refused: scaled to a shorter side of the network's, such an image is a bomb too."""
 
 MAX_SCANS = 100
 """A progressive JPEG of more scans is refused: each costs a pass over all pixels, and encoders write ten or so."""
@@ -57,7 +57,7 @@ KEPT_PROFILE_BYTES = 16_000_000
 """Of the colour profiles whose transforms are kept, together; the larger ones of printers have two or three."""
 
 DARK, DARK_16 = 15, 64
-"""Shades of 256: a picture without a brighter one is nearly black, and one of 16 bits may hold 14 or fewer."""
+"""Shades of 256: an image without a brighter one is nearly black, and one of 16 bits may hold 14 or fewer."""
 
 _MAX_SAMPLE_VALUE = 281
 """TIFF's tag."""
@@ -67,7 +67,7 @@ _BEGINNINGS = (
     b"\xff\x4f\xff\x51", b"\0\0\0\x0cJXL ", b"\xff\x0a", b"<svg", b"DDS ", b"\x76\x2f\x31\x01", b"qoif",
 )  # fmt: skip
 _FTYP = (b"hei", b"hev", b"mif", b"msf", b"avi")
-"""How pictures begin; and after eight bytes, HEIC and AVIF."""
+"""How images begin; and after eight bytes, HEIC and AVIF."""
 
 _SEEN = (
     (b"\xff\xd8\xff", "a damaged JPEG"),
@@ -100,7 +100,7 @@ def read_file(path: str | Path) -> bytes:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file begins as a picture does, of whatever kind; False if it cannot be read."""
+    """Whether a file begins as an image does, of whatever kind; False if it cannot be read."""
     try:
         with open_regular(path, 1 << 62, DataError) as file:
             begin = file.read(32)
@@ -116,12 +116,12 @@ def is_picture(path: Path) -> bool:
 
 
 def decode(source: str | Path | bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A picture as RGB, 8 bits a channel, upright by its EXIF flag, in sRGB by its colour profile.
+    """An image as RGB, 8 bits a channel, upright by its EXIF flag, in sRGB by its colour profile.
 
     source: a file, or a file's bytes, in one of FORMATS, told by content.
     name: what errors call it; the path if none is given.
     16 bits are scaled to 8; transparency is laid over white; of an animation, the first frame.
-    Raises DataError naming the picture if it cannot be read whole or has more than max_pixels.
+    Raises DataError naming the image if it cannot be read whole or has more than max_pixels.
     """
     name = name or (str(source) if not isinstance(source, bytes) else "picture")
     content = source if isinstance(source, bytes) else read_file(source)
@@ -133,9 +133,9 @@ def decode(source: str | Path | bytes, name: str = "", max_pixels: int = MAX_PIX
 def decode_for_crop(
     content: bytes, name: str, crop: Callable[[int, int], tuple[Box, float]]
 ) -> tuple[NDArray[np.uint8], Box]:
-    """The pixels of a picture for a crop of it: as `decode` gives them, but a JPEG faster, and smaller where that does.
+    """The pixels of an image for a crop of it: as `decode` gives them, but a JPEG faster, and smaller where that does.
 
-    crop: of the upright picture's width and height, the box that is wanted and by how much it may be reduced.
+    crop: of the upright image's width and height, the box that is wanted and by how much it may be reduced.
     Returns pixels (H, W, 3) and the box in them. Only a JPEG is reduced, to half or less, or not at all.
     """
     with _opened(content, name, MAX_PIXELS) as picture:
@@ -172,7 +172,7 @@ def _decode_jpeg(content: bytes, width: int, height: int, reduction: float) -> N
 
 @contextmanager
 def _opened(content: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
-    """The picture, its head read; whatever goes wrong with it until it is closed becomes a DataError naming it."""
+    """The image, its head read; whatever goes wrong with it until it is closed becomes a DataError naming it."""
     _require_size(name, len(content))
     formats = ", ".join(FORMATS)
     try:
@@ -232,7 +232,7 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """EXIF's flag, 1 to 8; 1 where EXIF cannot be read, for the picture itself is whole."""
+    """EXIF's flag, 1 to 8; 1 where EXIF cannot be read, for the image itself is whole."""
     try:
         flag = picture.getexif().get(ExifTags.Base.Orientation, 1)
     except (OSError, ValueError, SyntaxError, KeyError, TypeError, IndexError, EOFError, struct.error):
@@ -241,7 +241,7 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def _stated_top(picture: Image.Image, content: bytes) -> int:
-    """The value of white in a picture of 16 bits a channel, as its file says: 4,095 of 12 bits; 65,535 if it does not.
+    """The value of white in an image of 16 bits a channel, as its file says: 4,095 of 12 bits; 65,535 if it does not.
 
     A PNG with an sBIT chunk has its values scaled to 16 bits already, if its writer kept to the standard: then the bits
     below those that count are 0 in dark shades, for which alone it matters.
@@ -309,7 +309,7 @@ class _Transforms:
         self._lock = threading.Lock()
 
     def of(self, profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-        """None if the profile is sRGB's own, cannot be read, or is of other channels than the picture has."""
+        """None if the profile is sRGB's own, cannot be read, or is of other channels than the image has."""
         key = profile, mode
         with self._lock:
             if key in self._kept:
@@ -342,7 +342,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 def _what(content: bytes) -> str:
-    """What a file that is no picture seems to be."""
+    """What a file that is no image seems to be."""
     if content[4:8] == b"ftyp":
         brand = content[8:12]
         return "HEIC, as phones write it" if brand[:2] == b"he" else "AVIF" if brand[:3] == b"avi" else "a video"
@@ -358,7 +358,7 @@ NEARLY_BLACK = "nearly black"
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a picture's file says of itself.  odd: what in it other tools often get wrong."""
+    """What an image's file says of itself.  odd: what in it other tools often get wrong."""
 
     format: str
     width: int
@@ -367,7 +367,7 @@ class Facts:
 
 
 def describe(content: bytes, suffix: str, brightest: int = 255) -> Facts:
-    """What a picture's file says of itself; the picture is one that `decode` takes.
+    """What an image's file says of itself; the image is one that `decode` takes.
 
     suffix: of its name, lower case with a dot.  brightest: shade, 0 to 255, that `decode` gives.
     """
@@ -409,7 +409,7 @@ def _has_frames(picture: Image.Image) -> bool:
 
 
 def is_too_dark(content: bytes, name: str) -> bool:
-    """Whether a picture has 16 bits a channel, of which so few are used that it is nearly black.
+    """Whether an image has 16 bits a channel, of which so few are used that it is nearly black.
 
     Raises DataError naming it if it cannot be read.
     """
@@ -420,7 +420,7 @@ def is_too_dark(content: bytes, name: str) -> bool:
 
 
 def brightest_of(picture: Image.Image) -> int:
-    """The largest value, 0 to 255, in an RGB picture."""
+    """The largest value, 0 to 255, in an RGB image."""
     return max(high for _, high in picture.getextrema())  # type: ignore[misc]
 
 

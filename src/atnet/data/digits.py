@@ -15,7 +15,7 @@ DIGITS = "digits"
 
 @dataclass(frozen=True)
 class Digits:
-    """The package's array of pictures, called by their position in it."""
+    """The package's array of images, called by their position in it."""
 
     name: str = DIGITS
 

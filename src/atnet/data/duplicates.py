@@ -1,7 +1,7 @@
-"""Pictures that are nearly the same: saved anew, resized or slightly changed. Free of torch.
+"""Images that are nearly the same: saved anew, resized or slightly changed. Free of torch.
 
-A picture's sketch is its grey 16 x 16 miniature and 128 bits, the signs of its lowest frequencies (a perceptual hash:
-Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions"). Two pictures are compared by their
+An image's sketch is its grey 16 x 16 miniature and 128 bits, the signs of its lowest frequencies (a perceptual hash:
+Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions"). Two images are compared by their
 miniatures if one of eight bands of 16 bits is the same, so that a million need no comparison each with each.
 """
 
@@ -15,13 +15,13 @@ from scipy.fft import dctn
 SIDE = 16
 BANDS = 8
 SAME = 0.99
-"""Correlation of the miniatures from which two pictures count as one."""
+"""Correlation of the miniatures from which two images count as one."""
 
 LEAST_CONTRAST = 3.0
-"""Standard deviation of the grey miniature, of 255, below which a picture has nothing to compare."""
+"""Standard deviation of the grey miniature, of 255, below which an image has nothing to compare."""
 
 MOST_ALIKE = 200
-"""A band that more pictures share says nothing of them."""
+"""A band that more images share says nothing of them."""
 
 
 class Sketch(NamedTuple):
@@ -32,7 +32,7 @@ class Sketch(NamedTuple):
 
 
 def sketch(picture: Image.Image) -> Sketch:
-    """Of an RGB picture."""
+    """Of an RGB image."""
     grey = picture.convert("L")
     pixels = np.asarray(grey.resize((32, 32), Image.Resampling.BOX), dtype=np.float32)
     low = dctn(pixels, norm="ortho")[:12, :12].ravel()[1:129]
@@ -42,7 +42,7 @@ def sketch(picture: Image.Image) -> Sketch:
 
 
 def near_pairs(bands: NDArray[np.uint16], miniatures: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Pairs (P, 2) of nearly the same pictures, the smaller position first, in order.
+    """Pairs (P, 2) of nearly the same images, the smaller position first, in order.
 
     bands: (N, 8).  miniatures: (N, 256).
     """

@@ -1,4 +1,4 @@
-"""Pictures in folders: the class is the folder directly below the top. Free of torch."""
+"""Images in folders: the class is the folder directly below the top. Free of torch."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ SYSTEMS = {"@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "l
 """Folders that systems put there: thumbnails, resource forks, bins."""
 
 NOTES = {".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".md", ".yaml", ".yml", ".html", ".log", ".ini", ".db"}
-"""Suffixes of files that may lie beside each picture and are none; the content of others is looked at."""
+"""Suffixes of files that may lie beside each image and are none; the content of others is looked at."""
 
 LOOKED_AT = 100
 """Most files of one suffix in a folder whose content is looked at."""
@@ -42,7 +42,7 @@ class Folder:
 
 
 def open_folder(root: Path) -> Pictures:
-    """All pictures in the folders below root. Raises DataError if there are none, or two folders are one class."""
+    """All images in the folders below root. Raises DataError if there are none, or two folders are one class."""
     classes: list[str] = []
     ids: list[str] = []
     folders: dict[str, str] = {}
@@ -79,14 +79,14 @@ def open_folder(root: Path) -> Pictures:
 
 
 def stray_pictures(root: Path) -> list[str]:
-    """The pictures directly in a folder of class folders, by their names, sorted."""
+    """The images directly in a folder of class folders, by their names, sorted."""
     return [name for name in _names(root) if os.path.splitext(name)[1].lower() in SUFFIXES and not is_hidden(name)]
 
 
 def repeated_folders(ids: Iterable[str]) -> list[str]:
     """The folders that lie in every class folder, if they are two or more and most of those in each; sorted.
 
-    ids: paths of pictures.
+    ids: paths of images.
     """
     inside: dict[str, set[str]] = {}
     for one in ids:
@@ -99,14 +99,14 @@ def repeated_folders(ids: Iterable[str]) -> list[str]:
 
 
 def open_album(root: Path) -> Pictures:
-    """All pictures in a folder and below it; the class of those directly in it is called ""."""
+    """All images in a folder and below it; the class of those directly in it is called ""."""
     ids = list_pictures(root)
     folders = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in ids]
     return collect(Folder(root), ids, [folder and class_name(root, folder) for folder in folders])
 
 
 def has_pictures(root: Path) -> bool:
-    """Whether pictures lie directly in the folder, by their names. Raises DataError if it cannot be read."""
+    """Whether images lie directly in the folder, by their names. Raises DataError if it cannot be read."""
     return any(os.path.splitext(name)[1].lower() in SUFFIXES for name in _names(root))
 
 
@@ -119,7 +119,7 @@ def _names(root: Path) -> list[str]:
 
 
 def list_pictures(root: Path, folder: str = "") -> list[str]:
-    """Paths of the pictures below root/folder, relative to root, sorted; links are followed, each folder once.
+    """Paths of the images below root/folder, relative to root, sorted; links are followed, each folder once.
 
     Raises DataError naming a folder that cannot be read.
     """
@@ -143,9 +143,9 @@ def list_pictures(root: Path, folder: str = "") -> list[str]:
 
 
 def unread_pictures(root: Path, folder: str = "") -> list[str]:
-    """Paths of the files below root/folder that `list_pictures` leaves out, but look like pictures, sorted.
+    """Paths of the files below root/folder that `list_pictures` leaves out, but look like images, sorted.
 
-    They do by a suffix of pictures that are not decoded here, or by how their content begins.
+    They do by a suffix of images that are not decoded here, or by how their content begins.
     """
     found = []
     looked: Counter[tuple[str, str]] = Counter()
@@ -193,7 +193,7 @@ def _files(root: Path, folder: str) -> Iterator[tuple[str, str]]:
 
 
 def _is_folder(path: Path, entry: "os.DirEntry[str]") -> bool:
-    """Raises DataError if it is a link that cannot be followed; one called like a picture is for who reads it."""
+    """Raises DataError if it is a link that cannot be followed; one called like an image is for who reads it."""
     try:
         return entry.is_dir()
     except OSError as error:

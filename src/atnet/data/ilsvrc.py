@@ -27,9 +27,9 @@ def data_root(root: Path) -> Path:
 
 
 def open_flat_validation(root: Path, val: Path) -> Pictures | None:
-    """The pictures of a flat val/, labelled by Kaggle's list or the devkit's; None if it is not flat.
+    """The images of a flat val/, labelled by Kaggle's list or the devkit's; None if it is not flat.
 
-    Raises DataError if it is flat and there is no list, or the list does not name a picture.
+    Raises DataError if it is flat and there is no list, or the list does not name an image.
     """
     if subfolders(val):
         return None
@@ -68,7 +68,7 @@ def _find(root: Path, name: str) -> Path | None:
 
 
 def _read_solution(path: Path) -> dict[str, str]:
-    """Of each picture's name the WordNet id."""
+    """Of each image's name the WordNet id."""
     rows = csv.DictReader(io.StringIO(read_text(path, MAX_LIST_BYTES, DataError), newline=""))
     try:
         return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
@@ -77,7 +77,7 @@ def _read_solution(path: Path) -> dict[str, str]:
 
 
 def _read_ground_truth(path: Path) -> list[str]:
-    """The WordNet ids of the validation pictures, in their numbers' order."""
+    """The WordNet ids of the validation images, in their numbers' order."""
     from scipy.io import loadmat
 
     synsets = path.parent / SYNSETS

@@ -1,4 +1,4 @@
-"""Lists of pictures: CSV, TSV, JSON, JSON lines or Parquet with a column of paths and one of labels. Free of torch."""
+"""Lists of images: CSV, TSV, JSON, JSON lines or Parquet with a column of paths and one of labels. Free of torch."""
 
 import csv
 import io
@@ -49,7 +49,7 @@ class Listed:
 
 
 def open_list(path: Path) -> dict[str, Pictures]:
-    """The pictures that a list names, by its column of splits in lower case; under "" where there is none.
+    """The images that a list names, by its column of splits in lower case; under "" where there is none.
 
     Raises DataError naming the list and the row that cannot be used.
     """

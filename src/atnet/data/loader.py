@@ -1,4 +1,4 @@
-"""Batches for training and evaluation: read or cached pictures, transformed in worker processes."""
+"""Batches for training and evaluation: read or cached images, transformed in worker processes."""
 
 import ctypes
 import logging
@@ -40,7 +40,7 @@ def make_preprocess(data: DataConfig) -> Preprocess:
 
 
 class Hole(NamedTuple):
-    """A picture that cannot be read: its id, and why.  In its batch it has the label NO_LABEL, and no colours."""
+    """An image that cannot be read: its id, and why.  In its batch it has the label NO_LABEL, and no colours."""
 
     picture: str
     reason: str
@@ -55,9 +55,9 @@ LONGEST_WAIT, NAP = 1.0, 0.0005
 
 
 class TrainSet(Dataset[Sample]):
-    """Augmented training pictures by draw: uint8 (3, side, side), label, and a hole if it cannot be read.
+    """Augmented training images by draw: uint8 (3, side, side), label, and a hole if it cannot be read.
 
-    free: true while the processor is; until then, but not for long, each picture waits. It is a value in shared memory,
+    free: true while the processor is; until then, but not for long, each image waits. It is a value in shared memory,
     and no lock or event: of these a process that is killed while it waits leaves one that nobody can set again.
     """
 
@@ -87,7 +87,7 @@ class TrainSet(Dataset[Sample]):
         return self.at(draw.picture, draw)
 
     def at(self, place: int, draw: Draw) -> Sample:
-        """The picture at a place among these, as it looks in a draw."""
+        """The image at a place among these, as it looks in a draw."""
         found = self.cached[place] if self.cached else None
         try:
             if isinstance(found, Hole):
@@ -102,7 +102,7 @@ class TrainSet(Dataset[Sample]):
 
 
 class EvalSet(Dataset[Sample]):
-    """Pictures as evaluation sees them: float32 (3, size, size), label, and a hole if it cannot be read."""
+    """Images as evaluation sees them: float32 (3, size, size), label, and a hole if it cannot be read."""
 
     def __init__(self, pictures: Pictures, preprocess: Preprocess, cache: bool = False) -> None:
         self.pictures = pictures
@@ -148,7 +148,7 @@ def train_loader(
 def batch_order(
     pictures: Pictures, config: Config, first: int, last: int, share: tuple[int, int] = (0, 1)
 ) -> BatchOrder:
-    """Which pictures the training steps first to last show."""
+    """Which images the training steps first to last show."""
     labels = pictures.labels if config.data.balance == "sampler" else None
     return BatchOrder(
         seed=config.seed, count=len(pictures), batch=config.batch, first=first, last=last, share=share, labels=labels
@@ -176,7 +176,7 @@ def collate(samples: list[Sample]) -> tuple[Any, Any, list[Hole]]:
 def eval_loader(
     pictures: Pictures, preprocess: Preprocess, batch: int, workers: int, cache: bool = False
 ) -> DataLoader[Any]:
-    """All pictures, each once, in order, the last batch too; a batch is pixels, labels, and the holes in it."""
+    """All images, each once, in order, the last batch too; a batch is pixels, labels, and the holes in it."""
     cached = EvalSet(pictures, preprocess, cache)
     workers = 0 if cache else workers
     return DataLoader(
@@ -237,13 +237,13 @@ def batches_of(loader: DataLoader[Any]) -> Generator[Any, None, None]:
 
 
 def _crop_of(cached: NDArray[np.uint8], crop: Callable[[int, int], tuple[Box, float]]) -> tuple[NDArray[np.uint8], Box]:
-    """A cached picture's pixels and a box in them."""
+    """A cached image's pixels and a box in them."""
     height, width, _ = cached.shape
     return cached, crop(width, height)[0]
 
 
 def _read(pictures: Pictures, index: int, keep: Callable[[Image.Image], Any]) -> Any:
-    """What is to be kept of a picture; a hole if it cannot be read."""
+    """What is to be kept of an image; a hole if it cannot be read."""
     try:
         return keep(pictures.read(index))
     except DataError as error:
@@ -251,7 +251,7 @@ def _read(pictures: Pictures, index: int, keep: Callable[[Image.Image], Any]) ->
 
 
 def _read_all(pictures: Pictures, keep: Callable[[Image.Image], Any], title: str) -> list[Any]:
-    """What is to be kept of each picture, read by threads: decoding leaves the interpreter's lock."""
+    """What is to be kept of each image, read by threads: decoding leaves the interpreter's lock."""
     with progress_bar(title, len(pictures)) as advance, ThreadPoolExecutor(os.cpu_count()) as threads:
 
         def read(index: int) -> Any:

@@ -42,7 +42,7 @@ def balanced_order(seed: int, epoch: int, labels: NDArray[np.int64]) -> list[int
 
 
 class Draw(NamedTuple):
-    """A picture's turn, by its position.  repeat: how often it was shown in this epoch before."""
+    """An image's turn, by its position.  repeat: how often it was shown in this epoch before."""
 
     epoch: int
     picture: int

@@ -1,4 +1,4 @@
-"""Any source as checked tar shards with an index: fewer, larger files, each picture as small as training needs it."""
+"""Any source as checked tar shards with an index: fewer, larger files, each image as small as training needs it."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ BAD_FILES = "bad_files.csv"
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """What `pack` wrote.  bad: pictures that could not be read, with the reason; they are in no shard."""
+    """What `pack` wrote.  bad: images that could not be read, with the reason; they are in no shard."""
 
     out: Path
     shards: int
@@ -38,9 +38,9 @@ class Packed:
 def pack(parts: dict[str, Pictures], out: Path, *, size: int = 256, quality: int = 90, shard: int = 2000) -> Packed:
     """Writes each part as out/PART-000000.tar and so on; what is there already, of a pack broken off, is kept.
 
-    size: a picture whose shorter side is longer, in pixels, is resized to it and saved as JPEG of the quality;
-    others keep their bytes.  0: all do.  shard: pictures in a tar file.
-    Each picture is decoded once, so that a broken one is known now.  Ids, labels and order are those of the parts.
+    size: an image whose shorter side is longer, in pixels, is resized to it and saved as JPEG of the quality;
+    others keep their bytes.  0: all do.  shard: images in a tar file.
+    Each image is decoded once, so that a broken one is known now.  Ids, labels and order are those of the parts.
     Raises ConfigError if out holds something else.
     """
     settings = {
@@ -91,7 +91,7 @@ def pack(parts: dict[str, Pictures], out: Path, *, size: int = 256, quality: int
 
 
 def write_bad_files(path: Path, bad: Iterable[tuple[str, str, str]]) -> None:
-    """A CSV of pictures that cannot be read: part, picture, reason."""
+    """A CSV of images that cannot be read: part, image, reason."""
     rows = [
         {"part": part, "picture": spreadsheet_safe(picture), "reason": spreadsheet_safe(reason)}
         for part, picture, reason in bad
@@ -121,7 +121,7 @@ def _begin(out: Path, settings: dict[str, Any], classes: tuple[str, ...]) -> Non
 
 
 def _sample(pictures: Pictures, index: int, size: int, quality: int) -> Sample | tuple[str, str]:
-    """The picture as it is packed; or its id and why it cannot be read."""
+    """The image as it is packed; or its id and why it cannot be read."""
     name, label = pictures.ids[index], int(pictures.labels[index])
     try:
         content = pictures.read_bytes(index)

@@ -1,4 +1,4 @@
-"""Parquet files with the pictures in them, as Hugging Face data sets come. Free of torch."""
+"""Parquet files with the images in them, as Hugging Face datasets come. Free of torch."""
 
 import json
 import os
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LIST_ROWS = 10_000
 MAX_METADATA_BYTES = 50_000_000
 MAX_GROWTH, FREE_GROWTH = 50, 200_000_000
-"""What a file holds may be so many times its bytes, for the same picture can stand in many rows, or so many bytes."""
+"""What a file holds may be so many times its bytes, for the same image can stand in many rows, or so many bytes."""
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def rows_of(file: "ParquetFile", columns: list[str], name: str, size: int, most:
 
 
 def picture_columns(path: Path) -> tuple[str, str] | None:
-    """The columns of pictures, by its path, and of labels; None if there are no pictures in the file."""
+    """The columns of images, by its path, and of labels; None if there are no images in the file."""
     import pyarrow
 
     with opened(path) as file:
@@ -121,7 +121,7 @@ def picture_columns(path: Path) -> tuple[str, str] | None:
 
 
 def read_pictures(path: Path) -> Iterator[tuple[str, str, bytes]]:
-    """Each picture's id, class and bytes.
+    """Each image's id, class and bytes.
 
     The classes are the names that Hugging Face's metadata give the labels, or else the labels themselves.
     """

@@ -1,4 +1,4 @@
-"""Labelled pictures: what each is called, which class it is, and where its bytes are. Free of torch."""
+"""Labelled images: what each is called, which class it is, and where its bytes are. Free of torch."""
 
 import dataclasses
 import hashlib
@@ -18,17 +18,17 @@ from atnet.errors import DataError
 
 
 class Store(Protocol):
-    """Where the bytes of pictures are."""
+    """Where the bytes of images are."""
 
     @property
     def name(self) -> str:
         """What messages call it: a folder, a list, an address."""
 
     def locate(self, picture: str, place: int) -> str:
-        """What messages call a picture."""
+        """What messages call an image."""
 
     def read(self, picture: str, place: int) -> bytes:
-        """A picture's bytes. Raises DataError naming it if they cannot be had."""
+        """An image's bytes. Raises DataError naming it if they cannot be had."""
 
 
 class Names(Sequence[str]):
@@ -75,9 +75,9 @@ class Names(Sequence[str]):
 
 @dataclass(frozen=True)
 class Pictures:
-    """Labelled pictures in one order, that of label and id, whatever they come from.
+    """Labelled images in one order, that of label and id, whatever they come from.
 
-    ids: what each picture is called in its source: a path, or a row's number.
+    ids: what each image is called in its source: a path, or a row's number.
     labels: positions in classes.  places: where in the store each is.
     """
 
@@ -91,7 +91,7 @@ class Pictures:
         return len(self.ids)
 
     def read(self, index: int) -> Image.Image:
-        """The picture as RGB. Raises DataError naming it if it cannot be read."""
+        """The image as RGB. Raises DataError naming it if it cannot be read."""
         return decode(self.read_bytes(index), self.locate(index))
 
     def read_for_crop(self, index: int, crop: Callable[[int, int], tuple[Box, float]]) -> tuple[NDArray[np.uint8], Box]:
@@ -99,28 +99,28 @@ class Pictures:
         return decode_for_crop(self.read_bytes(index), self.locate(index), crop)
 
     def read_bytes(self, index: int) -> bytes:
-        """The picture's file as it is. Raises DataError naming it if it cannot be had."""
+        """The image's file as it is. Raises DataError naming it if it cannot be had."""
         return self.store.read(self.ids[index], int(self.places[index]))
 
     def locate(self, index: int) -> str:
-        """What messages call the picture."""
+        """What messages call the image."""
         return self.store.locate(self.ids[index], int(self.places[index]))
 
     def only(self, keep: Sequence[int]) -> "Pictures":
-        """The pictures at the given positions."""
+        """The images at the given positions."""
         ids = Names(self.ids[i] for i in keep)
         some = np.asarray(keep, dtype=np.int64)
         return dataclasses.replace(self, ids=ids, labels=self.labels[some], places=self.places[some])
 
     @property
     def digest(self) -> str:
-        """A hash of the pictures' names and labels in their order, not of their pixels."""
+        """A hash of the images' names and labels in their order, not of their pixels."""
         return hashlib.sha256(Names(self.classes).digest + self.ids.digest + self.labels.tobytes()).hexdigest()
 
     def relabel(self, classes: tuple[str, ...], ignore: bool = False) -> "Pictures":
-        """The same pictures labelled by name in another class list.
+        """The same images labelled by name in another class list.
 
-        ignore: leave pictures of a class that is not in it out.  Else they are a DataError.
+        ignore: leave images of a class that is not in it out.  Else they are a DataError.
         """
         place = {name: i for i, name in enumerate(classes)}
         unknown = [name for name in self.classes if name not in place]
@@ -145,7 +145,7 @@ class Pictures:
 def collect(
     store: Store, ids: Sequence[str], classes: Sequence[str], places: NDArray[np.int64] | None = None
 ) -> Pictures:
-    """Pictures in the order of class and id.
+    """Images in the order of class and id.
 
     classes: the class of each.  places: where in the store each is; their position here if None.
     """
@@ -162,7 +162,7 @@ def in_order(
     labels: NDArray[np.int64],
     places: NDArray[np.int64] | None = None,
 ) -> Pictures:
-    """Pictures in the order of label and id; the arguments are in any common one."""
+    """Images in the order of label and id; the arguments are in any common one."""
     places = np.arange(len(ids)) if places is None else places
     # Without a list of pairs, which of millions of pictures would be most of the memory.
     if any(one > other for one, other in pairwise(zip(labels.tolist(), ids, strict=True))):
@@ -173,7 +173,7 @@ def in_order(
 
 
 def hash_of(picture: str) -> bytes:
-    """By which pictures are mixed and held out: the same in every run, whatever the others."""
+    """By which images are mixed and held out: the same in every run, whatever the others."""
     return hashlib.sha256(Path(picture).as_posix().encode("utf-8", "surrogateescape")).digest()
 
 

@@ -1,4 +1,4 @@
-"""The evaluation transform: from a decoded picture to the network's input. Pillow and NumPy only.
+"""The evaluation transform: from a decoded image to the network's input. Pillow and NumPy only.
 
 The steps are timm's: the shorter side to floor(size / crop_pct), antialiased; the centre
 size x size; colours to (x / 255 - mean) / std; channels first.
@@ -19,7 +19,7 @@ RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """How a picture becomes the network's input; travels with the weights."""
+    """How an image becomes the network's input; travels with the weights."""
 
     size: int
     crop_pct: float
@@ -33,11 +33,11 @@ class Preprocess:
         return math.floor(self.size / self.crop_pct)
 
     def __call__(self, picture: Image.Image) -> NDArray[np.float32]:
-        """RGB picture to float32 (3, size, size)."""
+        """RGB image to float32 (3, size, size)."""
         return self.normalise(self.resize_and_crop(picture))
 
     def resize_and_crop(self, picture: Image.Image) -> NDArray[np.uint8]:
-        """RGB picture to uint8 (size, size, 3)."""
+        """RGB image to uint8 (size, size, 3)."""
         picture = resize_shorter(picture, self.side, self.interpolation)
         left = round((picture.width - self.size) / 2)
         top = round((picture.height - self.size) / 2)
@@ -69,7 +69,7 @@ class Preprocess:
 
 
 def resize_shorter(picture: Image.Image, side: int, interpolation: str) -> Image.Image:
-    """The picture with its shorter side of the given length, the aspect ratio kept."""
+    """The image with its shorter side of the given length, the aspect ratio kept."""
     width, height = picture.size
     target = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
     return picture if target == picture.size else picture.resize(target, RESAMPLING[interpolation])

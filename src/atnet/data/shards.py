@@ -1,4 +1,4 @@
-"""Pictures in tar files, one picture and its label under one key, as webdataset lays them. Free of torch."""
+"""Images in tar files, one image and its label under one key, as webdataset lays them. Free of torch."""
 
 import hashlib
 import io
@@ -49,12 +49,12 @@ _RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}|\{([^{}]*,[^{}]*)\}")
 
 @dataclass(frozen=True)
 class Shards:
-    """Tar files on disk or at any fsspec address, read at the places where the pictures are."""
+    """Tar files on disk or at any fsspec address, read at the places where the images are."""
 
     name: str
     files: tuple[str, ...]
     spans: NDArray[np.int64]
-    """Of each picture (N, 3): which file, offset and length in bytes."""
+    """Of each image (N, 3): which file, offset and length in bytes."""
 
     def locate(self, picture: str, place: int) -> str:
         return f"{self.files[self.spans[place, 0]]}/{picture}"
@@ -126,11 +126,11 @@ def expand(source: str) -> list[str]:
 
 
 def open_shards(name: str, files: Sequence[str]) -> Pictures:
-    """The pictures of tar files, labelled by a .cls, .json or .txt file beside each.
+    """The images of tar files, labelled by a .cls, .json or .txt file beside each.
 
     Where an index of `atnet pack` lies beside the files it is used; else they are scanned once, and what was found is
     kept in the cache folder.
-    Raises DataError naming a file that is missing, truncated or has a picture without a label.
+    Raises DataError naming a file that is missing, truncated or has an image without a label.
     """
     tables = []
     with progress_bar("Reading shards", len(files)) as advance:
@@ -203,7 +203,7 @@ def parse_class_list(content: bytes, path: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Table:
-    """What is in a shard: of each picture its id, label, and offset and length in bytes (N, 2).
+    """What is in a shard: of each image its id, label, and offset and length in bytes (N, 2).
 
     numbered: whether labels are positions in a list of classes, as those of .cls files; else names, if they are any.
     """
@@ -263,7 +263,7 @@ def _is_no_text(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture to be written.  number: its class's position in the list of classes."""
+    """An image to be written.  number: its class's position in the list of classes."""
 
     id: str
     label: str
@@ -272,7 +272,7 @@ class Sample:
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> int:
-    """A tar file and its index, each whole or absent, the index last; returns the count of pictures."""
+    """A tar file and its index, each whole or absent, the index last; returns the count of images."""
     ids, labels, spans = [], [], []
     with writing_whole(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for number, sample in enumerate(samples):
@@ -311,7 +311,7 @@ class _Heads:
 
 
 def scan(file: BinaryIO, name: str) -> Table:
-    """What is in a tar file. Raises DataError if it is damaged, or a picture has no label."""
+    """What is in a tar file. Raises DataError if it is damaged, or an image has no label."""
     found: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, str] = {}
     left: list[str] = []
@@ -365,7 +365,7 @@ def scan(file: BinaryIO, name: str) -> Table:
 
 
 def _label(content: bytes, suffix: str, name: str) -> str | None:
-    """The label in a file beside a picture; None if it holds none."""
+    """The label in a file beside an image; None if it holds none."""
     try:
         text = class_of(content.decode())
         if suffix != ".json":

@@ -1,4 +1,4 @@
-"""Where pictures come from, and which are for training and which for validation. Free of torch.
+"""Where images come from, and which are for training and which for validation. Free of torch.
 
 A source is a folder of class folders, of ImageNet's archives, of tar shards or of Parquet files; a list; an fsspec
 address of tar shards; or "digits". Each becomes `Pictures` in one order, with one class list.
@@ -33,16 +33,16 @@ PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "
 Mismatch = Literal["error", "ignore"]
 
 LOOKED_AT = 16
-"""Pictures of a training whose shades are looked at before it begins."""
+"""Images of a training whose shades are looked at before it begins."""
 
 
 def open_parts(
     source: str, val_share: float, classes: str = "", mismatch: Mismatch = "error"
 ) -> tuple[Pictures, Pictures]:
-    """Training and validation pictures of a source, with one class list, training's.
+    """Training and validation images of a source, with one class list, training's.
 
-    Without a validation part, val_share of each class is held out: the pictures whose hashed names
-    come first, so that the same pictures are held out in every run.
+    Without a validation part, val_share of each class is held out: the images whose hashed names
+    come first, so that the same images are held out in every run.
 
     classes and mismatch as for `open_whole`, which says what is raised.
     """
@@ -51,11 +51,11 @@ def open_parts(
 
 
 def open_whole(source: str, classes: str = "", mismatch: Mismatch = "error") -> dict[str, Pictures]:
-    """The pictures of a source by part, "train" and "val", with one class list; under "" where there is one part only.
+    """The images of a source by part, "train" and "val", with one class list; under "" where there is one part only.
 
     classes: a file with the class list, in the order of the labels; else classes.txt in the source, or the classes
     of training in order.
-    mismatch: ignore leaves pictures of unknown classes out, and takes a class without pictures as it is.
+    mismatch: ignore leaves images of unknown classes out, and takes a class without images as it is.
     Raises DataError if there are no two classes, or the classes of the parts are not the same.
     """
     parts = _open(source)
@@ -86,7 +86,7 @@ def open_whole(source: str, classes: str = "", mismatch: Mismatch = "error") -> 
 
 
 def open_configured(data: DataConfig) -> tuple[Pictures, Pictures]:
-    """Training and validation pictures as the configuration says; a warning if they would be nearly black."""
+    """Training and validation images as the configuration says; a warning if they would be nearly black."""
     train, val = open_parts(data.source, data.val_share, data.classes, data.mismatch)
     dark = []
     for i in np.unique(np.linspace(0, len(train) - 1, LOOKED_AT).astype(int)).tolist():
@@ -104,13 +104,13 @@ def open_configured(data: DataConfig) -> tuple[Pictures, Pictures]:
 
 
 def open_held_out(data: DataConfig) -> Pictures:
-    """The pictures that a run of the configuration validates on, whatever classes are among them now."""
+    """The images that a run of the configuration validates on, whatever classes are among them now."""
     parts = _open(data.source)
     return parts["val"] if "val" in parts else open_configured(data)[1]
 
 
 def open_labelled(source: str, part: Literal["train", "val"] = "val") -> Pictures:
-    """Labelled pictures to evaluate on: the source's part, or all of it where it has no parts."""
+    """Labelled images to evaluate on: the source's part, or all of it where it has no parts."""
     if source == DIGITS:
         train, val = open_parts(source, 0.2)
         return val if part == "val" else train
@@ -121,9 +121,9 @@ def open_labelled(source: str, part: Literal["train", "val"] = "val") -> Picture
 
 
 def open_any(source: str) -> dict[str, Pictures]:
-    """The pictures of a source by part, to look at: one class is enough, and pictures directly in a folder have none.
+    """The images of a source by part, to look at: one class is enough, and images directly in a folder have none.
 
-    The class of these is called "".  Raises DataError if there are no pictures.
+    The class of these is called "".  Raises DataError if there are no images.
     """
     root, kind = _path_of(source)
     return {"": open_album(root)} if kind == "folder" and has_pictures(root) else _open(source)
@@ -227,7 +227,7 @@ def _open_folders(root: Path) -> dict[str, Pictures]:
 
 
 def _shards_in(folder: Path) -> list[str]:
-    """The tar shards in a folder; none where it has pictures or folders of them too, beside which a tar is a stray."""
+    """The tar shards in a folder; none where it has images or folders of them too, beside which a tar is a stray."""
     tars = files_in(folder, ".tar")
     if not os.path.isdir(folder / INDEX) and (subfolders(folder) or has_pictures(folder)):
         return []
@@ -312,7 +312,7 @@ def _open_list(path: Path) -> dict[str, Pictures]:
 
 
 def _tables_in(folder: Path) -> list[str]:
-    """The Parquet files with pictures in a folder or in its data/, where Hugging Face's data sets have them."""
+    """The Parquet files with images in a folder or in its data/, where Hugging Face's datasets have them."""
     from atnet.data.parquet import picture_columns
 
     inside = folder / "data"
@@ -321,7 +321,7 @@ def _tables_in(folder: Path) -> list[str]:
 
 
 def _open_parquet(source: str, files: list[str]) -> dict[str, Pictures]:
-    """Parquet files with pictures in them, their parts told by their names."""
+    """Parquet files with images in them, their parts told by their names."""
     parts = _by_part(source, files)
     return _unpack({part: [Path(name) for name in names] for part, names in parts.items()}, source)
 
@@ -343,7 +343,7 @@ def _class_list(source: str, classes: str) -> tuple[str, ...] | None:
 
 
 def _require_all(pictures: Pictures, ignore: bool) -> None:
-    """Raises DataError if a class has no pictures; if that is to be ignored, it is said."""
+    """Raises DataError if a class has no images; if that is to be ignored, it is said."""
     present = set(pictures.labels.tolist())
     absent = [name for i, name in enumerate(pictures.classes) if i not in present]
     if not absent:
@@ -357,7 +357,7 @@ def _require_all(pictures: Pictures, ignore: bool) -> None:
 
 
 def split(pictures: Pictures, val_share: float) -> tuple[Pictures, Pictures]:
-    """Training and validation part, stratified; each class keeps a training picture at least."""
+    """Training and validation part, stratified; each class keeps a training image at least."""
     train: list[int] = []
     val: list[int] = []
     names = list(pictures.ids)

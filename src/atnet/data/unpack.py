@@ -13,7 +13,7 @@ from atnet.progress import progress_bar
 
 
 def unpack(files: list[Path]) -> list[str]:
-    """The pictures of Parquet files as shards in the cache folder, made once: Parquet is not made for random access."""
+    """The images of Parquet files as shards in the cache folder, made once: Parquet is not made for random access."""
     shards = []
     for file in files:
         status = file.stat()

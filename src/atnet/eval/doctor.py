@@ -1,4 +1,4 @@
-"""A data set's health: what would corrupt a result, and what is worth knowing, before a day is lost."""
+"""A dataset's health: what would corrupt a result, and what is worth knowing, before a day is lost."""
 
 import hashlib
 import math
@@ -71,7 +71,7 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     advice: Advice
     sides: NDArray[np.int64] = field(repr=False)
-    """Width and height of each picture that can be read, (N, 2)."""
+    """Width and height of each image that can be read, (N, 2)."""
 
     @property
     def healthy(self) -> bool:
@@ -82,7 +82,7 @@ class Diagnosis:
 def examine(
     source: str, *, classes: str = "", mismatch: Mismatch = "error", val_share: float = 0.2, max_bad: float = 0.01
 ) -> Diagnosis:
-    """Reads and decodes every picture of a source, and compares each with all others.
+    """Reads and decodes every image of a source, and compares each with all others.
 
     source, classes, mismatch, val_share, max_bad: as training takes them.
     Raises DataError if the source is none.
@@ -127,7 +127,7 @@ class _Look:
 
 
 def _look_at_all(part: str, pictures: Pictures) -> "list[_Look | str]":
-    """Each picture's look, or why it cannot be read."""
+    """Each image's look, or why it cannot be read."""
 
     def look(index: int) -> "_Look | str":
         advance(1)
@@ -304,7 +304,7 @@ def _odd(parts: dict[str, Pictures], looks: "dict[str, list[_Look | str]]") -> I
 
 
 def _folders(parts: dict[str, Pictures]) -> Iterable[Finding]:
-    """Folders that are no classes, and pictures that are not taken."""
+    """Folders that are no classes, and images that are not taken."""
     hidden: list[str] = []
     empty: list[str] = []
     unread: list[str] = []
@@ -365,7 +365,7 @@ def _folders(parts: dict[str, Pictures]) -> Iterable[Finding]:
 
 
 def _advise(train: Pictures, sides: NDArray[np.int64]) -> Advice:
-    """Rules of thumb: a resolution that most pictures have, a size for the count of pictures."""
+    """Rules of thumb: a resolution that most images have, a size for the count of images."""
     shorter = float(np.median(sides.min(1))) if len(sides) else 224.0
     size = int(min(224, max(32, 32 * math.floor(shorter / 32))))
     model = "xxxs" if len(train) < 20_000 else "xs" if len(train) < 200_000 else "s"

@@ -1,4 +1,4 @@
-"""A model on labelled pictures: each picture once, the last batch too."""
+"""A model on labelled images: each image once, the last batch too."""
 
 import math
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def score(model: nn.Module, batches: DataLoader[Any], *, classes: int, device: t
 def score_together(
     models: dict[str, nn.Module], batches: DataLoader[Any], *, classes: int, device: torch.device, total: int
 ) -> dict[str, Scores]:
-    """Scores of several models by their names, each picture opened once for all of them; see `score`."""
+    """Scores of several models by their names, each image opened once for all of them; see `score`."""
     truth: list[Tensor] = []
     answers: dict[str, list[tuple[float, int, Tensor, Tensor]]] = {name: [] for name in models}
     of_heads: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in models}
@@ -94,14 +94,14 @@ def _together(parts: list[tuple[Tensor, Tensor, Tensor]]) -> HeadScores:
 
 
 def scored(pictures: Pictures, scores: Scores) -> Pictures:
-    """Those of the pictures that are in the scores' figures: all that could be read."""
+    """Those of the images that are in the scores' figures: all that could be read."""
     bad = {name for name, _ in scores.bad}
     return pictures.only([i for i, name in enumerate(pictures.ids) if name not in bad]) if bad else pictures
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Scores, and of which weights on which pictures."""
+    """Scores, and of which weights on which images."""
 
     weights: Path
     info: WeightsInfo
@@ -125,8 +125,8 @@ def evaluate(
     data: a folder with val/ (or test/), or of class folders, or "digits"; the validation part of the
     run's own data if none is given.
     size: side of the input in pixels, that of the training if None.
-    mismatch: ignore leaves pictures of classes out that the weights do not know.
-    Classes are matched by name with the weights' class list. A picture that cannot be read is in `scores.bad`.
+    mismatch: ignore leaves images of classes out that the weights do not know.
+    Classes are matched by name with the weights' class list. An image that cannot be read is in `scores.bad`.
     Raises WeightsError, DataError or ConfigError naming the thing and the remedy.
     """
     if batch < 1 or workers < 0:
@@ -146,7 +146,7 @@ def evaluate(
 
 
 def open_validation(weights: Path, data: str | None) -> Pictures:
-    """The folder's pictures; of the run's own source, or without a folder, the part that it was not trained on.
+    """The folder's images; of the run's own source, or without a folder, the part that it was not trained on.
 
     weights: the file.  Raises ConfigError if no folder is given and the file lies in no run.
     """

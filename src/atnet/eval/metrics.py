@@ -22,10 +22,10 @@ def hits(logits: Tensor, labels: Tensor, k: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadScores:
-    """What each of H decision heads says of N labelled pictures, the class token's first.
+    """What each of H decision heads says of N labelled images, the class token's first.
 
     loss: mean cross-entropy of each, nats, (H,).
-    predicted: its likeliest class for each picture, (N, H).  confidence: that one's probability, 0 to 1, (N, H).
+    predicted: its likeliest class for each image, (N, H).  confidence: that one's probability, 0 to 1, (N, H).
     """
 
     loss: NDArray[np.float64]
@@ -34,11 +34,11 @@ class HeadScores:
 
     @property
     def disagreement(self) -> float:
-        """Share of the pairs of heads, over all pictures, that answer differently, percent."""
+        """Share of the pairs of heads, over all images, that answer differently, percent."""
         return float(100 * np.mean([(self.predicted[:, i] != self.predicted[:, j]).mean() for i, j in self._pairs]))
 
     def error_correlation(self, labels: NDArray[np.int64]) -> float:
-        """Mean correlation between the errors (wrong or right) of two heads: 1 if they err on the same pictures.
+        """Mean correlation between the errors (wrong or right) of two heads: 1 if they err on the same images.
 
         nan if a head is always right or always wrong.
         """
@@ -55,12 +55,12 @@ class HeadScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """A classifier on N labelled pictures.
+    """A classifier on N labelled images.
 
     loss: mean cross-entropy, nats.  top1, top5: percent.  classes: how many there are.
-    labels, predicted: the true and the likeliest class of each picture, (N,).
+    labels, predicted: the true and the likeliest class of each image, (N,).
     confidence: probability of the likeliest class, 0 to 1, (N,).
-    bad: further pictures, which could not be read and are in none of the figures: id and reason of each.
+    bad: further images, which could not be read and are in none of the figures: id and reason of each.
     heads: of several decision heads, what each says by itself; the other figures are those of their mean probability.
     """
 
@@ -91,12 +91,12 @@ class Scores:
 
     @cached_property
     def support(self) -> NDArray[np.int64]:
-        """How many pictures of each class there are."""
+        """How many images of each class there are."""
         return np.bincount(self.labels, minlength=self.classes)
 
     @property
     def recall(self) -> NDArray[np.float64]:
-        """Percent of each class's pictures that are recognised; nan for a class without pictures."""
+        """Percent of each class's images that are recognised; nan for a class without images."""
         return _percent(self._right, self.support)
 
     @property
@@ -106,12 +106,12 @@ class Scores:
 
     @property
     def balanced_accuracy(self) -> float:
-        """Mean recall of the classes that have pictures, percent."""
+        """Mean recall of the classes that have images, percent."""
         return float(np.nanmean(self.recall))
 
     @property
     def macro_f1(self) -> float:
-        """Mean over the classes that have pictures, or were called, of the F1 score, percent."""
+        """Mean over the classes that have images, or were called, of the F1 score, percent."""
         return float(np.nanmean(_percent(2 * self._right, self.support + self._called)))
 
     @cached_property
@@ -126,7 +126,7 @@ class Scores:
 
 
 def together(parts: Sequence[Scores]) -> Scores:
-    """The scores on all the pictures of which the parts are scores on some, in their order."""
+    """The scores on all the images of which the parts are scores on some, in their order."""
     if len(parts) == 1:
         return parts[0]
     count = max(sum(part.count for part in parts), 1)
@@ -154,8 +154,8 @@ def together(parts: Sequence[Scores]) -> Scores:
 class Calibration:
     """How confidence agrees with accuracy, in bins of equal width.
 
-    error: mean distance of the two over all pictures, percent (expected calibration error).
-    confidence, accuracy: of each bin, percent, nan where it is empty.  count: its pictures.
+    error: mean distance of the two over all images, percent (expected calibration error).
+    confidence, accuracy: of each bin, percent, nan where it is empty.  count: its images.
     """
 
     error: float

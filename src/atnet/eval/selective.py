@@ -1,6 +1,6 @@
 """When to ask a person: how sure an answer has to be for an accuracy that is asked for. Free of torch.
 
-Fitted on held-out pictures when weights are saved, and stored with them. Source: Geifman & El-Yaniv 2017, "Selective
+Fitted on held-out images when weights are saved, and stored with them. Source: Geifman & El-Yaniv 2017, "Selective
 Classification for Deep Neural Networks", without its correction for choosing among many thresholds: of a network whose
 confidence tells right from wrong one promise in twenty breaks, of one whose confidence tells nothing more (LOG.md).
 """
@@ -22,7 +22,7 @@ LEVELS = (*(level / 100 for level in range(50, 100)), 0.995, 0.999)
 
 
 DOUBT = 0.05
-"""Probability that as many pictures show an accuracy by chance that does not hold."""
+"""Probability that as many images show an accuracy by chance that does not hold."""
 
 
 def fit_trust(confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_]) -> dict[str, Any]:

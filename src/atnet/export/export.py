@@ -1,4 +1,4 @@
-"""Weights as one file to hand on, ONNX or safetensors, checked on real pictures before it gets its name."""
+"""Weights as one file to hand on, ONNX or safetensors, checked on real images before it gets its name."""
 
 import dataclasses
 import hashlib
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from atnet.data.pictures import Pictures
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.eval.evaluate import open_validation
+from atnet.exported.contract import OPSET
+from atnet.exported.graph import write_onnx
+from atnet.exported.onnx import OnnxNetwork
+from atnet.exported.preprocessing import with_preprocessing
 from atnet.files import placing_whole, require_new
-from atnet.inference.contract import OPSET
-from atnet.inference.graph import write_onnx
-from atnet.inference.onnx import OnnxNetwork
-from atnet.inference.preprocessing import with_preprocessing
 from atnet.models.heads import answer
 from atnet.models.load import load, to_safetensors
 from atnet.progress import progress_bar
@@ -32,10 +32,10 @@ from atnet.weights.info import HUB, WEIGHTS, WeightsInfo
 
 PICTURES = 64
 TOLERANCE, TOLERANCE_HALF = 1e-3, 2e-2
-"""Largest difference of a logit, over the largest logit of its picture."""
+"""Largest difference of a logit, over the largest logit of its image."""
 
 TOLERANCE_PREPROCESSED = 1e-2
-"""Largest difference of a probability where the file prepares the picture: Pillow rounds otherwise in one colour of a
+"""Largest difference of a probability where the file prepares the image: Pillow rounds otherwise in one colour of a
 thousand, by one of 255 levels. On 3,925 photos the shipped network's probabilities differed by 0.0013 at most."""
 
 LEAST_HALVED = 256
@@ -43,14 +43,14 @@ LEAST_HALVED = 256
 
 Logits = NDArray[np.float32]
 Answer = Callable[[Image.Image], Logits]
-"""From an RGB picture to the logits (1, classes) of the network; of several heads each one's too, below."""
+"""From an RGB image to the logits (1, classes) of the network; of several heads each one's too, below."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """The file, and on how many pictures it was held against the weights.
+    """The file, and on how many images it was held against the weights.
 
-    difference: the largest, of a logit over the largest of its picture; of a probability if the file prepares pictures.
+    difference: the largest, of a logit over the largest of its image; of a probability if the file prepares images.
     """
 
     path: Path
@@ -73,11 +73,11 @@ def export(
     weights: a run, a folder or a safetensors file.  out: the file; see `place_for` if None.
     to: onnx, which takes any batch and needs no torch; or safetensors.
     half: stored in 16 bits, computed in 32: half as large.
-    preprocessing: of ONNX, the input is one picture of any size, uint8 (height, width, 3), RGB.
+    preprocessing: of ONNX, the input is one image of any size, uint8 (height, width, 3), RGB.
     licence: of the weights, to be told by the file; what they tell already if "".
-    data: a folder of class folders for the check, the run's validation pictures if None.
-    The check goes from a picture's bytes to its label: the file alone against the weights in torch.
-    Raises WeightsError if they do not agree, ConfigError if out exists or no pictures are known.
+    data: a folder of class folders for the check, the run's validation images if None.
+    The check goes from an image's bytes to its label: the file alone against the weights in torch.
+    Raises WeightsError if they do not agree, ConfigError if out exists or no images are known.
     """
     source = find_weights(weights)
     path = place_for(weights, source, out, to)
@@ -139,7 +139,7 @@ def of_onnx(info: WeightsInfo, preprocessing: bool) -> WeightsInfo:
 
 
 def answer_of(model: nn.Module, info: WeightsInfo) -> Answer:
-    """The network in torch, asked with a picture prepared by Pillow."""
+    """The network in torch, asked with an image prepared by Pillow."""
 
     def ask(picture: Image.Image) -> Logits:
         with torch.inference_mode():
@@ -167,9 +167,9 @@ def compare(
     apart: Callable[[Logits, Logits], float],
     most: float,
 ) -> tuple[int, float]:
-    """On how many pictures two networks were asked, and how far apart they were at most.
+    """On how many images two networks were asked, and how far apart they were at most.
 
-    Raises WeightsError on a picture of which they say another class, or are apart by more than the most allowed.
+    Raises WeightsError on an image of which they say another class, or are apart by more than the most allowed.
     """
     worst, compared = 0.0, 0
     some = spread(len(pictures), PICTURES)
@@ -214,7 +214,7 @@ def _written(model: nn.Module, info: WeightsInfo, path: Path, to: str, half: boo
 
 
 def finish_onnx(path: Path, info: WeightsInfo, half: bool, preprocessing: bool, trusted: bool = False) -> OnnxNetwork:
-    """The ONNX file with what it says of itself, in 16 bits if half, the picture's steps before; opened as by users.
+    """The ONNX file with what it says of itself, in 16 bits if half, the image's steps before; opened as by users.
 
     trusted: opened without the trial that a user's has.
     """

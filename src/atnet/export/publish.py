@@ -62,7 +62,7 @@ def publish(
     private: whether others may not see it on the hub.
     licence: of the weights, as the hub calls it (apache-2.0, cc-by-4.0); if None, apache-2.0 of those that come with
     AT-Net, else unknown.
-    data: a folder of class folders to check those exports on, the run's validation pictures if None.
+    data: a folder of class folders to check those exports on, the run's validation images if None.
     The folder gets its name when all is written, and timm has made the same network of it.
     Raises ConfigError on an option that cannot be, WeightsError on unusable weights, HubError if the hub refuses.
     """

@@ -1,4 +1,4 @@
-"""A network in 8 bits that holds its accuracy: calibrated on pictures, the parts that cost most left in float.
+"""A network in 8 bits that holds its accuracy: calibrated on images, the parts that cost most left in float.
 
 Static, in ONNX's QDQ form: activations are uint8 with one scale a tensor, weights int8 with one a channel. Source:
 Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference".
@@ -40,16 +40,16 @@ from atnet.export.export import (
     place_for,
     spread,
 )
+from atnet.exported.graph import write_onnx
+from atnet.exported.onnx import OnnxNetwork
 from atnet.files import csv_table, require_new
-from atnet.inference.graph import write_onnx
-from atnet.inference.onnx import OnnxNetwork
 from atnet.models.load import load
 from atnet.progress import progress_bar
 from atnet.weights.find import find_weights
 from atnet.weights.info import CONFIG, WeightsInfo
 
 CALIBRATION, COSTS = 256, 64
-"""Pictures that the ranges of activations are taken from, and on which the cost of each part is measured."""
+"""Images that the ranges of activations are taken from, and on which the cost of each part is measured."""
 
 ROUNDS, SECONDS = 5, 0.3
 """Turns of timing, and how long each is."""
@@ -63,10 +63,10 @@ UNREAD = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A network that was tried, from a picture's bytes to its label.
+    """A network that was tried, from an image's bytes to its label.
 
     kept: the parts in float.  top1: percent.  agreement: answers that are those of fp32, percent.
-    megabytes: of the file.  milliseconds: of a picture by one thread, median.  speed: fp32's time over its own.
+    megabytes: of the file.  milliseconds: of an image by one thread, median.  speed: fp32's time over its own.
     """
 
     name: str
@@ -112,9 +112,9 @@ def quantize(
     None.
     max_drop: points of top-1 that it may have less than fp32.
     preprocessing, licence: as for `export`.
-    data: a folder of class folders, the run's own pictures if None. Its validation part is measured on, its training
+    data: a folder of class folders, the run's own images if None. Its validation part is measured on, its training
     part calibrated on; one without parts is for both.
-    Raises WeightsError if the accuracy is not held, ConfigError if there is something in the way or no pictures are
+    Raises WeightsError if the accuracy is not held, ConfigError if there is something in the way or no images are
     known; then nothing is written.
     """
     if not 0 <= max_drop <= 100:
@@ -178,9 +178,9 @@ def part_of(node: str) -> str:
 
 
 class _Maker:
-    """Puts parts of a network into 8 bits, by the ranges that its activations have on pictures.
+    """Puts parts of a network into 8 bits, by the ranges that its activations have on images.
 
-    pixels: of each picture, uint8 (size, size, 3).
+    pixels: of each image, uint8 (size, size, 3).
     """
 
     def __init__(self, network: OnnxNetwork, pixels: Sequence[NDArray[np.uint8]]) -> None:
@@ -247,7 +247,7 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]
 
 
 class _Exam:
-    """Labelled pictures that networks are tried on, beside the fp32 one.  count: of those that can be read."""
+    """Labelled images that networks are tried on, beside the fp32 one.  count: of those that can be read."""
 
     def __init__(self, whole: OnnxNetwork, pictures: Pictures) -> None:
         self.whole, self.pictures = whole, pictures
@@ -286,7 +286,7 @@ class _Exam:
         return fit_trust(sure[read], found[read] == self.pictures.labels[read])
 
     def _answers(self, network: OnnxNetwork) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The network's labels, from the bytes of the pictures, and their probabilities."""
+        """The network's labels, from the bytes of the images, and their probabilities."""
 
         def label(i: int) -> tuple[int, float]:
             try:
@@ -326,14 +326,14 @@ def _parts(graph: onnx.GraphProto) -> dict[str, list[str]]:
 
 
 def _calibration(source: Path, data: str | None) -> Pictures:
-    """Pictures to take ranges from: of the folder or, without one, of the run's own training part."""
+    """Images to take ranges from: of the folder or, without one, of the run's own training part."""
     if data is not None:
         return open_labelled(data, "train")
     return open_configured(make_config(source.parent / CONFIG).data)[0]
 
 
 def _pixels(pictures: Pictures, info: WeightsInfo) -> list[NDArray[np.uint8]]:
-    """Some of the pictures, resized and cropped. Raises DataError if none can be read."""
+    """Some of the images, resized and cropped. Raises DataError if none can be read."""
     found = []
     some = spread(len(pictures), CALIBRATION)
     for i in some:

@@ -1,7 +1,6 @@
-"""onnxruntime-web, which runs a network in a browser: fetched from npm's registry once, when the package is built.
+"""onnxruntime-web, which runs a network in a browser: fetched from npm's registry by the first `atnet web`, and kept.
 
-`python -m atnet.export.runtime` does it later, where npm was not at hand then. Of the standard library alone, for it
-runs before anything else is installed.
+It is one version, whose checksum is known. npm fetches it where there is one, with its own settings; else Python does.
 """
 
 import base64
@@ -9,12 +8,14 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
+import urllib.request
 from pathlib import Path
 
 from atnet.errors import ConfigError
+from atnet.files import cache_folder
+from atnet.progress import working
 
 VERSION = "1.30.0"
 SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
@@ -23,41 +24,52 @@ SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRM
 FILES = {"ort.wasm.bundle.min.mjs": "ort.js", "ort-wasm-simd-threaded.wasm": "ort.wasm"}
 """Those of the archive that one thread on a CPU needs; .js, for not every host knows what an .mjs is."""
 
-HERE = Path(__file__).parent
-FOLDER = HERE / f"onnxruntime-web-{VERSION}"
+LICENCE = Path(__file__).with_name("onnxruntime-web.LICENSE")
+ADDRESS = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
+MAX_BYTES = 200_000_000
 
 
 def find_runtime() -> Path:
-    """The folder with the files. Raises ConfigError if this installation has none."""
-    if not FOLDER.is_dir():
-        raise ConfigError(
-            f"onnxruntime-web {VERSION} is not in this installation, and the page needs it: "
-            f"with npm (of Node.js) installed, `{Path(sys.executable).name} -m atnet.export.runtime` fetches it, once"
-        )
-    return FOLDER
+    """The folder with the files, fetched if they are not in the cache yet.
 
-
-def fetch_runtime() -> Path:
-    """The folder, its files fetched by npm unless they are there.
-
-    Raises ConfigError if there is no npm, or it fails, or what it brings is not the archive meant.
+    Raises ConfigError if they can't be fetched, or are not those that were published.
     """
-    if FOLDER.is_dir():
-        return FOLDER
-    npm = shutil.which("npm")
-    if npm is None:
-        raise ConfigError("no npm here, which fetches onnxruntime-web: install Node.js")
-    with tempfile.TemporaryDirectory(dir=HERE, prefix=".partial-") as place:
+    folder = cache_folder() / f"onnxruntime-web-{VERSION}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as place:
+            with working(f"Fetching onnxruntime-web {VERSION}"):
+                archive = _fetch(Path(place))
+            unpack(archive, Path(place, "files"))
+            try:
+                os.replace(Path(place, "files"), folder)
+            except OSError:
+                if not folder.is_dir():  # as it is if another process was faster
+                    raise
+    return folder
+
+
+def _fetch(folder: Path) -> Path:
+    """The archive, in the folder."""
+    archive = folder / f"onnxruntime-web-{VERSION}.tgz"
+    why = ""
+    if npm := shutil.which("npm"):
         done = subprocess.run(
-            [npm, "pack", "--silent", "--pack-destination", place, f"onnxruntime-web@{VERSION}"],
-            capture_output=True, text=True, cwd=place,
+            [npm, "pack", "--silent", "--pack-destination", str(folder), f"onnxruntime-web@{VERSION}"],
+            capture_output=True, text=True, cwd=folder,
         )  # fmt: skip
-        archive = Path(place, f"onnxruntime-web-{VERSION}.tgz")
-        if done.returncode or not archive.is_file():
-            raise ConfigError(f"npm could not fetch onnxruntime-web {VERSION}: {done.stderr.strip() or done.stdout}")
-        unpack(archive, Path(place, "files"))
-        os.replace(Path(place, "files"), FOLDER)
-    return FOLDER
+        if not done.returncode and archive.is_file():
+            return archive
+        why = " ".join((done.stderr.strip() or done.stdout).split())[:200]
+    try:
+        with urllib.request.urlopen(ADDRESS, timeout=60) as answer:
+            archive.write_bytes(answer.read(MAX_BYTES))
+    except OSError as error:
+        raise ConfigError(
+            f"onnxruntime-web {VERSION}, which the page needs, can't be fetched from {ADDRESS} ({why or error}): "
+            "connect to the network, once"
+        ) from error
+    return archive
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -71,11 +83,4 @@ def unpack(archive: Path, folder: Path) -> None:
             file = tar.extractfile(f"package/dist/{inside}")
             assert file is not None
             (folder / name).write_bytes(file.read())
-    shutil.copy(HERE / "onnxruntime-web.LICENSE", folder / "LICENSE")
-
-
-if __name__ == "__main__":
-    try:
-        print(f"Written: {fetch_runtime()}\nNext: atnet web OUT")
-    except ConfigError as error:
-        sys.exit(f"atnet: {error}")
+    shutil.copy(LICENCE, folder / "LICENSE")

@@ -1,4 +1,4 @@
-"""A static page that says what pictures show: the network runs in the browser, and no picture leaves the device."""
+"""A static page that says what images show: the network runs in the browser, and no image leaves the device."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ from atnet.data.classes import printable
 from atnet.data.decode import MAX_ASPECT, MAX_BYTES, MAX_PIXELS
 from atnet.errors import ConfigError
 from atnet.export.runtime import find_runtime
-from atnet.inference.onnx import OnnxNetwork
+from atnet.exported.onnx import OnnxNetwork
 from atnet.inference.prediction import weights_to_ask
 from atnet.models.sizes import layout_of
 from atnet.weights.info import WeightsInfo
@@ -42,7 +42,7 @@ def write_web(out: str | Path, weights: str | Path | None = None, *, data: str |
 
     weights: an ONNX file of `atnet export`, taken as it is; or a run, a folder or a safetensors file, which is exported
     with numbers of 16 bits; None: see `weights_to_ask`.
-    data: a folder of class folders to check that export on, the run's validation pictures if None.
+    data: a folder of class folders to check that export on, the run's validation images if None.
     Raises ConfigError if there is something in out, it cannot be written, or the installation lacks what runs the
     network in the browser; WeightsError on unusable weights.
     """
@@ -114,7 +114,7 @@ def _give_attention(path: Path, info: WeightsInfo) -> list[int] | None:
 
 
 def _about(info: WeightsInfo) -> dict[str, object]:
-    """What the page has to know of the network, and which pictures it is to refuse."""
+    """What the page has to know of the network, and which images it is to refuse."""
     return {
         "model": printable(info.model),
         "classes": [printable(name) for name in info.class_names],

@@ -1,4 +1,4 @@
-"""What the head reads of each picture, as a vector: to keep, to find what is alike, to lay out on a plane."""
+"""What the head reads of each image, as a vector: to keep, to find what is alike, to lay out on a plane."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ PERPLEXITY = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbour:
-    """A picture, its class's name ("" without one), and how alike it is: the cosine of the vectors, -1 to 1."""
+    """An image, its class's name ("" without one), and how alike it is: the cosine of the vectors, -1 to 1."""
 
     picture: str
     name: str
@@ -37,12 +37,12 @@ class Neighbour:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Embedding:
-    """A vector of each picture of a source that can be read.
+    """A vector of each image of a source that can be read.
 
-    parts: the pictures by part of the source, under "" where it has none.
+    parts: the images by part of the source, under "" where it has none.
     vectors: float32 (N, dim), of the parts one after the other: what the network's head reads.
-    neighbours: the pictures most like the one asked for, the most alike first.
-    bad: pictures that cannot be read, and why.
+    neighbours: the images most like the one asked for, the most alike first.
+    bad: images that cannot be read, and why.
     """
 
     parts: dict[str, Pictures]
@@ -52,7 +52,7 @@ class Embedding:
     info: WeightsInfo
 
     def rows(self) -> Iterator[tuple[str, str, str, str]]:
-        """Of each picture: where it is (a path, or what stands for one in an archive), part, class, the class's name.
+        """Of each image: where it is (a path, or what stands for one in an archive), part, class, the class's name.
 
         The last three are "" where there is none.
         """
@@ -92,13 +92,13 @@ def embed(
     workers: int = 2,
     device: str = "auto",
 ) -> Embedding:
-    """The vector of each picture of a source, and which are most like another picture.
+    """The vector of each image of a source, and which are most like another image.
 
-    source: a folder of pictures, with class folders or without, or what else training takes; all parts of it.
+    source: a folder of images, with class folders or without, or what else training takes; all parts of it.
     weights: a run, a folder or a safetensors file; None: see `weights_meant`.
-    like: a picture whose `top` nearest ones are wanted.
+    like: an image whose `top` nearest ones are wanted.
     size: side of the input in pixels, that of the training if None.
-    Raises DataError if no picture of the source can be read or the one asked for cannot, WeightsError on unusable
+    Raises DataError if no image of the source can be read or the one asked for cannot, WeightsError on unusable
     weights, ConfigError on an option that does not suit them.
     """
     if top < 1:

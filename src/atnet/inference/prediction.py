@@ -1,4 +1,4 @@
-"""Named answers for pictures."""
+"""Named answers for images."""
 
 import os
 import time
@@ -14,18 +14,19 @@ from PIL import Image
 from atnet.data.decode import SUFFIXES, decode
 from atnet.errors import DataError, WeightsError
 from atnet.eval.selective import least_confidence
+from atnet.extras import is_installed
 from atnet.files import resolve_run
 from atnet.progress import progress_bar
 from atnet.weights.find import find_weights
 from atnet.weights.info import INFINITE, SHIPPED, WEIGHTS, WeightsInfo
 
 Ask = Callable[[Image.Image], NDArray[np.float32]]
-"""From an RGB picture to the logits of each decision head (heads, classes)."""
+"""From an RGB image to the logits of each decision head (heads, classes)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The likeliest classes of a picture, likeliest first.
+    """The likeliest classes of an image, likeliest first.
 
     top: (class, name, probability 0 to 1).  milliseconds: decoding, preprocessing and the network.
     heads: of several decision heads, the class, name and probability that each gives by itself, the class token's
@@ -59,14 +60,14 @@ def predict(
     abstain: float | None = None,
     failed: Callable[[DataError], None] | None = None,
 ) -> list[Prediction]:
-    """What each picture shows.
+    """What each image shows.
 
-    pictures: files; of a folder the pictures directly in it.
+    pictures: files; of a folder the images directly in it.
     abstain: the accuracy to hold, 0.5 to 0.999: answers that are not sure enough for it say `ask_a_person`.
-    failed: takes the error of a picture that cannot be read, which is then left out; it is raised if None.
+    failed: takes the error of an image that cannot be read, which is then left out; it is raised if None.
     weights: a run, a folder, a safetensors file, or an ONNX file of `atnet export`, which needs no torch; None: see
     `weights_to_ask`.
-    Raises DataError naming a picture that cannot be read, WeightsError on unusable weights, ConfigError if these cannot
+    Raises DataError naming an image that cannot be read, WeightsError on unusable weights, ConfigError if these cannot
     promise the accuracy.
     """
     ask, info = _open(weights_to_ask(weights, device), device)
@@ -125,13 +126,14 @@ def weights_meant(weights: str | Path | None) -> Path:
 
 
 def weights_to_ask(weights: str | Path | None, device: str = "auto") -> Path:
-    """As `weights_meant`; of what comes with AT-Net the ONNX file, unless another device than the CPU is asked for."""
+    """As `weights_meant`; of what comes with AT-Net the ONNX file, where that can be run and a CPU suits."""
     path = weights_meant(weights)
-    return path.with_suffix(".onnx") if path.parent == WEIGHTS and device in ("auto", "cpu") else path
+    by_onnx = path.parent == WEIGHTS and device in ("auto", "cpu") and is_installed("export")
+    return path.with_suffix(".onnx") if by_onnx else path
 
 
 def picture_files(pictures: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files; of a folder the pictures directly in it. Raises DataError naming a folder without any."""
+    """The files; of a folder the images directly in it. Raises DataError naming a folder without any."""
     found: list[Path] = []
     for path in map(Path, [pictures] if isinstance(pictures, str | Path) else pictures):
         inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
@@ -144,7 +146,7 @@ def picture_files(pictures: str | Path | Sequence[str | Path]) -> list[Path]:
 def _open(path: Path, device: str) -> tuple[Ask, WeightsInfo]:
     """What asks the network, and what the file says of itself."""
     if path.suffix == ".onnx":
-        from atnet.inference.onnx import OnnxNetwork, require_cpu
+        from atnet.exported.onnx import OnnxNetwork, require_cpu
 
         require_cpu(device)
         network = OnnxNetwork(path)

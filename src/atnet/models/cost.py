@@ -12,7 +12,7 @@ from atnet.models.load import classifier_parameters, create_classifier, create_d
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """At 1000 classes.  macs: multiply-adds of one picture, fused attention counted."""
+    """At 1000 classes.  macs: multiply-adds of one image, fused attention counted."""
 
     parameters: int
     parameters_without_classifier: int
@@ -38,7 +38,7 @@ def cost_of(model: str, size: int, deployed: bool = False) -> Cost:
 
 
 def parts_of(model: str, size: int) -> dict[str, tuple[int, int]]:
-    """Parameters and multiply-adds of each part of a network at 1000 classes and size x size, in a picture's order.
+    """Parameters and multiply-adds of each part of a network at 1000 classes and size x size, in an image's order.
 
     A part is a child module of the network (stem, stages, ...); parameters and operations of none of them, AT-Net's
     prefix tokens for one, are left out.  Raises ConfigError if it cannot be built.

@@ -293,7 +293,7 @@ def normalised(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def _norm_relu(
     grid: Tensor, weight: Tensor, bias: Tensor, eps: float, more: Tensor | None = None, factors: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """BatchNorm by the grid's own statistics and ReLU, times each picture's factor, plus more; mean and variance."""
+    """BatchNorm by the grid's own statistics and ReLU, times each image's factor, plus more; mean and variance."""
     out = torch.empty_like(grid, memory_format=torch.channels_last)
     weight, bias = laid(weight, torch.float32), laid(bias, torch.float32)
     mean, variance = torch.empty_like(weight), torch.empty_like(weight)
@@ -314,7 +314,7 @@ def _norm_relu_gradient(
 
 
 def _counts(grid: Tensor) -> tuple[bool, int, int, int]:
-    """Whether it is bf16; pixels of all pictures and of one, and channels."""
+    """Whether it is bf16; pixels of all images and of one, and channels."""
     return grid.dtype == torch.bfloat16, grid[:, 0].numel(), grid[0, 0].numel(), grid.shape[1]
 
 
@@ -385,7 +385,7 @@ class _Mix(torch.autograd.Function):
     """grid + factors x ReLU(BatchNorm(convolution of the grid)), depthwise or 1x1; and the batch's statistics.
 
     In one operation: the residual is added where the numbers are at hand, in both directions. factors: one for each
-    picture, or None.
+    image, or None.
     """
 
     @staticmethod
@@ -455,7 +455,7 @@ def _pixels(grid: Tensor) -> Tensor:
 def mix(grid: Tensor, convolution: nn.Module, norm: nn.Module, drop_path: nn.Module) -> Tensor:
     """grid + drop_path(norm(convolution(grid))), half a ConvMix block: where it trains on a CPU, as one operation.
 
-    drop_path: timm's DropPath multiplies what it is given by a factor for each picture.
+    drop_path: timm's DropPath multiplies what it is given by a factor for each image.
     """
     if not _mixes(grid, convolution, norm, drop_path):
         mixed: Tensor = drop_path(norm(convolution(grid)))

@@ -23,7 +23,7 @@ from atnet.weights.info import WEIGHTS, WeightsInfo
 def pretrained_cfg(info: WeightsInfo) -> dict[str, Any]:
     """What timm wants to know of weights: classes and preprocessing.
 
-    A label's name is what a person calls the class, or where two are called so, the data set's own name;
+    A label's name is what a person calls the class, or where two are called so, the dataset's own name;
     its description has both.
     """
     names = info.class_names if len(set(info.class_names)) == len(info.class_names) else info.classes

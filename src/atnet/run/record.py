@@ -426,7 +426,7 @@ def write_metrics(run: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_predictions(run: Path) -> list[dict[str, str]]:
-    """What the run's network said of each validation picture, one row a picture."""
+    """What the run's network said of each validation image, one row an image."""
     rows = read_rows(run / PREDICTIONS, "picture", "class", "called", "confidence")
     if not rows:
         raise ConfigError(f"{run / PREDICTIONS}: absent or empty; a run has one when it is finished, so {_ANEW}")
@@ -434,7 +434,7 @@ def read_predictions(run: Path) -> list[dict[str, str]]:
 
 
 def write_predictions(run: Path, pictures: Pictures, scores: Scores) -> None:
-    """A row for each validation picture: its file, class, the class called, and with which probability."""
+    """A row for each validation image: its file, class, the class called, and with which probability."""
     classes = spreadsheet_names(pictures.classes)
     answers = zip(pictures.ids, scores.labels, scores.predicted, scores.confidence, strict=True)
     rows = [

@@ -13,11 +13,11 @@ Run = Callable[[list[Pixels]], NDArray[np.float32]]
 
 
 class Batches:
-    """Collects pictures and runs them together, in a thread of its own, while the next ones collect.
+    """Collects images and runs them together, in a thread of its own, while the next ones collect.
 
-    run: from pictures to logits, a row each.  most: pictures in a batch.
-    wait: seconds that a picture waits for others, at most, and only if others are expected.
-    expected: how many pictures are on their way or here.  ran: takes the size of each batch.
+    run: from images to logits, a row each.  most: images in a batch.
+    wait: seconds that an image waits for others, at most, and only if others are expected.
+    expected: how many images are on their way or here.  ran: takes the size of each batch.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Batches:
         self._thread.shutdown()
 
     async def answer(self, pixels: Pixels) -> NDArray[np.float32]:
-        """The picture's logits. Raises what the network raises."""
+        """The image's logits. Raises what the network raises."""
         future: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
         self._here.put_nowait((pixels, future))
         return await future

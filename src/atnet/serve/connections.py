@@ -33,7 +33,7 @@ SEND_BYTES = 16_384
 
 PIECE, FINE_PIECE, FINE_LINES = 65_536, 1024, 600
 """Bytes parsed in a turn: few where they have many line ends, since each may end a chunk, which is slow to parse. A
-picture has about one in 256 bytes."""
+image has about one in 256 bytes."""
 
 FRAMING_BYTES = 2048
 """Of a chunk's size line or the lines after the last chunk."""

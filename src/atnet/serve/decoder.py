@@ -1,6 +1,6 @@
-"""A decoding process: pictures' bytes in, the network's pixels out. `Decoders` starts it, with limits of its own.
+"""A decoding process: images' bytes in, the network's pixels out. `Decoders` starts it, with limits of its own.
 
-On standard input a picture is its length, 4 bytes, and its bytes. On standard output an answer is its kind, 1 byte, its
+On standard input an image is its length, 4 bytes, and its bytes. On standard output an answer is its kind, 1 byte, its
 length, 4 bytes, and what follows: the pixels, uint8 (size, size, 3), or why there are none. The first answer says that
 the process is ready.
 """
@@ -29,7 +29,7 @@ HEAD = struct.Struct("<cI")
 class Task:
     """What a decoding process is told.
 
-    max_pixels: of a picture.  seconds: of the processor, for a picture.  megabytes: of address space, in all.
+    max_pixels: of an image.  seconds: of the processor, for an image.  megabytes: of address space, in all.
     """
 
     preprocess: Preprocess

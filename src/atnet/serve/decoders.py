@@ -1,4 +1,4 @@
-"""Pictures decoded by processes that may be killed: a picture that takes a decoder with it takes nothing else."""
+"""Images decoded by processes that may be killed: an image that takes a decoder with it takes nothing else."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ Process = asyncio.subprocess.Process
 class Decoders:
     """A few decoding processes; one that ends is replaced at once.
 
-    ready: how many take pictures.  replaced: how many ended before they were told to.
+    ready: how many take images.  replaced: how many ended before they were told to.
     """
 
     def __init__(self, task: Task, count: int) -> None:
@@ -57,9 +57,9 @@ class Decoders:
             await self._end(process)
 
     async def decode(self, content: bytes | bytearray) -> NDArray[np.uint8]:
-        """The network's pixels, uint8 (size, size, 3), of a picture's bytes.
+        """The network's pixels, uint8 (size, size, 3), of an image's bytes.
 
-        A picture whose decoder ends is given to another one, once; where decoders are killed, which no picture does, as
+        An image whose decoder ends is given to another one, once; where decoders are killed, which no image does, as
         often as there are of them.
         Raises DataError if it cannot be decoded, or not within the limits.
         """

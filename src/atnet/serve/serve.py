@@ -14,7 +14,7 @@ from pathlib import Path
 import uvicorn
 
 from atnet.errors import ConfigError, WeightsError
-from atnet.inference.onnx import OnnxNetwork
+from atnet.exported.onnx import OnnxNetwork
 from atnet.inference.prediction import weights_to_ask
 from atnet.serve.connections import SEND_BYTES, Address, Connection, Door
 from atnet.serve.service import Limits, Network, Service
@@ -37,7 +37,7 @@ def serve(
     proxies: Sequence[str] = (),
     ready: Callable[[str, WeightsInfo, Limits], None] = lambda *_: None,
 ) -> int:
-    """Answers requests until SIGTERM or Ctrl-C; returns how many pictures were answered, those in flight too.
+    """Answers requests until SIGTERM or Ctrl-C; returns how many images were answered, those in flight too.
 
     weights: an ONNX file of `atnet export`, or the name of a network that comes with AT-Net; see `weights_to_ask`.
     host: an address of this machine.  port: 0 takes a free one.

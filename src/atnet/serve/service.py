@@ -1,4 +1,4 @@
-"""What the server answers: a picture's bytes in, JSON out, and nothing beyond its limits."""
+"""What the server answers: an image's bytes in, JSON out, and nothing beyond its limits."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ import atnet
 from atnet.config import Whole
 from atnet.data.decode import MAX_PIXELS
 from atnet.errors import ConfigError, DataError
-from atnet.inference.onnx import OnnxNetwork, require_finite
+from atnet.exported.onnx import OnnxNetwork, require_finite
 from atnet.inference.prediction import as_json, likeliest
 from atnet.serve.batching import Batches
 from atnet.serve.connections import Several, client_of
@@ -69,11 +69,11 @@ class Limits:
     """How much the server does at once, and what it refuses."""
 
     batch: Whole = 16
-    """Pictures that the network takes at once, at most."""
+    """Images that the network takes at once, at most."""
     wait_ms: float = 2.0
-    """Milliseconds that a decoded picture waits for others that are being decoded."""
+    """Milliseconds that a decoded image waits for others that are being decoded."""
     queue: Whole = 128
-    """Pictures that are waited for or worked on; more are refused with status 503."""
+    """Images that are waited for or worked on; more are refused with status 503."""
     decoders: Whole = 0
     """Decoding processes; 0: one a processor core, but two at least."""
     threads: Whole = 0
@@ -81,11 +81,11 @@ class Limits:
     max_megabytes: Whole = 16
     """Of a body; larger ones are refused with status 413."""
     max_pixels: Whole = MAX_PIXELS
-    """Of a picture; larger ones are refused with status 422."""
+    """Of an image; larger ones are refused with status 422."""
     timeout: float = 30.0
     """Seconds for a request's head to come, again for its body, for its answer, and for the client to take that."""
     decoder_seconds: float = 10.0
-    """Seconds of a processor that a picture may take to decode."""
+    """Seconds of a processor that an image may take to decode."""
     decoder_megabytes: Whole = 2000
     """Address space of a decoding process."""
     connections: Whole = 0
@@ -168,7 +168,7 @@ class _Picture:
 
 @dataclass(eq=False)
 class _Client:
-    """What a client has of the server: pictures, oldest first, their bytes, and how many of them are admitted."""
+    """What a client has of the server: images, oldest first, their bytes, and how many of them are admitted."""
 
     pictures: dict[_Picture, None] = field(default_factory=dict)
     held: int = 0
@@ -180,7 +180,7 @@ class Service:
 
     token: what /predict, /metadata and /metrics ask for; nothing if None.
     proxies: networks whose X-Forwarded-For says who the client is.
-    answered: how many pictures got an answer.
+    answered: how many images got an answer.
     """
 
     def __init__(
@@ -334,7 +334,7 @@ class Service:
         return _busy(f"{self.limits.queue:,} pictures are waiting already")
 
     def _hold(self, picture: _Picture, chunk: bytes) -> bool:
-        """Whether more of the picture may be held; those of clients that hold more are given up for it."""
+        """Whether more of the image may be held; those of clients that hold more are given up for it."""
         client, allowed = self._clients[picture.client], BODIES * self.limits.max_megabytes * 1_000_000
         while self._held + len(chunk) > allowed:
             most = max(self._clients.values(), key=lambda other: other.held)
@@ -353,7 +353,7 @@ class Service:
 
     @asynccontextmanager
     async def _body(self, request: Request, refusal: RefusedError | None) -> AsyncIterator[_Picture]:
-        """The picture whose bytes are the body, held until the end of the block.
+        """The image whose bytes are the body, held until the end of the block.
 
         Of a body that is refused, as much more as would be allowed is read and dropped: many clients write all of it
         before they read an answer. Raises the refusal given, or one of its own.
@@ -400,7 +400,7 @@ class Service:
 
 
 class _Places:
-    """Where pictures are decoded, one a decoding process. Clients who wait for one have them in turn.
+    """Where images are decoded, one a decoding process. Clients who wait for one have them in turn.
 
     While several ask, none has all of them, and keeps its place until the answer.
     """
@@ -511,7 +511,7 @@ def _many_bodies() -> RefusedError:
 
 
 def _move(client: _Client, when: Callable[[_Picture], bool]) -> _Picture | None:
-    """The newest picture of those that is not worked on, refused."""
+    """The newest image of those that is not worked on, refused."""
     for picture in reversed(client.pictures):
         if picture.movable and when(picture) and picture.waits is not None:
             picture.moved, picture.movable = True, False
@@ -534,7 +534,7 @@ def _top(request: Request) -> int:
 
 
 def _require_plain_body(request: Request) -> None:
-    """Raises RefusedError if the body is said to be something around a picture."""
+    """Raises RefusedError if the body is said to be something around an image."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind.startswith("multipart/") or kind == "application/json" or "content-encoding" in request.headers:
         raise RefusedError(415, "send the picture's bytes alone as the body: curl --data-binary @photo.jpg")

@@ -37,12 +37,12 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two runs on the same validation pictures.
+    """Two runs on the same validation images.
 
     difference: top-1 of the second minus that of the first, points.
-    only_first, only_second: pictures that one alone has right.
+    only_first, only_second: images that one alone has right.
     p: McNemar's exact test, two-sided: how likely such a difference is between equally good networks.
-    None of these where the pictures are not the same.
+    None of these where the images are not the same.
     """
 
     first: Path

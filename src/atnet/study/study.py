@@ -78,7 +78,7 @@ class Bar:
 def read_study(path: str | Path, data: str | None = None) -> Study:
     """The study of a YAML file: recipe, options and seeds of all runs, and variants, or factors and runs.
 
-    data: where the pictures are, if not where the file says.
+    data: where the images are, if not where the file says.
     In a variant or a factor, `model: +kernel=5` is added to the model's name; other options replace those
     below.  Of several models, by name and with options of their own, each is run in every variant.
     Raises ConfigError naming what does not fit, before anything is run.

@@ -54,7 +54,7 @@ Results = dict[tuple[str, Protocol], Result]
 
 
 def row_name(record: dict[str, Any]) -> str:
-    """The model, and what it had beside the pictures: "atnet_xxxs, taught by s-long", "atnet_xxxs, from imagenet".
+    """The model, and what it had beside the images: "atnet_xxxs, taught by s-long", "atnet_xxxs, from imagenet".
 
     Of a teacher whose likeliest class alone was learned, "taught the classes of s-long".
     Of a training by AdamW with warm restarts that it is the published recipe.
@@ -183,7 +183,7 @@ def make_table(results: Results) -> str:
 
 
 def write_table(results: Results, readme: Path, picture: Path) -> None:
-    """Puts the table, and below it the picture that is to be there, between the markers in readme."""
+    """Puts the table, and below it the image that is to be there, between the markers in readme."""
     body = make_table(results)
     if results:
         body += f"\n![Top-1 over parameters]({Path(os.path.relpath(picture, readme.parent)).as_posix()})\n"
@@ -202,7 +202,7 @@ class Point:
 
 
 def points_of(results: Results) -> dict[str, list[Point]]:
-    """The rows of each data set and input size, "imagenette 128 px", that with the most rows first."""
+    """The rows of each dataset and input size, "imagenette 128 px", that with the most rows first."""
     points: dict[str, list[Point]] = {}
     for (row, protocol), result in sorted(results.items()):
         points.setdefault(f"{protocol.data} {protocol.size} px", []).append(

@@ -113,7 +113,7 @@ def require_checkpoints(run: Path) -> list[Path]:
 
 
 class _OtherRunError(ConfigError):
-    """A sound checkpoint that does not suit the run as it is now: its data set changed, for example."""
+    """A sound checkpoint that does not suit the run as it is now: its dataset changed, for example."""
 
 
 def _restore(restore: Callable[[dict[str, Any]], None], state: dict[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong in training: pictures that cannot be read, listed; steps that were not taken, because a loss, a
+"""What goes wrong in training: images that cannot be read, listed; steps that were not taken, because a loss, a
 gradient or a statistic was not finite, noted and played again.
 """
 
@@ -31,7 +31,7 @@ KEPT = 3
 
 
 def note_bad(state: State, run: Path, holes: list[Hole]) -> None:
-    """Lists pictures of a step that could not be read. Raises DataError if they became too many.
+    """Lists images of a step that could not be read. Raises DataError if they became too many.
 
     holes: of this process's share.  To be called in all processes, if there are holes in one.
     """
@@ -54,7 +54,7 @@ def note_bad(state: State, run: Path, holes: list[Hole]) -> None:
 
 
 def note_fault(state: State, run: Path, fault: str) -> None:
-    """Writes down a step that was not taken: its pictures and seed, and the network for `replay`.
+    """Writes down a step that was not taken: its images and seed, and the network for `replay`.
 
     Raises TrainingError if it is one too many in a row.
     """
@@ -89,7 +89,7 @@ def _write_down(state: State, run: Path, epoch: int, fault: str) -> int:
 
 
 def _batch(state: State, step: int) -> list[Draw]:
-    """Which pictures a step shows."""
+    """Which images a step shows."""
     return next(iter(batch_order(state.train_pictures, state.config, step, step + 1)))
 
 
@@ -111,7 +111,7 @@ class Replay:
 
 
 def replay(run: Path, step: int) -> Replay:
-    """Plays a step that was not taken again: same network, pictures, augmentation and seeds.
+    """Plays a step that was not taken again: same network, images, augmentation and seeds.
 
     Raises ConfigError if the run keeps no network of that step.
     """

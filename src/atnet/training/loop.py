@@ -325,7 +325,7 @@ def _note(state: State) -> str:
 
 
 def _validate(state: State, loader: DataLoader[Any]) -> dict[str, Scores]:
-    """Of the last weights and their average, on each picture once; loader: this process's share of them."""
+    """Of the last weights and their average, on each image once; loader: this process's share of them."""
     classes, total = len(state.info.classes), len(loader.dataset)  # type: ignore[arg-type]
     found: dict[str, Scores | None] = dict.fromkeys(state.networks)
     if total:

@@ -101,7 +101,7 @@ def configure(recipe: str | Path | None = None, **options: Any) -> Config:
 def settle(config: Config) -> Config:
     """The configuration with nothing left to find: as `named`, a batch that fits if it was auto, and parts of it for
     each of several processes.
-    Raises ConfigError if no pictures are named.
+    Raises ConfigError if no images are named.
     """
     config = named(config)
     if not config.data.source:
@@ -228,7 +228,7 @@ class Plan:
 
 
 def counted_speed(config: Config, *, teraflops: float, utilisation: float) -> float:
-    """Images/s that a device trains if it computes at that share of its teraflops: three forward passes a picture."""
+    """Images/s that a device trains if it computes at that share of its teraflops: three forward passes an image."""
     return 1e12 * teraflops * utilisation / (3 * 2 * cost_of(config.model, config.data.train_side).macs)
 
 
@@ -239,7 +239,7 @@ def plan_run(
 
     pictures: to train and to validate on.  images_per_second: of one device in training,
     on crops of full size: smaller ones cost by their area.  gigabytes_per_second: of each device to the others.
-    A step is its pictures' time, and what of a ring all-reduce of fp32 gradients exceeds the backward pass, two
+    A step is its images' time, and what of a ring all-reduce of fp32 gradients exceeds the backward pass, two
     thirds of it. Evaluation goes at three times the speed, for the last weights and their average.
     Raises ConfigError if the batch cannot be shared.
     """
@@ -286,7 +286,7 @@ def _time_steps(state: State, batches: Any, wanted: int) -> float:
 
 
 def _cache_mb(sample: Pictures, config: Config) -> float:
-    """What the sample's training pictures take in the cache."""
+    """What the sample's training images take in the cache."""
     sizes = []
     for index in range(min(len(sample), 64)):
         with contextlib.suppress(DataError):
@@ -297,7 +297,7 @@ def _cache_mb(sample: Pictures, config: Config) -> float:
 
 
 def _disk_mb(state: State) -> float:
-    """Weights (last, average, best), checkpoints of networks and optimizers, and 2 MB of pictures and tables."""
+    """Weights (last, average, best), checkpoints of networks and optimizers, and 2 MB of images and tables."""
 
     def size(tensors: Any) -> int:
         return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
@@ -318,7 +318,7 @@ def _free_mb(device: torch.device) -> float:
 def fitting_batch(config: Config) -> int:
     """The largest power of two, up to 256, that fits in 60% of the free memory and leaves 20 steps an epoch.
 
-    Memory is that of what the forward pass keeps for the backward pass, counted on two pictures.
+    Memory is that of what the forward pass keeps for the backward pass, counted on two images.
     """
     device = pick_device(config.device)
     pictures, _ = open_configured(config.data)
@@ -340,7 +340,7 @@ def fitting_batch(config: Config) -> int:
 
 @cache
 def picture_mb(config: Config, device: torch.device, classes: int) -> float:
-    """What a training step keeps of each picture for its backward pass, half of it added for passing results."""
+    """What a training step keeps of each image for its backward pass, half of it added for passing results."""
     model = create_classifier(config.model, classes=classes, size=config.data.size, drop_path=config.drop_path).to(
         device
     )

@@ -110,7 +110,7 @@ class State:
         )
 
     def _try_out(self) -> None:
-        """One empty picture, so that a network that cannot take the input says so before the run begins."""
+        """One empty image, so that a network that cannot take the input says so before the run begins."""
         try:
             with torch.no_grad():
                 for size in sorted({self.config.data.size, self.config.data.train_side, self.config.train_side(0)}):
@@ -140,7 +140,7 @@ class State:
 
     @property
     def data_digest(self) -> str:
-        """Which pictures the run is on."""
+        """Which images the run is on."""
         return f"{self.train_pictures.digest} {self.val_pictures.digest}"
 
     def checkpoint(self) -> dict[str, Any]:
@@ -160,14 +160,14 @@ class State:
 
     @property
     def most_bytes(self) -> int:
-        """More than a checkpoint of this run takes: networks, two moments, and a line on each training picture."""
+        """More than a checkpoint of this run takes: networks, two moments, and a line on each training image."""
         numbers: int = sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
         return 4 * numbers + 64_000_000 + 1000 * len(self.train_pictures)
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Takes what `checkpoint` gave.
 
-        Raises ConfigError if the run's pictures or teachers are others by now; KeyError, TypeError, ValueError or
+        Raises ConfigError if the run's images or teachers are others by now; KeyError, TypeError, ValueError or
         RuntimeError if it is no state of this run. Then the state is to be restored from another one, or given up.
         """
         if checkpoint["data"] != self.data_digest:
@@ -207,7 +207,7 @@ def mean_and_std(data: DataConfig, device: torch.device) -> tuple[Tensor, Tensor
 
 
 def balanced_weights(pictures: Pictures) -> Tensor:
-    """Weights of the classes in the loss, (classes,): the mean of all pictures' is 1, and all classes count alike."""
+    """Weights of the classes in the loss, (classes,): the mean of all images' is 1, and all classes count alike."""
     counts = torch.from_numpy(np.bincount(pictures.labels, minlength=len(pictures.classes))).float()
     present = counts > 0
     return torch.where(present, len(pictures) / (present.sum() * counts.clamp(min=1)), 0.0)
@@ -239,7 +239,7 @@ def normalise_and_mix(
 class Step:
     """What a step came to, over all processes.  loss: mean.  top1, top5: how many were right, before the step.
 
-    seen: pictures, those that could be read.  holes: those that could not.
+    seen: images, those that could be read.  holes: those that could not.
     fault: what was not finite, so that nothing was changed; "" if all was.
     signal: one that a process was sent, 0 if none was.
     """
@@ -302,8 +302,8 @@ def take_step(state: State, pixels: Tensor, labels: Tensor, signal: int = 0) -> 
 def _gradient(state: State, pixels: Tensor, labels: Tensor, signal: int) -> Tensor:
     """The gradient, averaged over all parts of the batch, and a row for each part of this process's share.
 
-    A row has `FIGURES` figures: loss, right answers among one and five, signal, pictures; then the batch statistics.
-    A picture that cannot be read leaves its part smaller, with as much less weight.
+    A row has `FIGURES` figures: loss, right answers among one and five, signal, images; then the batch statistics.
+    An image that cannot be read leaves its part smaller, with as much less weight.
     """
     share = state.config.optim.accumulate // ranks.count()
     rows = []

@@ -1,4 +1,4 @@
-"""A data set's diagnosis as one HTML page."""
+"""A dataset's diagnosis as one HTML page."""
 
 import io
 from collections.abc import Sequence
@@ -94,7 +94,7 @@ def _class_rows(names: Sequence[str], counts: NDArray[np.int64], counts_val: NDA
 
 
 def _samples(found: Diagnosis) -> tuple[Image.Image, Image.Image]:
-    """Training pictures over all classes, and what the first epoch makes of them."""
+    """Training images over all classes, and what the first epoch makes of them."""
     train = found.parts["train"]
     config = make_config(data={"size": found.advice.size, "cache": "none"}, augment={"randaugment": 2, "erasing": 0.25})
     samples = TrainSet(train, config)

@@ -1,4 +1,4 @@
-"""A data set as a map: its pictures on a plane, like ones near each other."""
+"""A dataset as a map: its images on a plane, like ones near each other."""
 
 import io
 import logging
@@ -19,16 +19,16 @@ from atnet.viz.pictures import NAMED, drawable
 log = logging.getLogger("atnet")
 
 MOST = 4000
-"""Most pictures that are laid out, spread over all: the layout's time grows with their number."""
+"""Most images that are laid out, spread over all: the layout's time grows with their number."""
 
 MOST_CELLS, CELL, FRAME, MARGIN, LETTERS = 32, 52, 3, 16, 22
 """Cells along a side; pixels."""
 
 
 def draw_map(embedding: Embedding, path: Path) -> None:
-    """Draws the pictures as a PNG: laid out by `on_plane`, in each cell of a grid the one nearest its middle.
+    """Draws the images as a PNG: laid out by `on_plane`, in each cell of a grid the one nearest its middle.
 
-    A frame's colour is the class's, whose name stands amid its pictures where there are no more than 40 classes.
+    A frame's colour is the class's, whose name stands amid its images where there are no more than 40 classes.
     Raises ConfigError if the file cannot be written.
     """
     pictures = [(part, i) for part in embedding.parts.values() for i in range(len(part))]

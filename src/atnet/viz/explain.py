@@ -1,4 +1,4 @@
-"""What a network looks at: what its tokens gather, and which places speak for an answer, as arrays and as a picture."""
+"""What a network looks at: what its tokens gather, and which places speak for an answer, as arrays and as an image."""
 
 import difflib
 import io
@@ -41,7 +41,7 @@ TILE, LEAST_COLUMNS, MOST_TOKENS = 2.2, 5, 9
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Maps:
-    """Where a network looks in one picture, on a grid of h x w places.
+    """Where a network looks in one image, on a grid of h x w places.
 
     logits: float32 (classes,).
     stride: pixels of the input along a place's side.
@@ -67,7 +67,7 @@ class Maps:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
-    """What a network says of a picture, and where it looked.
+    """What a network says of an image, and where it looked.
 
     picture: the file.  drawn: the PNG written, or None.
     pixels: uint8 (H, W, 3), what the network was shown.
@@ -94,16 +94,16 @@ def explain(
     device: str = "auto",
     failed: Callable[[DataError], None] | None = None,
 ) -> list[Explanation]:
-    """Where the network looked in each picture.
+    """Where the network looked in each image.
 
-    pictures: files; of a folder the pictures directly in it.
+    pictures: files; of a folder the images directly in it.
     weights: a run, a folder or a safetensors file; None: see `weights_meant`.
-    out: a folder for a PNG of each picture, written as soon as it is known; none is drawn if None.
+    out: a folder for a PNG of each image, written as soon as it is known; none is drawn if None.
     size: side of the input in pixels, that of the training if None.
-    whole: the picture in its own shape, its shorter side of that size, instead of the square in its middle.
-    target: a class, or its name, that the gradient map is of; each picture's likeliest class if None.
-    failed: takes the error of a picture that cannot be read, which is then left out; it is raised if None.
-    Raises DataError naming a picture that cannot be read, WeightsError on unusable weights, ConfigError if the network
+    whole: the image in its own shape, its shorter side of that size, instead of the square in its middle.
+    target: a class, or its name, that the gradient map is of; each image's likeliest class if None.
+    failed: takes the error of an image that cannot be read, which is then left out; it is raised if None.
+    Raises DataError naming an image that cannot be read, WeightsError on unusable weights, ConfigError if the network
     has no map, an option does not suit it, or there is a file of that name in out.
     """
     chosen = pick_device(device)
@@ -185,7 +185,7 @@ def attention_weights(query: Tensor, key: Tensor) -> Tensor:
 
 
 def draw_explanation(found: Explanation, path: Path) -> None:
-    """Draws the picture as the network saw it, its answers, the gradient map, and the attention of each token.
+    """Draws the image as the network saw it, its answers, the gradient map, and the attention of each token.
 
     Attention is that of the last layer, its heads averaged, and the rollout. Each map is as bright as its brightest
     place.  Raises ConfigError if the file cannot be written.
@@ -288,7 +288,7 @@ def _label_of(target: str, info: WeightsInfo) -> int:
 
 
 def _new_files(folder: Path, pictures: list[Path]) -> list[Path]:
-    """A PNG in the folder for each picture, numbered where names come twice. Raises ConfigError if one is there."""
+    """A PNG in the folder for each image, numbered where names come twice. Raises ConfigError if one is there."""
     files: dict[Path, None] = {}
     for picture in pictures:
         file, number = folder / f"{picture.stem}.png", 1
@@ -303,7 +303,7 @@ def _new_files(folder: Path, pictures: list[Path]) -> list[Path]:
 
 
 def lit(pixels: NDArray[np.uint8], values: NDArray[np.float32], stride: float) -> NDArray[np.float32]:
-    """The picture (H, W, 3) in grey, and over it the map (h, w) in colours where it is above 0: (H, W, 3), 0 to 1.
+    """The image (H, W, 3) in grey, and over it the map (h, w) in colours where it is above 0: (H, W, 3), 0 to 1.
 
     stride: pixels along a place's side. The map's brightest place has the brightest colour.
     """

@@ -1,4 +1,4 @@
-"""Pages that stand alone: nothing is fetched, every text is escaped, pictures are inside."""
+"""Pages that stand alone: nothing is fetched, every text is escaped, images are inside."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Pictures of a run: the only file that draws."""
+"""Images of a run: the only file that draws."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -57,7 +57,7 @@ def _save_image(image: Image.Image, path: Path) -> None:
 def draw_curves(rows: Sequence[dict[str, str]], path: Path) -> None:
     """Loss, top-1 and learning rate over the epochs of a run's metrics, as a PNG.
 
-    The gap between training and validation is shaded; training is measured on augmented pictures.
+    The gap between training and validation is shaded; training is measured on augmented images.
     """
     evaluated = [row for row in rows if row["val_loss"]]
     epochs, at = ([int(row["epoch"]) for row in some] for some in (rows, evaluated))
@@ -151,7 +151,7 @@ def draw_samples(pixels: Tensor, targets: Tensor, names: Sequence[str], path: Pa
 
 
 def draw_calibration(found: Calibration) -> bytes:
-    """Accuracy over confidence, and how many pictures have which, as a PNG."""
+    """Accuracy over confidence, and how many images have which, as a PNG."""
     figure = Figure(figsize=(5.6, 3.2), layout="constrained")
     axes = figure.subplots()
     edges = np.linspace(0, 100, len(found.count) + 1)
@@ -229,7 +229,7 @@ def part_names(axes: Axes, names: Sequence[Annotation]) -> None:
 
 
 def draw_bench(timings: "Sequence[Timing]", path: Path) -> None:
-    """Milliseconds a picture of each network as a PNG: curves over what was varied, else bars."""
+    """Milliseconds an image of each network as a PNG: curves over what was varied, else bars."""
     varied = next((name for name in ("size", "batch", "threads") if len({getattr(t, name) for t in timings}) > 1), None)
     panels: dict[str, list[Timing]] = {}
     for timing in timings:

@@ -116,7 +116,7 @@ def _contents(run: Path, record: dict[str, Any]) -> dict[str, Any]:
 def _looked_at(run: Path, scores: Scores, names: Sequence[str]) -> str:
     """The surest mistakes and, brighter, what spoke for the class called, as the address of itself.
 
-    Raises an AtnetError if the run's weights or pictures are not there any more, or the network has no map.
+    Raises an AtnetError if the run's weights or images are not there any more, or the network has no map.
     """
     rows, weights = read_predictions(run), find_weights(run)
     model, info = load(weights)
@@ -182,9 +182,9 @@ def _how_to_repeat(record: dict[str, Any], environment: dict[str, Any]) -> str:
 
 
 def _embedded(path: Path) -> str | None:
-    """A picture of the run folder as a data URI, photos as JPEG; None if it is not there.
+    """An image of the run folder as a data URI, photos as JPEG; None if it is not there.
 
-    Raises DataError if it is no picture.
+    Raises DataError if it is no image.
     """
     try:
         content = read_regular(path, MAX_PICTURE_BYTES, DataError)

@@ -56,7 +56,7 @@ HUB = "hf-hub:"
 class WeightsInfo:
     """What a weights file says of itself.
 
-    classes: the data set's own names, in the order of the logits.  class_names: what a person reads.
+    classes: the dataset's own names, in the order of the logits.  class_names: what a person reads.
     """
 
     model: str

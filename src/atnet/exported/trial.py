@@ -34,7 +34,7 @@ MORE_SECONDS = 3
 """In which batches are tried that are neither the largest nor a single image; those that then are left are not."""
 
 PICTURES = ((1, 1), (40, 300), (300, 40))
-"""Heights and widths of the pictures that a network is tried on which takes them as they are."""
+"""Heights and widths of the images that a network is tried on which takes them as they are."""
 
 
 def require_survivable(content: bytes, path: Path, batch: int = 1, threads: int = 0) -> None:
@@ -54,7 +54,7 @@ def require_survivable(content: bytes, path: Path, batch: int = 1, threads: int 
     environment["MALLOC_ARENA_MAX"] = "4"  # of glibc, which else reserves address space for each thread
     try:
         ended = subprocess.run(
-            [sys.executable, "-P", "-m", "atnet.inference.trial", *words],
+            [sys.executable, "-P", "-m", "atnet.exported.trial", *words],
             input=content, capture_output=True, env=environment, timeout=PATIENCE * seconds,
         )  # fmt: skip
     except OSError as error:
@@ -89,7 +89,7 @@ def _note(content: bytes, batch: int) -> Path | None:
 
 def main() -> None:
     """The process that tries."""
-    from atnet.inference.untrusted import require_harmless
+    from atnet.exported.untrusted import require_harmless
 
     path = Path(sys.argv[1])
     batch, threads, megabytes, seconds = map(int, sys.argv[2:])

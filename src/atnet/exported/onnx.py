@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from atnet.errors import ConfigError, DataError, WeightsError
-from atnet.inference.contract import ANSWERS
-from atnet.inference.trial import require_survivable
+from atnet.exported.contract import ANSWERS
+from atnet.exported.trial import require_survivable
 from atnet.weights.info import INFINITE, WEIGHTS, WeightsInfo, read_unchanged
 
 MAX_BYTES = 500_000_000
@@ -18,7 +18,7 @@ MAX_BYTES = 500_000_000
 class OnnxNetwork:
     """The network of an ONNX file that `atnet export` wrote, on the CPU.
 
-    info: what the file says of itself.  takes_pictures: whether its input is a picture as it is, not normalised images.
+    info: what the file says of itself.  takes_pictures: whether its input is an image as it is, not normalised images.
     batch: images at a time, at most.
     The file may come from anyone, unless it is trusted: see `require_survivable`.
     Raises WeightsError if the file is no such file.
@@ -54,12 +54,12 @@ class OnnxNetwork:
             raise DataError(str(error)) from error
 
     def ask(self, picture: Image.Image) -> NDArray[np.float32]:
-        """The logits of each decision head (heads, classes) for an RGB picture."""
+        """The logits of each decision head (heads, classes) for an RGB image."""
         together, *each = self.answer(picture)
         return np.stack(each or [together])
 
     def answer(self, picture: Image.Image) -> NDArray[np.float32]:
-        """What the network says of an RGB picture: logits (1, classes); of several heads each one's too, below."""
+        """What the network says of an RGB image: logits (1, classes); of several heads each one's too, below."""
         found: NDArray[np.float32] = self.answers(
             np.asarray(picture) if self.takes_pictures else self.info.preprocess(picture)[None]
         )[0]
@@ -77,7 +77,7 @@ class OnnxNetwork:
         return found
 
     def require_images(self, what: str) -> None:
-        """Raises WeightsError if it takes pictures, one by one.  what: what needs batches of images of one size."""
+        """Raises WeightsError if it takes images, one by one.  what: what needs batches of images of one size."""
         if self.takes_pictures:
             raise WeightsError(
                 f"{self.path}: takes whole pictures, and {what} prepares them itself; export the weights without "
@@ -96,7 +96,7 @@ class OnnxNetwork:
 
 
 def require_finite(logits: NDArray[np.float32]) -> None:
-    """Raises DataError unless a network's answers to a picture are numbers that can be compared."""
+    """Raises DataError unless a network's answers to an image are numbers that can be compared."""
     if not np.isfinite(logits).all():
         raise DataError(f"the network can't tell: {INFINITE}")
 

@@ -9,7 +9,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from atnet.inference.contract import OPSET
+from atnet.exported.contract import OPSET
 from atnet.models.heads import fuse
 from atnet.progress import working
 from atnet.weights.info import WeightsInfo

@@ -15,8 +15,8 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto
 
 from atnet.errors import WeightsError
-from atnet.inference.contract import ANSWERS, OPSET
-from atnet.inference.preprocessing import remove_preprocessing
+from atnet.exported.contract import ANSWERS, OPSET
+from atnet.exported.preprocessing import remove_preprocessing
 from atnet.weights.info import WeightsInfo
 
 MAX_NODES = 20_000
@@ -24,10 +24,10 @@ MAX_OUTPUTS = 3
 """The answers, and what a page shows of the network."""
 
 MAX_MEGABYTES = 400
-"""Of what a run holds beside the weights, a picture of the batch."""
+"""Of what a run holds beside the weights, an image of the batch."""
 
 MAX_OPERATIONS = 300e9
-"""Multiply-adds of a run, a picture of the batch: as many as L's at 1,280 px. A number that is only moved or mapped
+"""Multiply-adds of a run, an image of the batch: as many as L's at 1,280 px. A number that is only moved or mapped
 counts as COSTLY of them."""
 
 COSTLY = 100

@@ -43,9 +43,9 @@ preprocess (uint8[height, width, 3] picture) => (float[1, 3, {size}, {size}] ima
 
 
 def with_preprocessing(model: ModelProto, preprocess: Preprocess) -> ModelProto:
-    """The network of images (N, 3, size, size) as one of a picture, RGB, uint8 (height, width, 3), of any size.
+    """The network of images (N, 3, size, size) as one of an image, RGB, uint8 (height, width, 3), of any size.
 
-    Its batch is 1, for the pictures of a batch would have to be of one size. Its metadata are the network's.
+    Its batch is 1, for the images of a batch would have to be of one size. Its metadata are the network's.
     """
     [entry] = model.graph.input
     steps = _steps(preprocess, model.ir_version, model.opset_import[0].version)
@@ -73,7 +73,7 @@ def remove_preprocessing(model: ModelProto, preprocess: Preprocess) -> bool:
 
 
 def _steps(preprocess: Preprocess, ir: int, opset: int) -> ModelProto:
-    """The steps alone, from a picture to an image (1, 3, size, size)."""
+    """The steps alone, from an image to an image (1, 3, size, size)."""
     mean, std = (", ".join(str(np.float32(one)) for one in values) for values in (preprocess.mean, preprocess.std))
     steps = onnx.parser.parse_model(
         _STEPS.format(

@@ -16,10 +16,10 @@ sys.path.append(str(Path(__file__).parent.parent / "proof"))
 import malicious
 
 from atnet.errors import DataError, WeightsError
-from atnet.inference.graph import write_onnx
-from atnet.inference.onnx import MAX_BYTES, OnnxNetwork, require_finite
-from atnet.inference.preprocessing import with_preprocessing
-from atnet.inference.untrusted import MAX_MEGABYTES, require_harmless
+from atnet.exported.graph import write_onnx
+from atnet.exported.onnx import MAX_BYTES, OnnxNetwork, require_finite
+from atnet.exported.preprocessing import with_preprocessing
+from atnet.exported.untrusted import MAX_MEGABYTES, require_harmless
 from atnet.models.load import create_classifier
 
 HARMFUL = [name for name, (_, says) in malicious.CASES.items() if name.startswith("ONNX") and "answer" not in says]
@@ -87,7 +87,7 @@ def test_a_network_that_ends_the_process_at_one_number_of_images_is_not_served(s
 
 def test_a_network_that_takes_for_ever_is_ended(sound, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("atnet.inference.trial.SECONDS", 0.01)
+    monkeypatch.setattr("atnet.exported.trial.SECONDS", 0.01)
     with pytest.raises(WeightsError, match=r"sound\.onnx: takes more than 0\.1 s"):
         OnnxNetwork(sound)
 

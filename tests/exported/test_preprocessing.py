@@ -11,8 +11,8 @@ from atnet.data.preprocess import Preprocess
 from atnet.errors import ConfigError, WeightsError
 from atnet.export.export import export, probabilities_apart
 from atnet.export.web import write_web
-from atnet.inference.onnx import OnnxNetwork
-from atnet.inference.preprocessing import remove_preprocessing, with_preprocessing
+from atnet.exported.onnx import OnnxNetwork
+from atnet.exported.preprocessing import remove_preprocessing, with_preprocessing
 
 PHOTOS = {
     "wide": Image.fromarray(load_sample_image("china.jpg")),

@@ -1,0 +1,5 @@
+"""Networks as ONNX files: written, judged before they run, run. Free of torch but for writing them."""
+
+from atnet.extras import require
+
+require("export")
