@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from atnet.data.loader import collate
 from atnet.eval.evaluate import score, score_together
-from atnet.eval.metrics import HeadScores, Scores, calibration, hits, together
+from atnet.eval.metrics import HeadScores, Scores, calibration, together, topk_correct
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_models_scored_together_have_the_scores_they_have_alone(answers):
 
 
 def test_top5_of_three_classes_is_everything():
-    assert hits(torch.randn(10, 3), torch.zeros(10, dtype=torch.long), 5) == 10
+    assert topk_correct(torch.randn(10, 3), torch.zeros(10, dtype=torch.long), 5) == 10
 
 
 def test_a_class_without_pictures_counts_in_no_mean():

@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from atnet.config import make_config
-from atnet.training.state import State, take_step
+from atnet.training.state import State, train_step
 
 MODEL, SIZE, BATCH, STEPS, LEAST_SHARE = "s", 128, 32, 3, 0.5
 PRODUCTS: dict[str, Callable[..., torch.Tensor]] = {
@@ -36,7 +36,7 @@ def in_step() -> tuple[dict[tuple[str, str], tuple[list[list[int]], float, float
     labels = torch.arange(BATCH) % len(state.info.classes)
 
     def step() -> None:
-        take_step(state, pixels, labels)
+        train_step(state, pixels, labels)
         state.step += 1
 
     for _ in range(STEPS):

@@ -52,7 +52,7 @@ PLACES = ("step", "accumulation", "data", "evaluation", "write", "rename", "save
 
 def prepare(place: str, number: signal.Signals, count: int) -> None:
     if place == "step":
-        loop.take_step = accident(number, count)(loop.take_step)  # type: ignore[assignment]
+        loop.train_step = accident(number, count)(loop.train_step)  # type: ignore[assignment]
     elif place == "accumulation":
         state.prepare = second_parts_only(accident(number, count)(state.prepare), state.prepare)  # type: ignore[assignment]
     elif place == "data":
@@ -78,7 +78,7 @@ def prepare(place: str, number: signal.Signals, count: int) -> None:
 if __name__ == "__main__":
     name, place, count, losses = sys.argv[1:5]
     prepare(place, signal.Signals[name], int(count))
-    take = loop.take_step
+    take = loop.train_step
 
     def logging(*words: Any) -> Any:
         done = take(*words)
@@ -86,5 +86,5 @@ if __name__ == "__main__":
             file.write(f"{words[0].step} {done.loss!r}\n")
         return done
 
-    loop.take_step = logging  # type: ignore[assignment]
+    loop.train_step = logging  # type: ignore[assignment]
     main(sys.argv[6:])

@@ -12,7 +12,7 @@ from atnet.eval.evaluate import evaluate
 from atnet.run.record import read_record, read_rows
 from atnet.training.loop import resume_run, train
 from atnet.training.plan import configure, settle
-from atnet.training.state import State, _loss, take_step
+from atnet.training.state import State, _loss, train_step
 
 
 def spoil(digits, part, *places):
@@ -60,7 +60,7 @@ def test_a_broken_picture_trains_like_one_that_is_not_in_the_batch(digits, quick
                     {name: p.grad.clone() for name, p in state.model.named_parameters() if p.grad is not None}
                 )
             )
-        done = take_step(state, pixels[some], labels[some])
+        done = train_step(state, pixels[some], labels[some])
         gradients.append(taken)
         assert (done.seen, done.holes) == (19, 20 - 19 if some.all() else 0)
     for name, gradient in gradients[0].items():
@@ -76,12 +76,12 @@ def test_a_run_with_broken_pictures_resumes_to_the_same_bits(digits, quick, monk
     def until_step_15(state, *batch):
         if state.step == 15:
             raise KeyboardInterrupt
-        return take_step(state, *batch)
+        return train_step(state, *batch)
 
-    monkeypatch.setattr("atnet.training.loop.take_step", until_step_15)
+    monkeypatch.setattr("atnet.training.loop.train_step", until_step_15)
     with pytest.raises(Stopped):
         train(**options, out="part")
-    monkeypatch.setattr("atnet.training.loop.take_step", take_step)
+    monkeypatch.setattr("atnet.training.loop.train_step", train_step)
     (Path("part") / "bad_files.csv").unlink()
     resumed = resume_run("part")
     for name in ("last.safetensors", "ema.safetensors"):

@@ -138,14 +138,14 @@ def test_a_student_comes_to_agree_with_its_teacher(quick, digits, teacher, tmp_p
 
 def stop_in_epoch(number, monkeypatch):
     """Ctrl-C in a step of the epoch, the first being 1."""
-    take, steps = loop.take_step, itertools.count()
+    take, steps = loop.train_step, itertools.count()
 
     def stopping(state, *words):
         if next(steps) == state.steps_per_epoch * (number - 1) + 3:
             signal.raise_signal(signal.SIGINT)
         return take(state, *words)
 
-    monkeypatch.setattr(loop, "take_step", stopping)
+    monkeypatch.setattr(loop, "train_step", stopping)
 
 
 def test_stopped_or_not_the_teachers_run_is_the_same(quick, teacher, tmp_path, monkeypatch):

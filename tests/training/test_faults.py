@@ -75,19 +75,19 @@ def test_what_is_not_finite_is_not_taken_noted_and_can_be_replayed(quick, tmp_pa
 
 def test_a_replayed_step_has_the_pictures_and_the_loss_of_the_run(quick, tmp_path, spoil, monkeypatch):
     seen = {}
-    take = states.take_step
+    take = states.train_step
 
     def taking(state, pixels, *words):
         seen.setdefault(state.step, pixels.clone())
         return take(state, pixels, *words)
 
-    monkeypatch.setattr("atnet.training.loop.take_step", taking)
+    monkeypatch.setattr("atnet.training.loop.train_step", taking)
     spoil({5: "gradient"})
     augment = {"randaugment": 2, "erasing": 0.5}
     options = quick | {"augment": augment, "data": quick["data"] | {"workers": 2, "cache": "ram", "cache_size": 32}}
     run = atnet.train(**options, out=tmp_path / "run").folder
     unbroken = seen.pop(5)
-    monkeypatch.setattr("atnet.training.faults.take_step", taking)
+    monkeypatch.setattr("atnet.training.faults.train_step", taking)
     replay(run, 5)
     assert torch.equal(seen[5], unbroken)
 

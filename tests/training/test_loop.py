@@ -239,7 +239,7 @@ def test_an_interruption_anywhere_leaves_a_step_to_go_on_from(quick, tmp_path, m
         return run
 
     name, at = {
-        "next batch": ("progress_bar", 2), "step": ("take_step", 13), "evaluation": ("score_together", 2),
+        "next batch": ("progress_bar", 2), "step": ("train_step", 13), "evaluation": ("score_together", 2),
         "save": ("_save", 1),
     }[where]  # fmt: skip
     monkeypatch.setattr(loop, name, interrupting(getattr(loop, name), at))

@@ -86,7 +86,7 @@ def _train(case: dict[str, Any]) -> Callable[[int], Step]:
     import torch
 
     from atnet.config import make_config
-    from atnet.training.state import State, take_step
+    from atnet.training.state import State, train_step
 
     def step_of(batch: int) -> Step:
         data = {"source": "digits", "size": case["size"], "cache": "none"}
@@ -98,7 +98,7 @@ def _train(case: dict[str, Any]) -> Callable[[int], Step]:
         labels = torch.arange(batch) % len(state.info.classes)
 
         def step() -> None:
-            take_step(state, pixels, labels)
+            train_step(state, pixels, labels)
             state.step += 1
 
         return step

@@ -43,9 +43,9 @@ def train(
     from atnet.errors import ConfigError
     from atnet.progress import duration
     from atnet.run.record import kept_weights
+    from atnet.training.distributed import is_launched, is_main_process
     from atnet.training.loop import resume_run, train_config, unfinished_run
     from atnet.training.plan import forecast_config, settle
-    from atnet.training.ranks import launched, leads
     from atnet.viz.run import render_run
 
     if resume is not None:
@@ -58,7 +58,7 @@ def train(
         return
     else:
         config = settle(config or Config())
-        unfinished = None if out or time_budget or launched() else unfinished_run(config)
+        unfinished = None if out or time_budget or is_launched() else unfinished_run(config)
         if unfinished and _wants(unfinished):
             run = resume_run(unfinished)
         else:
@@ -66,7 +66,7 @@ def train(
 
     folder = run.folder
     named = {"ema": "moving average, which --weights RUN takes", "last": "last weights"}
-    if not leads():
+    if not is_main_process():
         return
     render_run(folder)
     kept = kept_weights(run.record)

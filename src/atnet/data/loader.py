@@ -39,7 +39,7 @@ def make_preprocess(data: DataConfig) -> Preprocess:
     )
 
 
-class Hole(NamedTuple):
+class BadSample(NamedTuple):
     """An image that cannot be read: its id, and why.  In its batch it has the label NO_LABEL, and no colours."""
 
     picture: str
@@ -47,7 +47,7 @@ class Hole(NamedTuple):
 
 
 NO_LABEL = -1
-Sample = tuple[Tensor, int, Hole | None]
+Sample = tuple[Tensor, int, BadSample | None]
 
 
 LONGEST_WAIT, NAP = 1.0, 0.0005
@@ -66,7 +66,7 @@ class TrainSet(Dataset[Sample]):
         self.free = free
         self.pictures = pictures
         self.augment = Augment(config)
-        self.cached: list[NDArray[np.uint8] | Hole] | None = None
+        self.cached: list[NDArray[np.uint8] | BadSample] | None = None
         if data.cache == "ram":
 
             def shrink(picture: Image.Image) -> NDArray[np.uint8]:
@@ -90,14 +90,14 @@ class TrainSet(Dataset[Sample]):
         """The image at a place among these, as it looks in a draw."""
         found = self.cached[place] if self.cached else None
         try:
-            if isinstance(found, Hole):
+            if isinstance(found, BadSample):
                 raise DataError(found.reason)
             opener = partial(self.pictures.read_for_crop, place) if found is None else partial(_crop_of, found)
             pixels = self.augment(opener, draw)
         except DataError as error:
             side = self.augment.config.train_side(draw.epoch)
             nothing = torch.zeros(side, side, 3, dtype=torch.uint8)
-            return nothing.permute(2, 0, 1), NO_LABEL, Hole(self.pictures.ids[place], str(error))
+            return nothing.permute(2, 0, 1), NO_LABEL, BadSample(self.pictures.ids[place], str(error))
         return torch.from_numpy(pixels).permute(2, 0, 1), int(self.pictures.labels[place]), None
 
 
@@ -116,7 +116,7 @@ class EvalSet(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         found = self.cached[index] if self.cached else _read(self.pictures, index, self.preprocess.resize_and_crop)
-        if isinstance(found, Hole):
+        if isinstance(found, BadSample):
             return torch.zeros(3, self.preprocess.size, self.preprocess.size), NO_LABEL, found
         return torch.from_numpy(self.preprocess.normalise(found)), int(self.pictures.labels[index]), None
 
@@ -155,7 +155,7 @@ def batch_order(
     )
 
 
-def collate(samples: list[Sample]) -> tuple[Any, Any, list[Hole]]:
+def collate(samples: list[Sample]) -> tuple[Any, Any, list[BadSample]]:
     """Pixels, labels and holes of a batch; where a loader process finds shared memory full, arrays instead of tensors.
 
     Arrays go through a pipe. Left to the queue between the processes, a batch that has no room is lost, and waited for.
@@ -247,7 +247,7 @@ def _read(pictures: Pictures, index: int, keep: Callable[[Image.Image], Any]) ->
     try:
         return keep(pictures.read(index))
     except DataError as error:
-        return Hole(pictures.ids[index], str(error))
+        return BadSample(pictures.ids[index], str(error))
 
 
 def _read_all(pictures: Pictures, keep: Callable[[Image.Image], Any], title: str) -> list[Any]:

@@ -11,12 +11,12 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from atnet.config import make_config
-from atnet.data.loader import NO_LABEL, Hole, batches_of, eval_loader
+from atnet.data.loader import NO_LABEL, BadSample, batches_of, eval_loader
 from atnet.data.pictures import Pictures
 from atnet.data.sources import open_held_out, open_labelled
 from atnet.device import pick_device
 from atnet.errors import ConfigError, DataError, WeightsError
-from atnet.eval.metrics import HeadScores, Scores, hits
+from atnet.eval.metrics import HeadScores, Scores
 from atnet.models.heads import answer
 from atnet.models.load import at_size, load
 from atnet.progress import progress_bar
@@ -36,7 +36,7 @@ def score_together(
     truth: list[Tensor] = []
     answers: dict[str, list[tuple[float, int, Tensor, Tensor]]] = {name: [] for name in models}
     of_heads: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in models}
-    bad: list[Hole] = []
+    bad: list[BadSample] = []
     training = {name: model.training for name, model in models.items()}
     for model in models.values():
         model.eval()
@@ -54,7 +54,9 @@ def score_together(
                 logits, each = answer(model, images)
                 logits = logits.cpu()
                 loss = float(cross_entropy(logits, labels, reduction="sum"))
-                answers[name].append((loss, hits(logits, labels, 5), logits.argmax(1), logits.softmax(1).amax(1)))
+                answers[name].append(
+                    (loss, topk_correct(logits, labels, 5), logits.argmax(1), logits.softmax(1).amax(1))
+                )
                 if each is not None:
                     shares = each.cpu().softmax(2)
                     right = shares.gather(2, labels[:, None, None].expand(-1, shares.shape[1], 1))

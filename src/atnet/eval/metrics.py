@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def hits(logits: Tensor, labels: Tensor, k: int) -> int:
+def topk_correct(logits: Tensor, labels: Tensor, k: int) -> int:
     """How many samples have their label among the k largest logits (all of them if k >= classes).
 
     logits: (N, classes).  labels: int (N,).  Source: ILSVRC top-5 error, Russakovsky et al. 2015.

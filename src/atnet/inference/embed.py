@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from atnet.data.classes import display_names
 from atnet.data.decode import decode
-from atnet.data.loader import NO_LABEL, Hole, batches_of, eval_loader
+from atnet.data.loader import NO_LABEL, BadSample, batches_of, eval_loader
 from atnet.data.pictures import Pictures
 from atnet.data.sources import open_any
 from atnet.device import pick_device
@@ -48,7 +48,7 @@ class Embedding:
     parts: dict[str, Pictures]
     vectors: NDArray[np.float32]
     neighbours: tuple[Neighbour, ...]
-    bad: tuple[Hole, ...]
+    bad: tuple[BadSample, ...]
     info: WeightsInfo
 
     def rows(self) -> Iterator[tuple[str, str, str, str]]:
@@ -113,7 +113,7 @@ def embed(
         asked = _vectors(model, torch.from_numpy(info.preprocess(decode(like)))[None].to(chosen))[0]
     parts = open_any(str(source))
     found: list[NDArray[np.float32]] = []
-    bad: list[Hole] = []
+    bad: list[BadSample] = []
     with progress_bar("Embedding", sum(map(len, parts.values()))) as advance:
         for part, pictures in parts.items():
             missing = len(bad)

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from atnet.data.classes import printable
-from atnet.data.loader import Hole, TrainSet, batch_order, collate
+from atnet.data.loader import BadSample, TrainSet, batch_order, collate
 from atnet.data.order import Draw
 from atnet.data.pack import BAD_FILES, write_bad_files
 from atnet.errors import ConfigError, DataError, TrainingError
 from atnet.files import csv_table, quoted, write_whole
 from atnet.models.load import load, to_safetensors
 from atnet.run.record import open_run, own_folder, read_rows
-from atnet.training import ranks
-from atnet.training.state import State, take_step
+from atnet.training import distributed
+from atnet.training.state import State, train_step
 
 log = logging.getLogger("atnet")
 
@@ -30,18 +30,18 @@ KEPT = 3
 """How many faults of a run keep the network as it was."""
 
 
-def note_bad(state: State, run: Path, holes: list[Hole]) -> None:
+def note_bad(state: State, run: Path, holes: list[BadSample]) -> None:
     """Lists images of a step that could not be read. Raises DataError if they became too many.
 
     holes: of this process's share.  To be called in all processes, if there are holes in one.
     """
-    found = {hole.picture: hole.reason for share in ranks.everyones(holes) for hole in share}
+    found = {hole.picture: hole.reason for share in distributed.all_gather_object(holes) for hole in share}
     new = {picture: reason for picture, reason in found.items() if picture not in state.bad}
     if not new:
         return
     state.bad |= new
     count, total = len(state.bad), len(state.train_pictures)
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         write_bad_files(run / BAD_FILES, (("train", *known) for known in state.bad.items()))
         for reason in new.values():
             log.warning("skipped: %s", printable(reason))
@@ -59,7 +59,7 @@ def note_fault(state: State, run: Path, fault: str) -> None:
     Raises TrainingError if it is one too many in a row.
     """
     epoch = state.step // state.steps_per_epoch
-    first = _write_down(state, run, epoch, fault) if ranks.rank() == 0 else state.step
+    first = _write_down(state, run, epoch, fault) if distributed.rank() == 0 else state.step
     state.faults += 1
     if state.faults >= state.config.optim.max_faults:
         raise TrainingError(
@@ -153,7 +153,7 @@ def replay(run: Path, step: int) -> Replay:
         if parameter.requires_grad:
             watch(name, parameter)
     state.train_mode()
-    done = take_step(state, pixels, labels)
+    done = train_step(state, pixels, labels)
     return Replay(
         step=step,
         pictures=tuple(pictures.ids),

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from atnet.config import Config, read_yaml
 from atnet.data.classes import printable
-from atnet.data.loader import Hole, batches_of, eval_loader, train_loader
+from atnet.data.loader import BadSample, batches_of, eval_loader, train_loader
 from atnet.data.pack import BAD_FILES, write_bad_files
 from atnet.device import keep_freed_memory
 from atnet.errors import AtnetError, ConfigError, Stopped, TrainingError
@@ -47,13 +47,13 @@ from atnet.run.record import (
     write_predictions,
     write_record,
 )
-from atnet.training import ranks
+from atnet.training import distributed
 from atnet.training.checkpoint import load_checkpoint, require_checkpoints, save_checkpoint, saved_step
 from atnet.training.faults import note_bad, note_fault
 from atnet.training.interruption import Interruption
 from atnet.training.optim import lr_at
 from atnet.training.plan import configure, forecast_config, settle
-from atnet.training.state import State, Sums, take_step
+from atnet.training.state import EpochMeter, State, train_step
 from atnet.weights.info import BEST, EMA, LAST, note_hashes
 
 log = logging.getLogger("atnet")
@@ -95,43 +95,43 @@ def train_config(
     config: Config, *, out: str | Path | None = None, time_budget: datetime.timedelta | None = None
 ) -> Run:
     """Trains as the configuration says."""
-    if time_budget is not None and ranks.several():
+    if time_budget is not None and distributed.is_distributed():
         raise ConfigError("--time-budget measures one process, not several: give --epochs; `atnet plan` says what fits")
-    with ranks.group():
+    with distributed.process_group():
         config = settle(config)
         if time_budget is not None:
             config = forecast_config(config).within(time_budget).config
-        if ranks.restarted():
-            unfinished = ranks.led(lambda: unfinished_run(config, out))
+        if distributed.is_restarted():
+            unfinished = distributed.on_main_process(lambda: unfinished_run(config, out))
             if unfinished is not None:
                 return _resume(unfinished)
         state = State(config)
         if config.weights:
             log.info(state.start_from_weights())
-        run = ranks.led(lambda: new_run(config, out))
+        run = distributed.on_main_process(lambda: new_run(config, out))
         with _held(run):
             return _fit(state, run)
 
 
 def resume_run(where: str | Path) -> Run:
     """Goes on with a run from where it was saved. Raises ConfigError if it is finished or damaged."""
-    with ranks.group():
+    with distributed.process_group():
         return _resume(resolve_run(where).resolve())
 
 
 def _resume(run: Path) -> Run:
     run = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
-    config = ranks.led(lambda: open_run(run))
+    config = distributed.on_main_process(lambda: open_run(run))
     with _held(run):
-        ranks.led(lambda: require_checkpoints(run))
+        distributed.on_main_process(lambda: require_checkpoints(run))
         state = State(config)
-        checkpoint = ranks.led(lambda: load_checkpoint(run, state.restore, state.most_bytes))
-        if ranks.rank():
+        checkpoint = distributed.on_main_process(lambda: load_checkpoint(run, state.restore, state.most_bytes))
+        if distributed.rank():
             state.restore(checkpoint)
         del checkpoint
         if state.epoch >= config.epochs and (run / RECORD).exists():
             raise ConfigError(f"{run}: all {config.epochs} epochs are done; nothing is left to resume")
-        ranks.led(lambda: _begin_again(run))
+        distributed.on_main_process(lambda: _begin_again(run))
         return _fit(state, run)
 
 
@@ -145,7 +145,7 @@ def _begin_again(run: Path) -> None:
 def _held(run: Path) -> Iterator[None]:
     """The first process holds the run for all."""
     with contextlib.ExitStack() as held:
-        ranks.led(lambda: held.enter_context(holding(run)))
+        distributed.on_main_process(lambda: held.enter_context(holding(run)))
         yield
 
 
@@ -185,12 +185,12 @@ def _fit(state: State, run: Path) -> Run:
             with _naming_full_disk(run):
                 scores, rows = _train_epochs(state, run, interruption)
         except KeyboardInterrupt:
-            if ranks.rank() == 0:
+            if distributed.rank() == 0:
                 with _naming_full_disk(run):
                     _save_checkpoint(state, run)
             raise Stopped(run, state.step, steps, interruption.signal or signal.SIGINT) from None
         except AtnetError as error:
-            if ranks.rank():
+            if distributed.rank():
                 raise
             told = _save_what_can_be(state, run, error)
             if interruption.signal is not None:  # by which another process was ended first
@@ -198,16 +198,16 @@ def _fit(state: State, run: Path) -> Run:
             raise type(error)(f"{error}{told}") from error
         finally:
             keep_freed_memory(state.device, keep=False)
-    record = _record(state, run, scores, rows) if ranks.rank() == 0 else {}
-    if ranks.rank() == 0:
+    record = _record(state, run, scores, rows) if distributed.rank() == 0 else {}
+    if distributed.rank() == 0:
         with _naming_full_disk(run):
             _write_results(state, run, scores, record)
-    return Run(folder=run, record=ranks.told(record))
+    return Run(folder=run, record=distributed.broadcast(record))
 
 
 def _save_what_can_be(state: State, run: Path, error: AtnetError) -> str:
     """After an error between two steps: the end of its message, with what there is to go on with."""
-    if not isinstance(error.__cause__, OSError) and (checkpoints(run) or ranks.count() > 1 or state.bad):
+    if not isinstance(error.__cause__, OSError) and (checkpoints(run) or distributed.world_size() > 1 or state.bad):
         with contextlib.suppress(AtnetError, OSError):
             _save_checkpoint(state, run)
     discard_unsaved(run)
@@ -233,7 +233,7 @@ def _train_epochs(
     """The epochs that are left: the last one's scores, and the metrics of all."""
     config, per_epoch = state.config, state.steps_per_epoch
     rows: list[dict[str, Any]] = [dict(row) for row in read_metrics(run)[: state.epoch]]
-    mine = np.array_split(np.arange(len(state.val_pictures)), ranks.count())[ranks.rank()]
+    mine = np.array_split(np.arange(len(state.val_pictures)), distributed.world_size())[distributed.rank()]
     validation = eval_loader(
         state.val_pictures.only(mine.tolist()),
         state.info.preprocess,
@@ -242,7 +242,9 @@ def _train_epochs(
         config.data.cache == "ram",
     )
     last = per_epoch * config.epochs
-    batches = batches_of(train_loader(state.train_pictures, config, state.step, last, (ranks.rank(), ranks.count())))
+    batches = batches_of(
+        train_loader(state.train_pictures, config, state.step, last, (distributed.rank(), distributed.world_size()))
+    )
     scores: dict[str, Scores] = {}
     while state.epoch < config.epochs:
         row = _train_epoch(state, batches, run, interruption)
@@ -251,7 +253,7 @@ def _train_epochs(
         with interruption.held():
             state.epoch += 1
             state.seconds += state.sums.seconds + time.perf_counter() - began
-            state.sums = Sums()
+            state.sums = EpochMeter()
             row |= _columns(scores) | {
                 "peak_memory_mb": round(peak_memory_mb(state.device)),
                 "seconds": round(state.seconds, 1),
@@ -259,7 +261,7 @@ def _train_epochs(
             rows.append(row)
             best = max((found.top1 for found in scores.values()), default=-1.0)
             better, state.best = best > state.best, max(best, state.best)
-            if ranks.rank() == 0:
+            if distributed.rank() == 0:
                 _save(state, run, scores, rows, better)
         log.info(_line(state, row))
     batches.close()
@@ -267,7 +269,7 @@ def _train_epochs(
 
 
 def _train_epoch(
-    state: State, batches: Iterator[tuple[Tensor, Tensor, list[Hole]]], run: Path, interruption: Interruption
+    state: State, batches: Iterator[tuple[Tensor, Tensor, list[BadSample]]], run: Path, interruption: Interruption
 ) -> dict[str, Any]:
     """The epoch's steps that are left; its row of metrics."""
     config, sums = state.config, state.sums
@@ -280,7 +282,7 @@ def _train_epoch(
             began = time.perf_counter()
             pixels, labels, holes = next(batches)
             with interruption.held():
-                done = take_step(state, pixels, labels, interruption.signal or 0)
+                done = train_step(state, pixels, labels, interruption.signal or 0)
                 interruption.signal = interruption.signal or done.signal or None
                 if done.fault:
                     note_fault(state, run, done.fault)
@@ -294,7 +296,7 @@ def _train_epoch(
                 sums.seconds += time.perf_counter() - began
                 if done.holes:
                     note_bad(state, run, holes)
-                if ranks.rank() == 0 and time.monotonic() - saved >= 60 * config.save_minutes:
+                if distributed.rank() == 0 and time.monotonic() - saved >= 60 * config.save_minutes:
                     _save_checkpoint(state, run)
                     saved = time.monotonic()
             advance(1, _note(state))
@@ -330,8 +332,8 @@ def _validate(state: State, loader: DataLoader[Any]) -> dict[str, Scores]:
     found: dict[str, Scores | None] = dict.fromkeys(state.networks)
     if total:
         found |= score_together(state.networks, loader, classes=classes, device=state.device, total=total)
-    with ranks.naming_loss():
-        shares = ranks.everyones(found)
+    with distributed.naming_loss():
+        shares = distributed.all_gather_object(found)
     return {name: together([part for share in shares if (part := share[name]) is not None]) for name in found}
 
 

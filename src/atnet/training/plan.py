@@ -29,9 +29,9 @@ from atnet.models.cost import cost_of
 from atnet.models.load import architecture, create_classifier
 from atnet.progress import duration, progress_bar
 from atnet.run.record import peak_memory_mb
-from atnet.training import ranks
+from atnet.training import distributed
 from atnet.training.distill import LOCAL
-from atnet.training.state import State, take_step
+from atnet.training.state import State, train_step
 from atnet.training.transfer import defaults_of
 from atnet.weights.find import find_weights
 from atnet.weights.info import HUB
@@ -109,11 +109,11 @@ def settle(config: Config) -> Config:
             "nothing to train on: give --data FOLDER, one with a folder of pictures for each class, "
             "or --data digits, the embedded ones"
         )
-    if config.optim.accumulate % ranks.count():
-        parts = math.lcm(config.optim.accumulate, ranks.count())
+    if config.optim.accumulate % distributed.world_size():
+        parts = math.lcm(config.optim.accumulate, distributed.world_size())
         config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=parts))
     if not config.batch:
-        if ranks.several():
+        if distributed.is_distributed():
             raise ConfigError("--batch auto measures one process, not several: give the batch of all of them together")
         config = dataclasses.replace(config, batch=fitting_batch(config))
     return config
@@ -273,7 +273,7 @@ def _time_steps(state: State, batches: Any, wanted: int) -> float:
     with progress_bar("Taking a few steps", wanted) as advance:
         while taken < wanted:
             pixels, labels, _ = next(batches)
-            take_step(state, pixels, labels)
+            train_step(state, pixels, labels)
             taken += 1
             advance(1)
             if taken == WARM_STEPS:

@@ -23,12 +23,12 @@ from atnet.data.pictures import Pictures
 from atnet.data.sources import open_configured
 from atnet.device import keep_freed_memory, multiplies_in_bf16, naming_shortage, pick_device, seed_generators
 from atnet.errors import ConfigError, DataError
-from atnet.eval.metrics import hits
+from atnet.eval.metrics import topk_correct
 from atnet.models.heads import fuse
 from atnet.models.legacy import current_state
 from atnet.models.load import create_classifier
 from atnet.models.ops import normalised, with_kernels
-from atnet.training import ranks
+from atnet.training import distributed
 from atnet.training.distill import Teachers, distillation_loss
 from atnet.training.norm import RunningStatistics
 from atnet.training.optim import lr_at, make_optimizers
@@ -40,8 +40,8 @@ _SMALLER = "use half the --batch, --optim.accumulate 2 (it in two parts), --chec
 
 
 @dataclass
-class Sums:
-    """Sums over the training steps of the epoch under way, and their seconds."""
+class EpochMeter:
+    """EpochMeter over the training steps of the epoch under way, and their seconds."""
 
     loss: float = 0.0
     top1: int = 0
@@ -57,7 +57,7 @@ class State:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.config = config
-        ranks.require_shares(config.optim.accumulate)
+        distributed.require_shares(config.optim.accumulate)
         self.device = pick_device(config.device)
         keep_freed_memory(self.device, keep=True)
         self.train_pictures, self.val_pictures = open_configured(config.data)
@@ -88,14 +88,14 @@ class State:
         self.bf16 = multiplies_in_bf16(config.precision, self.device)
         self.optimizers = make_optimizers(self.model, config.optim, torch.bfloat16 if self.bf16 else torch.float32)
         self.statistics = RunningStatistics(self.model)
-        self.parallel = ranks.parallel(self.model)
+        self.parallel = distributed.data_parallel(self.model)
         self.mix = make_mix(config.augment, len(classes))
         self.class_weight = None
         if config.data.balance == "loss":
             self.class_weight = balanced_weights(self.train_pictures).to(self.device)
         self.epoch = 0  # whole epochs done, evaluated and saved
         self.step = 0  # steps done
-        self.sums = Sums()
+        self.sums = EpochMeter()
         self.faults = 0  # steps in a row, up to this one, that were not taken
         self.bad: dict[str, str] = {}  # training pictures that could not be read, and why
         self.best = -1.0
@@ -183,7 +183,7 @@ class State:
             )
         self.epoch, self.step, self.faults = (operator.index(checkpoint[name]) for name in ("epoch", "step", "faults"))
         self.best, self.seconds = float(checkpoint["best"]), float(checkpoint["seconds"])
-        self.sums, self.bad = Sums(**checkpoint["sums"]), dict(checkpoint["bad"])
+        self.sums, self.bad = EpochMeter(**checkpoint["sums"]), dict(checkpoint["bad"])
         first = self.epoch * self.steps_per_epoch
         if not (0 <= self.epoch <= self.config.epochs and first <= self.step <= first + self.steps_per_epoch):
             raise ValueError(f"step {self.step} of epoch {self.epoch}")
@@ -253,7 +253,7 @@ class Step:
     signal: int
 
 
-def take_step(state: State, pixels: Tensor, labels: Tensor, signal: int = 0) -> Step:
+def train_step(state: State, pixels: Tensor, labels: Tensor, signal: int = 0) -> Step:
     """One step of the optimizers and the moving average; none of it if something is not finite.
 
     pixels, labels: this process's share of the batch, the label of a hole being NO_LABEL.
@@ -267,8 +267,11 @@ def take_step(state: State, pixels: Tensor, labels: Tensor, signal: int = 0) -> 
             group["lr"] = lr * group.get("lr_scale", 1.0)
     state.statistics.begin()
     try:
-        with naming_shortage(f"--batch {config.batch} of {config.data.train_side} px", _SMALLER), ranks.naming_loss():
-            parts = torch.cat(ranks.gathered(_gradient(state, pixels, labels, signal)))
+        with (
+            naming_shortage(f"--batch {config.batch} of {config.data.train_side} px", _SMALLER),
+            distributed.naming_loss(),
+        ):
+            parts = torch.cat(distributed.all_gather(_gradient(state, pixels, labels, signal)))
     except BaseException:
         _forget(state)
         raise
@@ -293,7 +296,7 @@ def take_step(state: State, pixels: Tensor, labels: Tensor, signal: int = 0) -> 
         top1=top1,
         top5=top5,
         seen=seen,
-        holes=len(labels) * ranks.count() - seen,
+        holes=len(labels) * distributed.world_size() - seen,
         fault=fault,
         signal=int(figures[:, 3].max()),
     )
@@ -305,7 +308,7 @@ def _gradient(state: State, pixels: Tensor, labels: Tensor, signal: int) -> Tens
     A row has `FIGURES` figures: loss, right answers among one and five, signal, images; then the batch statistics.
     An image that cannot be read leaves its part smaller, with as much less weight.
     """
-    share = state.config.optim.accumulate // ranks.count()
+    share = state.config.optim.accumulate // distributed.world_size()
     rows = []
     for number, (some, their) in enumerate(zip(pixels.chunk(share), labels.chunk(share), strict=True)):
         readable = their != NO_LABEL
@@ -313,15 +316,17 @@ def _gradient(state: State, pixels: Tensor, labels: Tensor, signal: int) -> Tens
         weight = seen / len(their)
         if 0 < seen < len(their):
             some, their = some[readable], their[readable]
-        images, targets = prepare(state, some, their.clamp(min=0), ranks.rank() * share + number)
-        with state.statistics.part(images), ranks.averaging(state.parallel, now=number == share - 1):
+        images, targets = prepare(state, some, their.clamp(min=0), distributed.rank() * share + number)
+        with state.statistics.part(images), distributed.averaging(state.parallel, now=number == share - 1):
             with _naming_single(state, images), torch.autocast(state.device.type, torch.bfloat16, enabled=state.bf16):
                 logits = state.parallel(images)
             logits = logits.float()
             loss = _loss(state, images, logits, targets)
             (loss * (weight / share)).backward()  # type: ignore[no-untyped-call]
         answers = (fuse(logits) if logits.ndim == 3 else logits).detach().cpu()
-        figures = torch.tensor([loss.item(), hits(answers, their, 1), hits(answers, their, 5), signal, seen])
+        figures = torch.tensor(
+            [loss.item(), topk_correct(answers, their, 1), topk_correct(answers, their, 5), signal, seen]
+        )
         rows.append(torch.cat([figures.to(state.device), state.statistics.read().to(state.device)]))
     return torch.stack(rows)
 

@@ -25,12 +25,12 @@ log = logging.getLogger("atnet")
 
 
 @contextmanager
-def group() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Joins the processes that torchrun started, if it did, and leaves them; only the first goes on logging.
 
     NCCL where there are GPUs, gloo elsewhere.  A process that is waited for longer than a minute counts as dead.
     """
-    if not launched() or dist.is_initialized():
+    if not is_launched() or dist.is_initialized():
         yield
         return
     cuda = torch.cuda.is_available()
@@ -83,14 +83,14 @@ def _round(store: Any, number: int, world: int) -> str:
     raise TimeoutError(f"process {number} of {world} was left alone")
 
 
-def launched() -> bool:
+def is_launched() -> bool:
     """Whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether torchrun started more than this process, also before they are joined."""
-    return launched() and os.environ.get("WORLD_SIZE", "1") != "1"
+    return is_launched() and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def rank() -> int:
@@ -98,34 +98,34 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the first, also before and after they are joined."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def restarted() -> bool:
+def is_restarted() -> bool:
     """Whether torchrun started the processes again after one died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def require_shares(parts: int) -> None:
     """Raises ConfigError if the parts of a batch cannot be shared evenly by the processes."""
-    if parts % count():
+    if parts % world_size():
         fitting = ", ".join(str(n) for n in range(1, parts + 1) if parts % n == 0)
         raise ConfigError(
-            f"a batch of {parts} parts (optim.accumulate) cannot be shared by {count()} processes: "
+            f"a batch of {parts} parts (optim.accumulate) cannot be shared by {world_size()} processes: "
             f"use {fitting} of them; the parts are those the run began with, for BatchNorm sees one at a time"
         )
 
 
-def parallel(model: nn.Module) -> nn.Module:
+def data_parallel(model: nn.Module) -> nn.Module:
     """The network whose backward pass averages gradients over the processes; itself if there is one."""
-    return DistributedDataParallel(model, forward_sync_buffers=False) if count() > 1 else model
+    return DistributedDataParallel(model, forward_sync_buffers=False) if world_size() > 1 else model
 
 
 def averaging(model: nn.Module, *, now: bool) -> AbstractContextManager[None]:
@@ -135,36 +135,36 @@ def averaging(model: nn.Module, *, now: bool) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def gathered(tensor: Tensor) -> list[Tensor]:
+def all_gather(tensor: Tensor) -> list[Tensor]:
     """The tensor of each process, all of one shape, in the order of their numbers."""
-    if count() == 1:
+    if world_size() == 1:
         return [tensor]
-    found = [torch.empty_like(tensor) for _ in range(count())]
+    found = [torch.empty_like(tensor) for _ in range(world_size())]
     dist.all_gather(found, tensor.contiguous())
     return found
 
 
-def everyones(value: Told) -> list[Told]:
+def all_gather_object(value: Told) -> list[Told]:
     """A plain value of each process, in the order of their numbers."""
-    if count() == 1:
+    if world_size() == 1:
         return [value]
-    found: list[Told | None] = [None] * count()
+    found: list[Told | None] = [None] * world_size()
     dist.all_gather_object(found, value)
     return found  # type: ignore[return-value]
 
 
-def told(value: Told) -> Told:
+def broadcast(value: Told) -> Told:
     """The first process's value, for all."""
-    if count() == 1:
+    if world_size() == 1:
         return value
     found = [value]
     dist.broadcast_object_list(found)
     return found[0]
 
 
-def led(function: Callable[[], Told]) -> Told:
+def on_main_process(function: Callable[[], Told]) -> Told:
     """What the first process finds, or the error that it raises, for all."""
-    if count() == 1:
+    if world_size() == 1:
         return function()
     answer: tuple[Told | None, AtnetError | None] = (None, None)
     if rank() == 0:
@@ -172,7 +172,7 @@ def led(function: Callable[[], Told]) -> Told:
             answer = function(), None
         except AtnetError as raised:
             answer = None, raised
-    found, error = told(answer)
+    found, error = broadcast(answer)
     if error is not None:
         raise error
     return found  # type: ignore[return-value]
@@ -184,9 +184,9 @@ def naming_loss() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # of which torch.distributed's own are
-        if count() == 1 or not _is_loss(error):
+        if world_size() == 1 or not _is_loss(error):
             raise
-        raise TrainingError(f"process {rank()} of {count()}: another one ended or hangs") from error
+        raise TrainingError(f"process {rank()} of {world_size()}: another one ended or hangs") from error
 
 
 def _is_loss(error: Exception) -> bool:

@@ -14,7 +14,7 @@ import atnet
 from atnet.config import make_config, to_yaml
 from atnet.errors import ConfigError
 from atnet.run.record import checkpoints, read_metrics, read_record
-from atnet.training import ranks
+from atnet.training import distributed
 from atnet.training.state import State
 
 AUGMENT = {"randaugment": 1, "mixup": 0.2, "flip": 0.0}
@@ -120,6 +120,6 @@ def test_what_one_process_measures_is_refused_to_several(options, tmp_path, more
 
 
 def test_parts_that_cannot_be_shared_say_how_many_processes_can(options, monkeypatch):
-    monkeypatch.setattr(ranks, "count", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with pytest.raises(ConfigError, match="a batch of 2 parts .* cannot be shared by 3 processes: use 1, 2 of them"):
         State(make_config(**options))
