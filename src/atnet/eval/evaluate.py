@@ -16,7 +16,7 @@ from atnet.data.pictures import Pictures
 from atnet.data.sources import open_held_out, open_labelled
 from atnet.device import pick_device
 from atnet.errors import ConfigError, DataError, WeightsError
-from atnet.eval.metrics import HeadScores, Scores
+from atnet.eval.metrics import HeadScores, Scores, topk_correct
 from atnet.models.heads import answer
 from atnet.models.load import at_size, load
 from atnet.progress import progress_bar
