@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from atnet.config import make_config
 from atnet.data.augment import OPERATIONS, Augment, crop_box, erased_box, operate, rand_augment, resize
-from atnet.data.decode import decode, decode_for_crop
+from atnet.data.decode import decode, open_encoded
 from atnet.data.loader import make_preprocess
 from atnet.data.order import Draw
 
@@ -126,7 +126,8 @@ def test_a_jpeg_decoded_for_a_crop_has_the_pixels_that_evaluation_sees(photo):
     whole = (0, 0, 500, 375)
     for options in ({"quality": 95}, {"quality": 60, "progressive": True}, {"subsampling": 0}):
         content = jpeg(photo.resize((500, 375)), **options)
-        pixels, box = decode_for_crop(content, "", lambda width, height: (whole, 1.9))
+        with open_encoded(content, "") as image:
+            pixels, box = image.decode(whole, 1.9)
         assert np.array_equal(pixels, np.asarray(decode(content)))
         assert box == whole
 
@@ -139,7 +140,9 @@ def test_a_large_jpeg_is_reduced_for_a_crop_and_shows_the_same(photo, orientatio
     content = jpeg(photo.resize((1200, 900), Image.Resampling.BICUBIC).convert(mode), exif=exif, quality=95)
     upright = decode(content)
     box = (100, 200, 800, 850)
-    pixels, smaller = decode_for_crop(content, "", lambda width, height: (box, 4.5))
+    with open_encoded(content, "") as image:
+        assert (image.width, image.height) == upright.size
+        pixels, smaller = image.decode(box, 4.5)
     assert pixels.shape[0] * 4 == pytest.approx(upright.height, abs=8)
     left, top, right, bottom = smaller
     ours = resize(pixels[top:bottom, left:right], 96, "bicubic").astype(float)
@@ -150,5 +153,9 @@ def test_a_large_jpeg_is_reduced_for_a_crop_and_shows_the_same(photo, orientatio
 def test_a_crop_scale_of_1_is_what_evaluation_sees(photo):
     config = make_config(data={"size": 96}, augment={"crop_scale": 1.0, "flip": 0.0})
     content = jpeg(photo)
-    found = Augment(config)(lambda crop: decode_for_crop(content, "", crop), Draw(0, 0))
+    augment = Augment(config)
+    chance = augment.chance(Draw(0, 0))
+    with open_encoded(content, "") as image:
+        pixels, box = image.decode(*augment.crop(image.width, image.height, 96, chance))
+    found = augment(pixels, box, 96, chance)
     assert np.array_equal(found, make_preprocess(config.data).resize_and_crop(decode(content)))

@@ -12,11 +12,17 @@ from atnet.data.decode import (
     _Transforms,
     brightest_of,
     decode,
-    decode_for_crop,
     describe,
     is_too_dark,
+    open_encoded,
 )
 from atnet.errors import DataError
+
+
+def whole(content, name):
+    """The pixels of a crop that is all of the image."""
+    with open_encoded(content, name) as image:
+        return image.decode((0, 0, image.width, image.height), 1)[0]
 
 
 def encoded(picture: Image.Image, kind: str, **options) -> bytes:
@@ -105,9 +111,9 @@ def test_training_refuses_a_damaged_picture_as_evaluation_does(kind):
             except DataError:
                 refused += 1
                 with pytest.raises(DataError, match="^x.jpg: "):
-                    decode_for_crop(damaged, "x.jpg", lambda width, height: ((0, 0, width, height), 1))
+                    whole(damaged, "x.jpg")
             else:
-                pixels, _ = decode_for_crop(damaged, "x.jpg", lambda width, height: ((0, 0, width, height), 1))
+                pixels = whole(damaged, "x.jpg")
                 assert np.array_equal(pixels, np.asarray(seen))
     assert refused >= 20
 
@@ -215,7 +221,7 @@ def test_fewer_bits_in_16_are_scaled_where_the_file_says_how_many():
     tiff = encoded(grey, "TIFF", tiffinfo={281: 4095})
     for content in (with_sbit(encoded(grey, "PNG"), 12), tiff):
         assert np.array_equal(np.asarray(decode(content))[:, :, 0], expected)
-        pixels, _ = decode_for_crop(content, "x", lambda width, height: ((0, 0, width, height), 1))
+        pixels = whole(content, "x")
         assert np.array_equal(pixels[:, :, 0], expected)
     scaled = Image.fromarray((np.asarray(grey) % 256 << 4).astype(np.uint16))  # dark, but as the standard has it
     assert np.array_equal(

@@ -21,7 +21,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from atnet.config import Config, make_config
-from atnet.data.decode import decode_for_crop
+from atnet.data.decode import open_encoded
 from atnet.data.loader import train_loader
 from atnet.data.pack import pack
 from atnet.data.pictures import Pictures
@@ -115,7 +115,8 @@ def decoding(pictures: Pictures) -> Callable[[], Iterable[Tensor]]:
             return len(pictures)
 
         def __getitem__(self, index: int) -> Tensor:
-            decode_for_crop(pictures.read_bytes(index), "", lambda width, height: ((0, 0, width, height), 1))
+            with open_encoded(pictures.read_bytes(index), "") as image:
+                image.decode((0, 0, image.width, image.height), 1)
             return torch.zeros(1)
 
     return lambda: torch.utils.data.DataLoader(Decoded(), BATCH, num_workers=WORKERS)

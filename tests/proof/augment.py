@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import v2
 
-from atnet.config import AugmentConfig, DataConfig
+from atnet.config import Config
 from atnet.data import loader
-from atnet.data.augment import Opener
+from atnet.data.decode import Box
 from atnet.data.order import Draw, derive_seed
 from atnet.training.loop import train
 
@@ -28,8 +28,9 @@ RUNS = [f"{kind}-{seed}" for seed in range(3) for kind in ("atnet", "torchvision
 class Torchvision:
     """What `Augment` does, by torchvision's transforms."""
 
-    def __init__(self, augment: AugmentConfig, data: DataConfig, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        augment, data = config.augment, config.data
         fill = [round(255 * value) for value in data.mean]
         bicubic = v2.InterpolationMode.BICUBIC
         self.picture = v2.Compose(
@@ -42,11 +43,16 @@ class Torchvision:
             ]
         )
 
-    def __call__(self, opener: Opener, draw: Draw) -> NDArray[np.uint8]:
-        pixels, _ = opener(lambda width, height: ((0, 0, width, height), 1))
+    def chance(self, draw: Draw) -> Draw:
+        return draw
+
+    def crop(self, width: int, height: int, side: int, draw: Draw) -> tuple[Box, float]:
+        return (0, 0, width, height), 1.0
+
+    def __call__(self, pixels: NDArray[np.uint8], box: Box, side: int, draw: Draw) -> NDArray[np.uint8]:
         turn = draw if draw.repeat else draw[:2]
         with torch.random.fork_rng():
-            torch.manual_seed(derive_seed(self.seed, "augment", *turn))
+            torch.manual_seed(derive_seed(self.config.seed, "augment", *turn))
             augmented: NDArray[np.uint8] = self.picture(Image.fromarray(pixels)).permute(1, 2, 0).contiguous().numpy()
         return augmented
 

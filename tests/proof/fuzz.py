@@ -691,7 +691,7 @@ def class_lists(place: Path) -> Make:
 
 
 def images(place: Path) -> Make:
-    from atnet.data.decode import decode, decode_for_crop
+    from atnet.data.decode import decode, open_encoded
 
     with Image.open(place / "photo.png") as opened:
         small = opened.convert("RGB")
@@ -732,9 +732,8 @@ def images(place: Path) -> Make:
 
         def read() -> None:
             if crop:
-                decode_for_crop(
-                    content, name, lambda width, height: ((0, 0, width, height), rng.choice((1.0, 2.0, 5.0)))
-                )
+                with open_encoded(content, name) as image:
+                    image.decode((0, 0, image.width, image.height), rng.choice((1.0, 2.0, 5.0)))
             else:
                 decode(content)
 

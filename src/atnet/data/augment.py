@@ -2,7 +2,6 @@
 
 import math
 import random
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -24,14 +23,13 @@ ERASED, ERASED_RATIOS = (0.02, 0.33), (0.3, 3.3)
 TRIES = 10
 LEVELS = 30
 
-Opener = Callable[[Callable[[int, int], tuple[Box, float]]], tuple[NDArray[np.uint8], Box]]
-"""Opens an image for a crop of it: see `decode_for_crop`."""
-
 
 class Augment:
     """Random resized crop, flip, RandAugment and random erasing of one image, by Pillow.
 
-    The result is a function of (image, seed, draw). With a crop scale of 1 it is cropped as evaluation does.
+    The result is a function of (image, seed, draw). The steps: `chance` of the draw, `crop` of the image's size, then
+    decoding, which is not done here, and the call, which does the rest. With a crop scale of 1 the image is cropped as
+    in evaluation.
     The policy and its distribution are those of torchvision's transforms of these names.
     """
 
@@ -39,37 +37,41 @@ class Augment:
         self.config = config
         self.fill = tuple(round(255 * value) for value in config.data.mean)
 
-    def __call__(self, opener: Opener, draw: Draw) -> NDArray[np.uint8]:
-        """An image to uint8 (side, side, 3), side that of the epoch's training crops."""
-        augment, side = self.config.augment, self.config.train_side(draw.epoch)
+    def chance(self, draw: Draw) -> random.Random:
+        """The random numbers of a draw, for `crop` and then the call."""
         turn = draw if draw.repeat else draw[:2]
-        chance = random.Random(derive_seed(self.config.seed, "augment", *turn))
-        picture = Image.fromarray(self._crop(opener, side, chance))
+        return random.Random(derive_seed(self.config.seed, "augment", *turn))
+
+    def crop(self, width: int, height: int, side: int, chance: random.Random) -> tuple[Box, float]:
+        """The box of a random resized crop, and by how much its pixels may be reduced before they are resized."""
+        least = self.config.augment.crop_scale
+        if least == 1:
+            return (0, 0, width, height), 1.0
+        box = crop_box(width, height, least, chance)
+        return box, min(box[2] - box[0], box[3] - box[1]) / side
+
+    def __call__(self, pixels: NDArray[np.uint8], box: Box, side: int, chance: random.Random) -> NDArray[np.uint8]:
+        """Pixels (H, W, 3) and the crop's box in them to the augmented crop, uint8 (side, side, 3)."""
+        augment = self.config.augment
+        picture = Image.fromarray(self._resized(pixels, box, side))
         if chance.random() < augment.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         for _ in range(augment.randaugment):
             picture = rand_augment(picture, augment.magnitude, self.fill, chance)
-        pixels: NDArray[np.uint8] = np.array(picture)
+        made: NDArray[np.uint8] = np.array(picture)
         if chance.random() < augment.erasing:
             left, top, right, bottom = erased_box(side, chance)
-            pixels[top:bottom, left:right] = self.fill
-        return pixels
+            made[top:bottom, left:right] = self.fill
+        return made
 
-    def _crop(self, opener: Opener, side: int, chance: random.Random) -> NDArray[np.uint8]:
-        data, least = self.config.data, self.config.augment.crop_scale
-        if least == 1:
-            pixels, _ = opener(lambda width, height: ((0, 0, width, height), 1))
-            whole = Preprocess(
-                size=side, crop_pct=data.crop_pct, interpolation=data.interpolation, mean=data.mean, std=data.std
-            )
-            return whole.resize_and_crop(Image.fromarray(pixels))
-
-        def crop(width: int, height: int) -> tuple[Box, float]:
-            box = crop_box(width, height, least, chance)
-            return box, min(box[2] - box[0], box[3] - box[1]) / side
-
-        pixels, (left, top, right, bottom) = opener(crop)
-        return resize(pixels[top:bottom, left:right], side, data.interpolation)
+    def _resized(self, pixels: NDArray[np.uint8], box: Box, side: int) -> NDArray[np.uint8]:
+        data, (left, top, right, bottom) = self.config.data, box
+        if self.config.augment.crop_scale < 1:
+            return resize(pixels[top:bottom, left:right], side, data.interpolation)
+        whole = Preprocess(
+            size=side, crop_pct=data.crop_pct, interpolation=data.interpolation, mean=data.mean, std=data.std
+        )
+        return whole.resize_and_crop(Image.fromarray(pixels))
 
 
 RESIZE = {

@@ -4,7 +4,7 @@ import io
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -130,32 +130,44 @@ def decode(source: str | Path | bytes, name: str = "", max_pixels: int = MAX_PIX
         return _to_rgb(_upright(picture), _stated_top(picture, content))
 
 
-def decode_for_crop(
-    content: bytes, name: str, crop: Callable[[int, int], tuple[Box, float]]
-) -> tuple[NDArray[np.uint8], Box]:
-    """The pixels of an image for a crop of it: as `decode` gives them, but a JPEG faster, and smaller where that does.
+class EncodedImage:
+    """An image whose size is known and whose pixels are not decoded yet.
 
-    crop: of the upright image's width and height, the box that is wanted and by how much it may be reduced.
-    Returns pixels (H, W, 3) and the box in them. Only a JPEG is reduced, to half or less, or not at all.
+    width, height: of the upright image.
     """
-    with _opened(content, name, MAX_PIXELS) as picture:
-        if picture.format != "JPEG":
-            picture.load()  # before its EXIF, which in a PNG may follow the colours: reading it would hide their damage
-        turn = _orientation(picture)
+
+    def __init__(self, picture: Image.Image, content: bytes) -> None:
+        self._picture, self._content, self._turn = picture, content, _orientation(picture)
+        self.width, self.height = picture.size if self._turn < 5 else picture.size[::-1]
+
+    def decode(self, box: Box, reduction: float) -> tuple[NDArray[np.uint8], Box]:
+        """Pixels (H, W, 3) for a crop of the image, and the crop's box in them.
+
+        box: left, top, right, bottom in the upright image.  reduction: by how much the pixels may be reduced.
+        The pixels are those of `decode`, but a JPEG's come faster, and reduced to half or less where that is allowed.
+        """
+        picture, pixels = self._picture, None
         width, height = picture.size
-        whole = (height, width) if turn >= 5 else (width, height)
-        box, reduction = crop(*whole)
-        pixels = None
-        if picture.format == "JPEG" and picture.mode == "RGB" and turn == 1 and not picture.info.get("icc_profile"):
-            pixels = _decode_jpeg(content, width, height, reduction)
+        plain = picture.mode == "RGB" and self._turn == 1 and not picture.info.get("icc_profile")
+        if picture.format == "JPEG" and plain:
+            pixels = _decode_jpeg(self._content, width, height, reduction)
         if pixels is None:
             if reduction >= 2 and picture.format == "JPEG" and picture.mode in ("L", "RGB"):
                 picture.draft(picture.mode, (max(int(width / reduction), 1), max(int(height / reduction), 1)))
             picture.load()
-            pixels = np.array(_to_rgb(_upright(picture), _stated_top(picture, content)))
-    across, down = pixels.shape[1] / whole[0], pixels.shape[0] / whole[1]
-    left, top = round(box[0] * across), round(box[1] * down)
-    return pixels, (left, top, max(round(box[2] * across), left + 1), max(round(box[3] * down), top + 1))
+            pixels = np.array(_to_rgb(_upright(picture), _stated_top(picture, self._content)))
+        across, down = pixels.shape[1] / self.width, pixels.shape[0] / self.height
+        left, top = round(box[0] * across), round(box[1] * down)
+        return pixels, (left, top, max(round(box[2] * across), left + 1), max(round(box[3] * down), top + 1))
+
+
+@contextmanager
+def open_encoded(content: bytes, name: str) -> Iterator[EncodedImage]:
+    """An image whose pixels are decoded later, for a crop. Raises DataError naming it, also while it is open."""
+    with _opened(content, name, MAX_PIXELS) as picture:
+        if picture.format != "JPEG":
+            picture.load()  # before its EXIF, which in a PNG may follow the colours: reading it would hide their damage
+        yield EncodedImage(picture, content)
 
 
 def _decode_jpeg(content: bytes, width: int, height: int, reduction: float) -> NDArray[np.uint8] | None:

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from multiprocessing.sharedctypes import RawValue
 from typing import Any, NamedTuple
 
@@ -21,7 +20,6 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from atnet.config import Config, DataConfig
 from atnet.data.augment import Augment
-from atnet.data.decode import Box
 from atnet.data.order import BatchOrder, Draw
 from atnet.data.pictures import Pictures
 from atnet.data.preprocess import Preprocess, resize_shorter
@@ -88,14 +86,18 @@ class TrainSet(Dataset[Sample]):
 
     def at(self, place: int, draw: Draw) -> Sample:
         """The image at a place among these, as it looks in a draw."""
-        found = self.cached[place] if self.cached else None
+        side, chance = self.augment.config.train_side(draw.epoch), self.augment.chance(draw)
         try:
-            if isinstance(found, BadSample):
-                raise DataError(found.reason)
-            opener = partial(self.pictures.read_for_crop, place) if found is None else partial(_crop_of, found)
-            pixels = self.augment(opener, draw)
+            if self.cached:
+                found = self.cached[place]
+                if isinstance(found, BadSample):
+                    raise DataError(found.reason)
+                pixels, (box, _) = found, self.augment.crop(found.shape[1], found.shape[0], side, chance)
+            else:
+                with self.pictures.open(place) as image:
+                    pixels, box = image.decode(*self.augment.crop(image.width, image.height, side, chance))
+            pixels = self.augment(pixels, box, side, chance)
         except DataError as error:
-            side = self.augment.config.train_side(draw.epoch)
             nothing = torch.zeros(side, side, 3, dtype=torch.uint8)
             return nothing.permute(2, 0, 1), NO_LABEL, BadSample(self.pictures.ids[place], str(error))
         return torch.from_numpy(pixels).permute(2, 0, 1), int(self.pictures.labels[place]), None
@@ -234,12 +236,6 @@ def batches_of(loader: DataLoader[Any]) -> Generator[Any, None, None]:
             pixels, labels, holes = batch
             batch = torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(labels), holes
         yield batch
-
-
-def _crop_of(cached: NDArray[np.uint8], crop: Callable[[int, int], tuple[Box, float]]) -> tuple[NDArray[np.uint8], Box]:
-    """A cached image's pixels and a box in them."""
-    height, width, _ = cached.shape
-    return cached, crop(width, height)[0]
 
 
 def _read(pictures: Pictures, index: int, keep: Callable[[Image.Image], Any]) -> Any:

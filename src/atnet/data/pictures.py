@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from atnet.data.classes import class_order
-from atnet.data.decode import Box, decode, decode_for_crop
+from atnet.data.decode import EncodedImage, decode, open_encoded
 from atnet.errors import DataError
 
 
@@ -94,9 +95,9 @@ class Pictures:
         """The image as RGB. Raises DataError naming it if it cannot be read."""
         return decode(self.read_bytes(index), self.locate(index))
 
-    def read_for_crop(self, index: int, crop: Callable[[int, int], tuple[Box, float]]) -> tuple[NDArray[np.uint8], Box]:
-        """As `decode_for_crop`: pixels, and the box in them."""
-        return decode_for_crop(self.read_bytes(index), self.locate(index), crop)
+    def open(self, index: int) -> AbstractContextManager[EncodedImage]:
+        """The image, to be decoded for a crop. Raises DataError naming it if it can't be read, while it is open too."""
+        return open_encoded(self.read_bytes(index), self.locate(index))
 
     def read_bytes(self, index: int) -> bytes:
         """The image's file as it is. Raises DataError naming it if it cannot be had."""
