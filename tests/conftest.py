@@ -78,7 +78,9 @@ def finished_run(_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         data = {**QUICK["data"], "source": str(_digits)}
-        return atnet.train(**QUICK | {"epochs": 3, "data": data}, out=folder / "run").folder
+        run = atnet.train(**QUICK | {"epochs": 3, "data": data}, out=folder / "run").folder
+        atnet.render_run(run)
+        return run
 
 
 @pytest.fixture

@@ -364,7 +364,7 @@ def test_an_address_has_a_share_of_the_connections_and_its_oldest_make_room(guar
         last = lines.enter_context(line_to(guarded, "127.0.0.2"))
         last.sendall(HEALTHZ)
         assert last.recv(65536).startswith(b"HTTP/1.1 200 ")
-        assert [is_closed(line) for line in many] == [True] * 4 + [False] * 5
+        until(lambda: [is_closed(line) for line in many] == [True] * 4 + [False] * 5)
         assert not any(map(is_closed, others))
 
 

@@ -257,7 +257,7 @@ def test_a_full_disk_before_the_first_checkpoint_leaves_a_folder_for_the_same_co
     """Whatever the disk takes before it is full, from the lock on."""
     whole = atnet.train(**quick, out=tmp_path / "whole").folder
     real, run = os.replace, tmp_path / "run"
-    for takes in (0, 1, 4, 7, 9, 10):
+    for takes in (0, 1, 3, 6, 8, 9):
         calls = 0
 
         def fail(source, target, takes=takes):
@@ -273,7 +273,7 @@ def test_a_full_disk_before_the_first_checkpoint_leaves_a_folder_for_the_same_co
         monkeypatch.undo()
         if run.exists() and checkpoints(run):
             break
-    assert takes == 10
+    assert takes == 9
     again = atnet.train(resume=run).folder
     assert (again / "ema.safetensors").read_bytes() == (whole / "ema.safetensors").read_bytes()
 
