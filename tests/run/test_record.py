@@ -138,6 +138,8 @@ DAMAGES = {
         fill("record.json", b"[" * 100_000),
         cut("record.json"),
         spoil_json(config={}),
+        spoil_json(top1={"last": 10**400}),
+        spoil_json(epochs=10**400),
     ],
     "predictions.csv": [
         fill("predictions.csv", b""),

@@ -492,7 +492,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("model", "data", "device"), ("a text", lambda value: isinstance(value, str))),
     **dict.fromkeys(
         ("parameters", "train_pictures", "val_pictures", "classes", "size", "epochs", "batch", "seed"),
-        ("a whole number", lambda value: type(value) is int),
+        ("a whole number", lambda value: type(value) is int and abs(value) < 2**63),
     ),
     **dict.fromkeys(("seconds", "images_per_s"), ("a number", lambda value: _is_number(value))),
     **dict.fromkeys(
@@ -513,7 +513,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # NaN is not
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -80,7 +80,9 @@ def _write_down(state: State, run: Path, epoch: int, fault: str) -> int:
         "fault": fault,
         "pictures": pictures,
     }
-    rows: list[dict[str, Any]] = [old for old in read_rows(folder / LIST, "step") if int(old["step"]) < state.step]
+    rows: list[dict[str, Any]] = [
+        old for old in read_rows(folder / LIST, "step") if old["step"].isdecimal() and float(old["step"]) < state.step
+    ]  # a line that is damaged is left out: it would end the training
     rows.append(row)
     if len(rows) <= KEPT:
         write_whole(folder / f"step-{state.step}.safetensors", to_safetensors(state.model.state_dict(), state.info))
