@@ -1,6 +1,6 @@
 # make demo and make test need Python 3.11 to 3.13 and make, nothing else.
 #   make demo                  set up, train on the embedded digits, evaluate, predict
-#   make test                  the tests; photos are tested if ATNET_IMAGENETTE names Imagenette's folder
+#   make test                  the tests but the slow ones; photos are tested if ATNET_IMAGENETTE names Imagenette's folder
 #   make bench                 the tables and pictures of docs/performance.md
 #   make table                 README's table and picture, from the records under results/
 #   make weights               the network that comes with the package, trained on Imagenette's photos
@@ -32,7 +32,7 @@ TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
 PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo bench table weights test ci lint types peer-tests proof-augment proof-data proof-data-speed proof-explain \
+.PHONY: demo bench table weights test all-tests ci lint types peer-tests proof-augment proof-data proof-data-speed proof-explain \
 	proof-faults proof-fuzz proof-heads proof-malicious proof-parity proof-products proof-publish proof-serve proof-training-speed \
 	proof-transfer readme reference setup dev web-picture explain-picture clean
 .DEFAULT_GOAL := demo
@@ -102,9 +102,14 @@ bench: dev
 		xxxs xxs xs mobilenetv3_small_100 edgenext_xx_small
 
 # Torch's threads in several processes at once would only wait for each other: one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/peer --ignore tests/readme \
+	--numprocesses auto --maxprocesses 4 --dist worksteal --durations 15
+
 test: dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/peer --ignore tests/readme \
-		--numprocesses auto --maxprocesses 4 --dist worksteal --durations 15
+	$(PYTEST) -m "not slow"
+
+all-tests: dev
+	$(PYTEST)
 
 lint: dev
 	$(BIN)/ruff check .
@@ -176,7 +181,7 @@ reference: dev
 readme: dev
 	$(BIN)/python -m pytest tests/readme
 
-ci: lint types test peer-tests readme demo
+ci: lint types all-tests peer-tests readme demo
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

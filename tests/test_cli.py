@@ -61,6 +61,7 @@ def test_sizes_prints_the_table():
     assert max(map(len, shown.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_sizes_draws_where_parameters_lie(tmp_path):
     words = ("sizes", "xxxs", "xxxs+kernel=7", "--picture", tmp_path / "parts.png")
     shown = command(*words).stdout
@@ -107,6 +108,7 @@ def test_bad_input_is_one_line_and_exit_code_2(words, message, capfd, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_names_cannot_command_the_terminal(digits, tmp_path):
     for part in ("train", "val"):
         (digits / part / "six").rename(digits / part / "[bold]\x1b[2Jsix")

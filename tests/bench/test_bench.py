@@ -11,6 +11,7 @@ from atnet.errors import ConfigError
 from atnet.models.cost import cost_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["onnx", "eager", "train"])
 def test_networks_are_timed_side_by_side(engine):
     ours, theirs = bench(["xxxs", "mobilenetv3_small_050"], size=64, batch=4, engine=engine, rounds=3, seconds=0.01)
@@ -60,6 +61,7 @@ def test_a_killed_process_is_named_and_the_others_end(tmp_path, monkeypatch):
     assert [worker._process.returncode for worker in workers] == [-signal.SIGKILL, 0]
 
 
+@pytest.mark.slow
 def test_another_reference_is_added_if_it_is_not_among_them():
     timings = bench(["xxxs"], size=32, reference="mobilenetv3_small_050", rounds=1, seconds=0.01)
     assert [timing.model for timing in timings] == ["atnet_xxxs", "mobilenetv3_small_050"]
@@ -73,6 +75,7 @@ def test_a_network_that_cannot_run_is_named():
         bench(["crossvit_9_240"], size=64, engine="train", rounds=1)
 
 
+@pytest.mark.slow
 def test_a_documents_table_is_put_between_its_markers(tmp_path):
     document = tmp_path / "performance.md"
     document.write_text("Before.\n<!-- few: begin, made by `make bench` -->\nold\n<!-- few: end -->\nAfter.\n")
@@ -90,6 +93,7 @@ def test_a_documents_table_is_put_between_its_markers(tmp_path):
         main([*words, "--document", str(document), "--title", "other"])
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_keeps_a_table_and_a_picture(tmp_path, capsys):
     words = ["bench", "xxxs", "--size", "32", "--rounds", "1", "--seconds", "0.01", "--engine", "onnx", "--batch", "1",
              "--batch", "2", "--out", "bench"]  # fmt: skip

@@ -16,6 +16,7 @@ def timed():
         return blocks.bench_blocks(size=64, rounds=2, seconds=0.01)
 
 
+@pytest.mark.slow
 def test_blocks_add_up_to_the_network(timed):
     found, [costed] = timed
     times = {

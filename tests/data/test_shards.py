@@ -352,6 +352,7 @@ def test_a_flat_validation_without_its_list_is_an_error(few_photos, tmp_path):
         open_parts(str(root), 0.2)
 
 
+@pytest.mark.slow
 def test_imagenets_layout_its_shards_and_a_folder_train_to_the_same_losses(few_photos, tmp_path):
     root, _ = kaggle(few_photos, tmp_path / "kaggle")
     packed(root, tmp_path / "pack", size=0, shard=20)

@@ -83,6 +83,7 @@ def test_what_is_wrong_with_classes_and_files_is_said(few_photos, tmp_path):
     assert found.advice.options == ("--data.balance loss",)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_page_and_ends_with_1_if_something_is_wrong(few_photos, capsys, tmp_path):
     main(["doctor", str(few_photos)])
     page = (tmp_path / "doctor.html").read_text()

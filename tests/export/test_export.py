@@ -73,11 +73,13 @@ def test_nothing_is_sent_or_noted_by_onnx_runtime(run, digits, tmp_path):
     assert list(place.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_peer_of_timms_is_exported_too(quick, tmp_path):
     run = atnet.train(**quick | {"model": "mobilenetv3_small_050"}, out=tmp_path / "run").folder
     assert export(run, tmp_path / "peer.onnx").difference < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["onnx", "safetensors"])
 def test_half_as_large_says_the_same(run, digits, to):
     whole, half = (export(run, run / f"{half}.{to}", to=to, half=half).path for half in (False, True))

@@ -168,6 +168,7 @@ def test_the_network_that_comes_with_the_package_is_published_with_its_card(tmp_
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), shipped.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_page_goes_with_it_too(weights, digits, tmp_path):
     try:
         find_runtime()
@@ -209,6 +210,7 @@ def test_what_is_a_folder_and_what_is_on_the_hub(tmp_path):
     assert hub_name("hf-hub:runs/horn") == "runs/horn"
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_noticed(weights, digits, tmp_path):
     publish(weights, to=tmp_path / "horn", onnx=True, data=str(digits))
     for name in ("model.safetensors", "model.onnx"):
@@ -223,6 +225,7 @@ def test_a_changed_file_is_noticed(weights, digits, tmp_path):
         atnet.load(tmp_path / "horn")
 
 
+@pytest.mark.slow
 def test_what_is_pushed_comes_back_by_every_way(hub, weights, digits, tmp_path, caplog):
     """The commands as processes of their own, with the hub's variables."""
     variables = os.environ | {
@@ -266,6 +269,7 @@ print(json.dumps(atnet.predict({picture!r}, "hf-hub:alice/horn")[0].top))
     assert "French horn" in run("-m", "atnet", "predict", picture, "--weights", "hf-hub:alice/horn")
 
 
+@pytest.mark.slow
 def test_a_new_publication_takes_the_place_of_the_old_one(hub, weights, digits, tmp_path):
     publish(weights, to="alice/horn", onnx=True, data=str(digits))
     first = hub.repositories["alice/horn"].commits[-1]

@@ -69,6 +69,7 @@ def test_a_network_in_8_bits_holds_its_accuracy_and_tells_what_it_did(run, digit
     assert alone[-1] > 0
 
 
+@pytest.mark.slow
 def test_weights_in_8_bits_have_a_scale_a_channel_and_parts_left_are_float(quick, tmp_path, monkeypatch):
     """With one part after the other in float, until the budget holds."""
     run = atnet.train(**quick, out=tmp_path / "run").folder
@@ -94,6 +95,7 @@ def test_weights_in_8_bits_have_a_scale_a_channel_and_parts_left_are_float(quick
             assert list(weights[source.input[1]].dims) in ([channels[0]], [channels[-1]])
 
 
+@pytest.mark.slow
 def test_nothing_is_written_where_accuracy_is_not_held(quick, tmp_path, monkeypatch):
     """Each part is left in float but the last, here of a network of few parts."""
     run = atnet.train(**quick, out=tmp_path / "run").folder
@@ -105,6 +107,7 @@ def test_nothing_is_written_where_accuracy_is_not_held(quick, tmp_path, monkeypa
     assert sorted(path.name for path in run.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_several_heads_and_a_file_that_takes_pictures(quick_star, digits, tmp_path):
     run = atnet.train(**quick_star, out=tmp_path / "star").folder
     few = Path(shutil.copytree(digits, tmp_path / "few"))

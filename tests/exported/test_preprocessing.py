@@ -57,6 +57,7 @@ def test_taking_the_steps_out_gives_the_network_back_unless_they_were_changed():
     assert not remove_preprocessing(model, preprocess), "there is nothing left to take out"
 
 
+@pytest.mark.slow
 def test_a_file_that_takes_pictures_answers_as_the_weights_do(run, digits):
     done = export(run, preprocessing=True)
     assert 0 <= done.difference < 1e-2

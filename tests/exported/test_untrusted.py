@@ -106,6 +106,7 @@ def test_answers_that_are_no_numbers_are_refused_and_nothing_else_stops(sound, t
         network(np.ones((1, 3, 7, 7), np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["xxxs", "xxxs_star", "xs_star", "seed_s", "mobilenetv3_small_100"])
 def test_a_sound_network_is_not(name, tmp_path):
     path = tmp_path / "sound.onnx"

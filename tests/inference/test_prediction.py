@@ -123,6 +123,7 @@ def test_the_newest_run_is_asked_before_the_network_that_comes_with_the_package(
     assert weights_to_ask(None).resolve() == (run.folder / "ema.safetensors").resolve()
 
 
+@pytest.mark.slow
 def test_several_heads_answer_and_abstain_alike_in_torch_and_onnx(quick_star, digits, tmp_path, capsys):
     options = quick_star | {"epochs": 8, "optim": {"lr": 3e-3}}
     run = atnet.train(**options, out=tmp_path / "run").folder

@@ -68,6 +68,7 @@ def test_a_broken_picture_trains_like_one_that_is_not_in_the_batch(digits, quick
         assert torch.allclose(gradient, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())), name
 
 
+@pytest.mark.slow
 def test_a_run_with_broken_pictures_resumes_to_the_same_bits(digits, quick, monkeypatch):
     spoil(digits, "train", 5, 120)
     options = {**quick, "epochs": 3}
@@ -127,6 +128,7 @@ def test_a_rare_class_weighs_as_much_in_small_parts_of_a_batch(digits, quick):
     assert state.class_weight[4] == pytest.approx(4 * state.class_weight[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balance", ["loss", "sampler"])
 def test_a_rare_class_counts_as_much_as_the_others(digits, quick, balance):
     for picture in sorted((digits / "train" / "one").iterdir())[2:]:

@@ -121,6 +121,7 @@ def test_a_run_whose_newest_is_damaged_ends_with_the_same_weights(quick, tmp_pat
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_a_training_is_named_and_the_checkpoint_before_is_sound(quick, tmp_path, monkeypatch):
     real, calls = os.replace, 0
 

@@ -118,6 +118,7 @@ def test_the_loss_is_least_where_both_say_the_same():
     assert distillation_loss(taught, taught, 2.0) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_student_comes_to_agree_with_its_teacher(quick, digits, teacher, tmp_path):
     """Labels weigh nothing here: what is learned is the teacher's, mistakes too."""
     options = quick | {"epochs": 6, "optim": {"lr": 2e-3}}

@@ -62,6 +62,7 @@ def test_two_processes_train_what_one_does(options, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_run_goes_on_with_one_process(options, tmp_path):
     whole = atnet.train(**options | {"epochs": 3}, out=tmp_path / "whole").folder
     process = start(options | {"epochs": 3}, tmp_path / "run")
@@ -77,6 +78,7 @@ def test_sigterm_saves_and_the_run_goes_on_with_one_process(options, tmp_path):
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_process_comes_back_from_the_last_checkpoint(options, tmp_path):
     process = start(options | {"epochs": 3}, tmp_path / "run", 2, "--max-restarts", "2")
     while not checkpoints(tmp_path / "run"):
@@ -93,6 +95,7 @@ def test_a_killed_process_comes_back_from_the_last_checkpoint(options, tmp_path)
     assert read_record(tmp_path / "run")[1]["environment"]["resumed"]
 
 
+@pytest.mark.slow
 def test_an_error_of_the_first_process_ends_them_all_with_its_message(options, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("years of work")
@@ -102,6 +105,7 @@ def test_an_error_of_the_first_process_ends_them_all_with_its_message(options, t
     assert "exists and is not empty" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "said"),
     [

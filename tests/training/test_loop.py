@@ -39,6 +39,7 @@ def test_a_run_leaves_what_is_promised(quick, tmp_path):
     assert Path("runs/last").resolve() == run.folder.resolve()
 
 
+@pytest.mark.slow
 def test_evaluations_are_as_far_apart_as_asked(quick, tmp_path):
     every = atnet.train(**quick | {"epochs": 5}, out=tmp_path / "every")
     second = atnet.train(**quick | {"epochs": 5, "eval_every": 2}, out=tmp_path / "second")
@@ -119,6 +120,7 @@ def test_killed_run_ends_with_the_weights_of_an_unbroken_run(quick, tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_the_rest_gives_the_weights_of_an_unbroken_run(quick, tmp_path, number, code):
     """A real process with loader processes, all of them interrupted in its second epoch, as a system does it."""
@@ -154,6 +156,7 @@ def test_a_signal_saves_and_the_rest_gives_the_weights_of_an_unbroken_run(quick,
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_a_killed_loader_process_is_named_and_the_run_goes_on_from_its_checkpoint(quick, tmp_path):
     options = quick | {"epochs": 3, "data": quick["data"] | {"workers": 2}}
     recipe = tmp_path / "recipe.yaml"
@@ -370,6 +373,7 @@ def test_the_imagenet_recipe_takes_two_steps_on_made_up_pictures(digits, tmp_pat
         assert next(csv.DictReader(file))["step"] == "2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["xxxs", "xxs", "xs", "s", "s_star", "l"])
 def test_each_sizes_imagenet_recipe_takes_two_steps_at_a_small_size(digits, tmp_path, name):
     recipe = Path(__file__).parent.parent.parent / "recipes" / f"imagenet_{name}.yaml"

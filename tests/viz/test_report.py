@@ -151,6 +151,7 @@ def test_a_hundred_names_do_nothing_in_a_spreadsheet(attacked):
     assert all(cell.isprintable() for cell in cells)
 
 
+@pytest.mark.slow
 def test_a_hundred_names_do_nothing_in_the_terminal(attacked, tmp_path):
     shutil.copytree(attacked, tmp_path / "again")
     picture = next((attacked.parent / "data").rglob("*.png"))
