@@ -70,7 +70,9 @@ def test_what_is_not_finite_is_not_taken_noted_and_can_be_replayed(quick, tmp_pa
     assert "stem.0.conv.weight" in found[1].gradients
     main(["replay", str(run), "7"])
     assert f"Step 7: {rows[1]['fault']}\n" in capsys.readouterr().out
-    assert json.loads((run / "record.json").read_text())["top1"]["last"] >= 0
+    assert json.loads((run / "record.json").read_text())["loss"]["last"] < 10, (
+        "steps that are not finite changed nothing"
+    )
 
 
 def test_a_replayed_step_has_the_pictures_and_the_loss_of_the_run(quick, tmp_path, spoil, monkeypatch):
