@@ -27,7 +27,7 @@ def test_what_is_deployed_costs_less_where_branches_are_merged():
 
 def test_the_parts_make_the_whole():
     parts, whole = parts_of("xs", 160), cost_of("xs", 160)
-    assert list(parts)[:5] == ["stem", "stages", "encoder", "norm", "head"]
+    assert list(parts)[:7] == ["stem", "stages.0", "stages.1", "stages.2", "encoder", "norm", "head"]
     tokens = 5 * 288
     assert sum(parameters for parameters, _ in parts.values()) + tokens == whole.parameters
     assert sum(macs for _, macs in parts.values()) == whole.macs

@@ -40,20 +40,28 @@ def cost_of(model: str, size: int, deployed: bool = False) -> Cost:
 def parts_of(model: str, size: int) -> dict[str, tuple[int, int]]:
     """Parameters and multiply-adds of each part of a network at 1000 classes and size x size, in an image's order.
 
-    A part is a child module of the network (stem, stages, ...); parameters and operations of none of them, AT-Net's
-    prefix tokens for one, are left out.  Raises ConfigError if it cannot be built.
+    A part is a child module of the network, or one of its stages: stem, stages.0, ..., encoder. Parameters and
+    operations of none of them, AT-Net's prefix tokens for one, are left out.  Raises ConfigError if it cannot be built.
     """
     with torch.device("meta"):
         network = create_classifier(model, classes=1000, size=size).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.empty(1, 3, size, size, device="meta"))
     counts = counter.get_flop_counts()
+    parts = dict(network.named_children())
+    if isinstance(stages := parts.get("stages"), nn.Sequential):
+        inside = {f"stages.{name}": stage for name, stage in stages.named_children()}
+        parts = {
+            name: part
+            for child in parts
+            for name, part in (inside if child == "stages" else {child: parts[child]}).items()
+        }
     return {
         name: (
             sum(p.numel() for p in part.parameters()),
             sum(counts.get(f"{type(network).__name__}.{name}", {}).values()) // 2,
         )
-        for name, part in network.named_children()
+        for name, part in parts.items()
     }
 
 
