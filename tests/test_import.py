@@ -35,3 +35,20 @@ def test_importing_changes_no_global_state():
         "print(before == (torch.initial_seed(), torch.get_num_threads(), torch.get_default_dtype()))"
     )
     assert run(code) == "True"
+
+
+def test_former_names_of_modules_are_those_of_now_and_say_so():
+    code = (
+        "import warnings; warnings.simplefilter('error', DeprecationWarning)\n"
+        "import importlib, atnet\n"
+        "from atnet.moved import MOVED\n"
+        "said = []\n"
+        "for old, new in MOVED.items():\n"
+        "    with warnings.catch_warnings(record=True) as caught:\n"
+        "        warnings.simplefilter('always')\n"
+        "        assert importlib.import_module(old) is importlib.import_module(new), old\n"
+        "    said.append(any(f'{old} is now {new}' == str(one.message) for one in caught))\n"
+        "from atnet.show.explain import maps_of\n"
+        "print(all(said), len(said) > 30, maps_of.__module__)"
+    )
+    assert run(code) == "True True atnet.viz.explain"

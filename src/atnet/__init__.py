@@ -10,9 +10,11 @@ The names below are imported when they are first used: `import atnet` alone impo
 """
 
 import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from atnet.moved import Finder
 from atnet.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from atnet.viz.run import render_run as render_run
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # or ONNX Runtime reports the files it opens to its makers
+
+sys.meta_path.append(Finder())
 
 _HOMES = {
     "SIZES": "atnet.models.sizes",
