@@ -66,3 +66,11 @@ def test_an_option_that_is_gone_is_named_on_the_command_line(capsys):
     with pytest.raises(SystemExit):
         atnet.cli.main(["train", "--data", "digits", "--heads.view-drop", "0.5"])
     assert "--heads.view-drop is gone" in capsys.readouterr().err
+
+
+def test_former_names_of_parts_are_those_of_now():
+    model = atnet.create_model("xxxs", device="meta")
+    assert model.conv_mix is model.stages[1].blocks
+    assert model.late_mix is model.stages[2].blocks
+    assert model.trans_mix is model.encoder
+    assert not [name for name, _ in model.named_modules() if "mix" in name]

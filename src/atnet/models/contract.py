@@ -20,6 +20,11 @@ class TimmContract(nn.Module):
     reg_token: nn.Parameter | None
     class_attention: int
 
+    # Names of parts before version 0.2.
+    conv_mix = property(lambda self: self.stages[1].blocks)
+    late_mix = property(lambda self: self.stages[2].blocks)
+    trans_mix = property(lambda self: self.encoder)
+
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         """The head; with several decision heads, the classifier that they share, and their adapters."""
         return (self.head, self.adapters) if self.decision_heads else self.head
