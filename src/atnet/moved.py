@@ -18,7 +18,7 @@ _HOMES = {
         "export": "export quantize web runtime publish card", "exported": "onnx untrusted trial preprocessing",
         "serve": "serve service openapi connections decoder decoders batching",
     },
-    "show": {"viz": "doctor embed explain html layout pictures report"},
+    "show": {"viz": "doctor embed explain html report"},
 }  # fmt: skip
 """Of each former package its modules, by the package that they are in now."""
 
@@ -29,6 +29,8 @@ MOVED = {
     for module in modules.split()
 } | {
     "atnet.model.blocks": "atnet.models.atnet",
+    "atnet.show.pictures": "atnet.viz.plots",
+    "atnet.show.layout": "atnet.viz.parts",
     "atnet.measure.trust": "atnet.eval.selective",
     "atnet.measure.bench_worker": "atnet.bench.worker",
     "atnet.training.ranks": "atnet.training.distributed",

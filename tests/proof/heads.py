@@ -23,7 +23,7 @@ from atnet.eval.metrics import HeadScores, calibration
 from atnet.eval.selective import TRUST, fit_trust, least_confidence
 from atnet.models.heads import answer
 from atnet.models.load import load
-from atnet.viz.pictures import draw_dots
+from atnet.viz.plots import draw_dots
 
 FIT, SEEN = slice(0, None, 2), slice(1, None, 2)
 PROMISED = (0.95, 0.99)

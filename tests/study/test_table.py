@@ -12,7 +12,7 @@ from atnet.cli.table import table
 from atnet.config import make_config
 from atnet.errors import ConfigError
 from atnet.study.table import BEGIN, END, add_record, points_of, read_results, row_name, write_table
-from atnet.viz.pictures import part_names
+from atnet.viz.plots import part_names
 
 README = f"# Title\n\n{BEGIN}\nold\n{END}\n\nAfter.\n"
 

@@ -14,7 +14,7 @@ from PIL import Image
 import atnet
 from atnet.errors import ConfigError
 from atnet.run.record import read_metrics, read_predictions
-from atnet.viz.pictures import drawable
+from atnet.viz.plots import drawable
 from atnet.viz.report import write_report
 
 TAGS = {

@@ -65,7 +65,7 @@ def bench(
     from atnet.errors import ConfigError
     from atnet.files import write_whole
     from atnet.progress import counted
-    from atnet.viz.pictures import draw_bench
+    from atnet.viz.plots import draw_bench
 
     if not models:
         raise ConfigError("no model given: atnet bench xxxs mobilenetv3_small_100")

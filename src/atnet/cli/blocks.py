@@ -39,7 +39,7 @@ def blocks(
     from atnet.bench.bench import machine_line, publish
     from atnet.bench.blocks import bench_blocks, columns_of_blocks, columns_of_costed
     from atnet.bench.roof import measure_roof
-    from atnet.viz.pictures import draw_blocks
+    from atnet.viz.plots import draw_blocks
 
     found, costed = bench_blocks(size=size, threads=threads, rounds=rounds, seconds=seconds)
     tables = [columns_of_blocks(found), columns_of_costed(costed)]

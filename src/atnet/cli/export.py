@@ -59,7 +59,7 @@ def export(
             )
         from atnet.cli.tables import table_of
         from atnet.export.quantize import quantize
-        from atnet.viz.pictures import draw_quantized
+        from atnet.viz.plots import draw_quantized
 
         made = quantize(weights, out, max_drop=max_drop, preprocessing=with_preprocessing, licence=licence, data=data)
         draw_quantized(made.trials, made.costs, max_drop, made.picture)

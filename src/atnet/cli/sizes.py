@@ -41,7 +41,7 @@ def sizes(*names: str, picture: Path | None = None, size: int = 224) -> None:
             count = sum(p.numel() for p in create_classifier(name, classes=1000, size=size).parameters())
         table.add_row(name, f"{count / 1e6:.2f}M", *layout.columns, str(layout.heads))
     if picture is not None:
-        from atnet.viz.layout import draw_parts
+        from atnet.viz.parts import draw_parts
 
         require_new(picture, "--picture")
         draw_parts(names or [name for name in SIZES if "_" not in name], size, picture)

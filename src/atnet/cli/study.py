@@ -36,7 +36,7 @@ def study(
         run_study,
         write_results,
     )
-    from atnet.viz.pictures import draw_study
+    from atnet.viz.plots import draw_study
 
     plan, out = read_study(study, data), out or study.with_suffix("")
     console = Console(highlight=False, width=120)

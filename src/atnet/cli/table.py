@@ -28,7 +28,7 @@ def table(
         Accuracy over parameters, for the dataset and input size with the most rows; a PNG.
     """
     from atnet.study.table import add_record, points_of, read_results, write_table
-    from atnet.viz.pictures import draw_accuracy
+    from atnet.viz.plots import draw_accuracy
 
     written = [add_record(run, results) for run in add]
     found = read_results(results)

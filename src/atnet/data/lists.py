@@ -26,7 +26,7 @@ MAX_ROWS, MAX_ROW, MAX_COLUMNS, MAX_SPLITS = 20_000_000, 1_000_000, 1000, 20
 """Most rows of a list, letters of a row, columns, and names of parts."""
 
 PARQUET_ROWS = 1_000_000
-"""A list in Parquet has as many rows, and one more for each byte, at most: paths differ, so that none is so small."""
+"""A list in Parquet may have so many rows, and one more for each of its bytes: paths differ, so each takes some."""
 
 Row = Sequence[Any]
 
@@ -60,9 +60,9 @@ def open_list(path: Path) -> dict[str, Pictures]:
     found: dict[str, int | None] = {}
     seen = 0
     try:
-        for number, (heads, row) in enumerate(_read(path), 1):
-            if len(heads) != seen:
-                found, seen = {what: _column(path, heads, what) for what in COLUMNS}, len(heads)
+        for number, (header, row) in enumerate(_read(path), 1):
+            if len(header) != seen:
+                found, seen = {what: _column(path, header, what) for what in COLUMNS}, len(header)
             picture, value, part = (None if at is None or at >= len(row) else row[at] for at in found.values())
             label = known.get(value) if isinstance(value, str) else None
             if label is None:
@@ -95,7 +95,7 @@ def open_list(path: Path) -> dict[str, Pictures]:
 
 
 def _read(path: Path) -> Iterator[tuple[list[str], Row]]:
-    """Of each row the names of the columns, to which others may be added, and the values in their order."""
+    """For each row, the names of the columns and the values in their order; later rows of JSON may add columns."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         yield from _read_parquet(path)
@@ -130,17 +130,17 @@ def _lines(path: Path, text: TextIO) -> Iterator[str]:
 
 def _read_table(path: Path, text: TextIO, between: str) -> Iterator[tuple[list[str], Row]]:
     rows = csv.reader(_lines(path, text), delimiter=between, strict=True)
-    heads: list[str] | None = None
+    header: list[str] | None = None
     try:
         for row in rows:
-            if heads is None and row:
-                heads = row
-                _require_columns(path, heads)
-            elif heads is not None and row:
-                yield heads, row
+            if header is None and row:
+                header = row
+                _require_columns(path, header)
+            elif header is not None and row:
+                yield header, row
     except csv.Error as error:
         raise DataError(f"{path}: not a table ({error}) at line {rows.line_num}") from error
-    if heads is None:
+    if header is None:
         raise DataError(f"{path}: no rows in it")
 
 
@@ -179,46 +179,46 @@ def _skip(text: str, at: int) -> int:
 
 def _aligned(path: Path, found: Iterator[Any]) -> Iterator[tuple[list[str], Row]]:
     """Objects as rows."""
-    heads: list[str] = []
+    header: list[str] = []
     known: set[str] = set()
     for one in found:
         if not isinstance(one, dict):
             raise DataError(f"{path}: expected a list of objects, each with a path and a label")
         if not known.issuperset(one):
-            heads += [name for name in one if name not in known]
+            header += [name for name in one if name not in known]
             known.update(one)
-            _require_columns(path, heads)
-        yield heads, [one.get(name) for name in heads]
+            _require_columns(path, header)
+        yield header, [one.get(name) for name in header]
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[list[str], Row]]:
     from atnet.data.parquet import opened, rows_of
 
     with opened(path) as file:
-        heads = [name for name in file.schema_arrow.names if any(name.lower() in known for known in COLUMNS.values())]
-        _require_columns(path, heads)
+        header = [name for name in file.schema_arrow.names if any(name.lower() in known for known in COLUMNS.values())]
+        _require_columns(path, header)
         size = path.stat().st_size
         if file.metadata.num_rows > PARQUET_ROWS + size:
             raise DataError(f"{path}: {file.metadata.num_rows:,} rows in {size:,} bytes cannot be a list")
-        for row in rows_of(file, heads, str(path), size, MAX_ROW):
-            yield heads, row
+        for row in rows_of(file, header, str(path), size, MAX_ROW):
+            yield header, row
 
 
-def _require_columns(path: Path, heads: Sequence[str]) -> None:
+def _require_columns(path: Path, header: Sequence[str]) -> None:
     """Raises DataError unless there is one column of paths and one of labels among a modest number."""
-    if len(heads) > MAX_COLUMNS:
+    if len(header) > MAX_COLUMNS:
         raise DataError(f"{path}: more than the {MAX_COLUMNS:,} columns allowed")
     for what in ("path", "label"):
-        if _column(path, heads, what) is None:
+        if _column(path, header, what) is None:
             raise DataError(
-                f"{path}: no column of {what}s among {some(heads)}: call it {' or '.join(COLUMNS[what][:3])}"
+                f"{path}: no column of {what}s among {some(header)}: call it {' or '.join(COLUMNS[what][:3])}"
             )
 
 
-def _column(path: Path, heads: Sequence[str], what: str) -> int | None:
+def _column(path: Path, header: Sequence[str], what: str) -> int | None:
     """Where the column is; None if there is none. Raises DataError if several could be it."""
-    found = [i for i, name in enumerate(heads) if name.strip().lower() in COLUMNS[what]]
+    found = [i for i, name in enumerate(header) if name.strip().lower() in COLUMNS[what]]
     if len(found) > 1:
-        names = " and ".join(repr(heads[i]) for i in found)
+        names = " and ".join(repr(header[i]) for i in found)
         raise DataError(f"{path}: {names} could both be the column of {what}s: rename all but one")
     return found[0] if found else None

@@ -1,10 +1,11 @@
 """AT-Net: stem, three stages of ConvMix blocks, prefix tokens, encoder, one decision head or several.
 
 Shapes: B images, C channels, H x W pixels; D is the width of the last stage and of the encoder; h x w is the grid of
-the last stage, H/16 x W/16 in the sizes of the family; R is the number of register tokens, N = h * w of patch tokens.
+the last stage, H/16 x W/16 in the sizes of the family; there are R register tokens and N = h * w patch tokens.
 """
 
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,20 +15,20 @@ from timm.layers import DropPath, Mlp, calculate_drop_path_rates, get_device_dty
 from timm.models import checkpoint_seq, register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
-from atnet.models.contract import TimmContract
 from atnet.models.heads import Adapters, fuse
 from atnet.models.layout import require_whole_heads, stem_widths
 from atnet.models.ops import DepthwiseConv2d, NormRelu2d, attend, mix
+from atnet.models.timm_contract import TimmContract
 
 POOLS = ("token", "avg", "both", "")
 
 
 class ATNet(TimmContract, nn.Module):
-    """The network, with timm's model contract. The layout's arguments are the fields of `Size`.
+    """The network, with timm's model contract. The layout's arguments are the fields of `Size` (models/layout.py).
 
-    global_pool: what the head reads: "token" (the class token), "avg" (mean of the patch tokens, or of all tokens if
-    the encoder ends with class attention, which updates the prefix tokens only), "both" (mean of the class token and of
-    the patch tokens' mean), "" (all tokens, unpooled).
+    global_pool: what the head reads: "token" (the class token), "both" (mean of the class token and of the patch
+    tokens' mean), "avg" (mean of the patch tokens; of all tokens if the encoder ends with class attention, for that
+    updates the prefix tokens only, and would get no gradient), "" (all tokens, unpooled).
     drop_rate: dropout before the head.  drop_path_rate: stochastic depth of the last layer.
     Raises ValueError on a layout that cannot be built.
     """
@@ -68,7 +69,7 @@ class ATNet(TimmContract, nn.Module):
         self.decision_heads = decision_heads
         self.separate_heads = False
         self.class_attention = attention_depths[1]
-        self.has_tokens = True  # False once the encoder is pruned
+        self.has_tokens = True  # False once the third stage and what follows it are pruned
         self.num_reg_tokens = registers
         self.num_prefix_tokens = 1 + registers
         rates = iter(
@@ -81,7 +82,7 @@ class ATNet(TimmContract, nn.Module):
         stages, in_dim = [], dims[0]
         for number, (depth, width) in enumerate(zip(depths, dims, strict=True)):
             blocks = [block(width, kernel, next(rates), **factory) for _ in range(depth)]
-            stride = strides[number] if number else 1
+            stride = strides[number] if number else 1  # strides[0] is the stem's
             stages.append(Stage(in_dim, width, stride, blocks, last=number == 2, **factory))
             in_dim = width
         self.stages = nn.Sequential(*stages)
@@ -91,7 +92,7 @@ class ATNet(TimmContract, nn.Module):
         self.encoder = Blocks(*(TransMix(dim, heads, mlp_ratio, next(rates), prefix, **factory) for prefix in prefixes))
         self.norm = nn.LayerNorm(dim, eps=1e-6, **factory)
         self.head = nn.Identity()
-        reductions = itertools.accumulate(strides, lambda total, stride: total * stride)
+        reductions = itertools.accumulate(strides, operator.mul)
         self.feature_info = [
             {"num_chs": width, "reduction": reduction, "module": module}
             for width, reduction, module in zip(dims, reductions, ("stages.0", "stages.1", "encoder"), strict=True)
@@ -104,7 +105,7 @@ class ATNet(TimmContract, nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to normalised tokens (B, 1 + R + N, D)."""
+        """Images (B, C, H, W) to normalised tokens (B, 1 + R + N, D), or to a stage's grid if the others are pruned."""
         grid = self.stages(self.stem(x))  # (B, D, h, w)
         if not self.has_tokens:
             return grid
@@ -132,7 +133,7 @@ class ATNet(TimmContract, nn.Module):
         return logits if self.training and self.separate_heads else fuse(logits)
 
     def decide(self, x: Tensor) -> Tensor:
-        """Tokens to each head's logits (B, 1 + decision_heads, classes): the class token's, then the registers'."""
+        """Tokens to each head's logits (B, 1 + decision_heads, classes): of what `pool` gives, then of registers."""
         registers = self.adapters(x[:, 1 : 1 + self.decision_heads])
         return self.head(self.head_drop(torch.cat([self.pool(x)[:, None], registers], dim=1)))
 
@@ -187,7 +188,7 @@ def make_stem(in_chans: int, dim: int, stride: int, convmixer: bool, **factory: 
     """Images (B, C, H, W) to (B, dim, H / stride, W / stride), sides rounded up.
 
     convmixer: one patch convolution, any stride; if not, stride-2 convolutions, stride a power of two.
-    Raises ValueError on a stride that cannot be.
+    Raises ValueError if the stride is not supported.
     """
     if convmixer:
         return nn.Sequential(PatchConv(in_chans, dim, stride, **factory))
@@ -262,7 +263,7 @@ class Stage(nn.Module):
 
 
 class SeparableConv(nn.Module):
-    """A depthwise 3x3 convolution of the given stride (none if 1), a 1x1 convolution, BatchNorm."""
+    """A depthwise 3x3 convolution of the given stride (left out if that is 1), a 1x1 convolution, BatchNorm."""
 
     def __init__(self, in_dim: int, dim: int, stride: int, **factory: Any) -> None:
         super().__init__()
@@ -278,8 +279,8 @@ class SeparableConv(nn.Module):
 class ConvMix(nn.Module):
     """A depthwise kernel x kernel convolution, then a 1x1, each with BatchNorm, ReLU and a residual; (B, dim, H, W).
 
-    Source: ConvMixer (Trockman & Kolter 2022, section 2), with a second residual, and BatchNorm and ReLU, which are one
-    operation with the convolution when deployed, for GELU and BatchNorm.
+    Source: the block of ConvMixer (Trockman & Kolter 2022, section 2), with two changes: a second residual, and
+    BatchNorm then ReLU in place of GELU then BatchNorm, so that BatchNorm folds into the convolution when deployed.
     """
 
     def __init__(self, dim: int, kernel: int, drop_path: float, **factory: Any) -> None:
@@ -318,8 +319,8 @@ class ConvMixerBlock(nn.Module):
 class TransMix(nn.Module):
     """A pre-norm encoder layer: attention, then an MLP, each with residual; tokens (B, L, D).
 
-    prefix: 0 for self-attention of all tokens, else how many tokens, the first ones, are queries and are updated: class
-    attention, which costs little more than the keys and values of the other tokens.
+    prefix: 0 for self-attention. Else class attention: the first `prefix` tokens are the queries, and the only tokens
+    that are updated, which costs little more than the keys and values of the others.
     Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"; for the prefix, see ClassAttention.
     """
 

@@ -1,4 +1,4 @@
-"""Several decision heads: those on register tokens besides the class token's, and their fused answer."""
+"""Several decision heads: those on register tokens besides the first one's, and their fused answer."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def fuse(logits: Tensor) -> Tensor:
 def answer(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """Logits (batch, classes) of a network in evaluation, and of one with several heads each head's too.
 
-    The latter are (batch, heads, classes), the class token's head first.
+    The latter are (batch, heads, classes), the head of the pooled tokens first.
     """
     if not getattr(model, "several_heads", False):
         return model(images).float(), None

@@ -12,7 +12,7 @@ from atnet.models.layout import DEEPEST, LARGEST, Size, stem_widths
 GONE = {
     "isolated": False,
     "dense_squeeze": False,
-    "gate": False,
+    "gate": False,  # squeeze-and-excitation in each ConvMix block
     "qk_norm": False,
     "layer_scale": 0.0,
     "view_drop_rate": 0.0,

@@ -19,7 +19,7 @@ from atnet.data.pictures import Pictures
 from atnet.errors import DataError
 from atnet.eval.doctor import Diagnosis, Finding
 from atnet.viz.html import jpeg_address, write_page
-from atnet.viz.pictures import BLUE, mosaic
+from atnet.viz.plots import BLUE, mosaic
 
 PAGE = "doctor.html"
 MOST_LINES, MOST_PAIRS, MOST_CLASSES, SAMPLES = 50, 8, 200, 16

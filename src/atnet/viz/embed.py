@@ -14,7 +14,7 @@ from atnet.errors import ConfigError, DataError
 from atnet.files import write_whole
 from atnet.inference.embed import Embedding, on_plane
 from atnet.progress import counted, progress_bar
-from atnet.viz.pictures import NAMED, drawable
+from atnet.viz.plots import NAMED, drawable
 
 log = logging.getLogger("atnet")
 

@@ -25,7 +25,7 @@ from atnet.inference.prediction import likeliest, picture_files, weights_meant
 from atnet.models.atnet import ATNet
 from atnet.models.load import at_size, has_fixed_input, load
 from atnet.progress import progress_bar
-from atnet.viz.pictures import BLUE, drawable
+from atnet.viz.plots import BLUE, drawable
 from atnet.weights.info import WeightsInfo
 
 TOP = 5

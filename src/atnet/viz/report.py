@@ -24,7 +24,7 @@ from atnet.progress import duration
 from atnet.run.record import ENVIRONMENT, kept_weights, read_metrics, read_predictions, read_record, reading
 from atnet.viz.explain import lit, maps_of
 from atnet.viz.html import jpeg_address, png_address, write_page
-from atnet.viz.pictures import (
+from atnet.viz.plots import (
     CONFUSION,
     CURVES,
     MISTAKES,

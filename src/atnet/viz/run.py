@@ -16,7 +16,7 @@ from atnet.errors import AtnetError, ConfigError, DataError
 from atnet.eval.metrics import Scores
 from atnet.run.record import kept_weights, read_metrics, read_predictions, read_record
 from atnet.training.state import mean_and_std, normalise_and_mix
-from atnet.viz.pictures import (
+from atnet.viz.plots import (
     CELLS,
     CONFUSION,
     CURVES,

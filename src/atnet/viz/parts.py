@@ -7,7 +7,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from atnet.models.cost import parts_of
-from atnet.viz.pictures import save_figure
+from atnet.viz.plots import save_figure
 
 LEAST = 0.05
 """Share from which a part has its figure written into it."""

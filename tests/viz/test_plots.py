@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atnet.viz.pictures import draw_confusion
+from atnet.viz.plots import draw_confusion
 
 
 @pytest.mark.parametrize("classes", [3, 45, 3001])

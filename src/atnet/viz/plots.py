@@ -1,4 +1,4 @@
-"""Images of a run: the only file that draws."""
+"""Plots from plain rows: curves, confusion matrix, mosaics of images, benchmarks, studies."""
 
 from collections.abc import Sequence
 from functools import cache
