@@ -211,6 +211,7 @@ def test_where_it_looked_is_what_explain_says(site, visit, tmp_path):
             assert over[begin] + over[side] / 2 == pytest.approx(middle, abs=1.5)
 
 
+@pytest.mark.slow
 def test_a_network_without_attention_shows_no_map(quick, site, visit, tmp_path):
     weights = atnet.train(**quick | {"model": "xxxs+attention_depths=0,0"}, out=tmp_path / "without").folder
     page = visit(write_web(tmp_path / "no-map", weights).path)
@@ -218,6 +219,7 @@ def test_a_network_without_attention_shows_no_map(quick, site, visit, tmp_path):
     expect(page.locator("#look")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_several_heads_say_how_many_agree(quick_star, site, visit, tmp_path):
     weights = atnet.train(**quick_star, out=tmp_path / "several").folder
     page = visit(write_web(tmp_path / "of-several", weights).path)

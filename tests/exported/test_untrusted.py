@@ -34,6 +34,7 @@ def sound(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HARMFUL)
 def test_a_harmful_network_is_refused(name, sound, tmp_path, monkeypatch):
     monkeypatch.setattr(malicious, "SOUND", sound)

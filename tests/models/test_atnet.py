@@ -23,6 +23,7 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize(("sides", "channels", "classes"), [((224, 224), 1, 10), ((160, 288), 10, 1)])
 def test_every_size_runs_and_every_parameter_gets_a_gradient(name, sides, channels, classes):

@@ -256,6 +256,7 @@ def test_norm_and_relu_are_torchs_outside_training(images):
     torch.testing.assert_close(norm(grid).double(), F.relu(plain(grid.double())), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [({"CC": "no-such-compiler"}, "no-such-compiler"), ({"CC": "false"}, "false"), ({"ATNET_KERNELS": "0"}, "")],

@@ -46,6 +46,7 @@ def figures(run: Path) -> list[tuple[float, float, float]]:
     return [(float(row["train_loss"]), float(row["val_loss"]), float(row["ema_val_loss"])) for row in rows]
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(options, tmp_path):
     said = finish(start(options, tmp_path / "two"))
     assert said.count("Written to") == 1

@@ -176,6 +176,7 @@ def test_a_killed_loader_process_is_named_and_the_run_goes_on_from_its_checkpoin
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_by_one_process_at_a_time(quick, tmp_path):
     recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(to_yaml(make_config(**quick | {"epochs": 50, "data": quick["data"] | {"workers": 2}})))
@@ -226,6 +227,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_can_be_begun_again(quick, 
     assert (mine / "config.yaml").read_text() == recipe.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["next batch", "step", "evaluation", "save"])
 def test_an_interruption_anywhere_leaves_a_step_to_go_on_from(quick, tmp_path, monkeypatch, where):
     options = quick | {"epochs": 2}
@@ -368,6 +370,7 @@ def test_bf16_and_checkpointing_train(quick, tmp_path):
     assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_imagenet_recipe_takes_two_steps_on_made_up_pictures(digits, tmp_path):
     recipe = Path(__file__).parent.parent.parent / "recipes" / "imagenet.yaml"
     run = atnet.train(
