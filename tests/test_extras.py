@@ -1,0 +1,35 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from atnet import extras
+from atnet.cli import main
+from atnet.errors import MissingExtraError
+from atnet.inference.prediction import weights_to_ask
+
+
+def test_a_missing_extra_is_named_with_the_command_that_brings_it(monkeypatch):
+    monkeypatch.setattr(extras, "find_spec", lambda module: None if module == "onnxruntime" else module)
+    with pytest.raises(MissingExtraError, match=r"needs onnxruntime, .*pip install 'atnet\[serve\]'"):
+        extras.require("serve")
+    assert weights_to_ask("xxxs.imagenette").suffix == ".safetensors", "torch answers where ONNX Runtime is not"
+
+
+def test_each_extra_brings_the_modules_that_it_is_for():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    for extra, modules in extras.EXTRAS.items():
+        brought = {line.partition(">")[0].replace("-", "_") for line in project["optional-dependencies"][extra]}
+        assert brought == set(modules)
+    assert not {line.partition(">")[0] for line in project["dependencies"]} & {"onnx", "onnxruntime", "uvicorn"}
+
+
+def test_a_command_whose_extra_is_missing_ends_with_one_line(monkeypatch, capsys):
+    def missing(extra):
+        raise MissingExtraError(f"needs x, not installed here: pip install 'atnet[{extra}]'")
+
+    monkeypatch.setattr("atnet.cli.export.export", lambda **_: missing("export"), raising=True)
+    with pytest.raises(SystemExit) as ended:
+        main(["export"])
+    assert ended.value.code == 2
+    assert "pip install 'atnet[export]'" in capsys.readouterr().err
