@@ -1,5 +1,6 @@
 """Draws a finished run: curves, confusion matrix, most confident mistakes, samples of the training images."""
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def scores_of(run: Path, record: dict[str, Any]) -> tuple[Scores, tuple[str, ...
 
 def _first_batch(config: Config, train: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The first images that the run trained on, augmented and mixed: colours 0 to 1 (N, 3, H, W), and their targets."""
-    first = batches_of(train_loader(train, config, 0, 1))
+    plain = dataclasses.replace(config.data, cache="none", workers=0)  # one batch alone is read
+    first = batches_of(train_loader(train, dataclasses.replace(config, data=plain), 0, 1))
     pixels, labels, _ = next(first)
     first.close()
     some = slice(config.batch // config.optim.accumulate)
