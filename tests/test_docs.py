@@ -13,6 +13,7 @@ from atnet.models.cost import cost_of
 from atnet.models.load import create_classifier
 from atnet.training.norm import RunningStatistics
 from atnet.training.plan import counted_speed, plan_run
+from make_map import make_map
 
 ROOT = Path(__file__).parent.parent
 SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
@@ -79,3 +80,8 @@ def test_pages_lead_to_files_that_there_are():
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_map_is_of_the_files_there_are():
+    listed = (ROOT / "docs" / "map.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`src/\S+`", listed)) == set(re.findall(r"`src/\S+`", make_map())), "make reference"

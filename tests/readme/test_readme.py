@@ -76,11 +76,3 @@ def test_a_block_does_what_it_says(number, folder, request):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(words, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_map_is_made_of_the_files_there_are():
-    made = subprocess.run(
-        [sys.executable, "make_map.py", "/dev/stdout"], cwd=ROOT / "tests", capture_output=True, text=True, check=True
-    ).stdout
-    listed = (ROOT / "docs" / "map.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"`src/\S+`", listed)) == set(re.findall(r"`src/\S+`", made)), "make reference"
