@@ -103,3 +103,8 @@ def test_the_peer_convmixer_has_the_parameters_of_xxxs():
     ]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
     assert timm.create_model("convmixer_256_19", num_classes=7)(torch.randn(2, 3, 64, 64)).shape == (2, 7)
+
+
+def test_the_module_has_what_it_had_when_it_was_a_package():
+    names = ("default_cfgs", "pretrained_cfg", "CONVMIXER", "atnet_xxxs", "atnet_s_star", "convmixer_256_19")
+    assert [name for name in names if not hasattr(atnet.timm, name)] == []

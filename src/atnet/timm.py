@@ -8,6 +8,7 @@ from typing import NoReturn
 import timm
 
 from atnet.models.registry import *  # noqa: F403
+from atnet.models.registry import CONVMIXER, default_cfgs, pretrained_cfg  # noqa: F401
 
 
 def main() -> None:
