@@ -11,8 +11,8 @@ import atnet.timm
 
 NAMES = sorted(atnet.timm.default_cfgs)
 LEFT_OUT = {
-    # It asks for a spatial output: timm holds its own token models (`vit_*`) out of it, too, and tests them, as us, with
-    # test_model_default_cfgs_non_std.
+    # It asks for a spatial output: timm holds its own token models (`vit_*`) out of it, too, and tests them, as us,
+    # with test_model_default_cfgs_non_std.
     "test_model_default_cfgs",
     # TorchScript, which torch has deprecated.
     "test_model_forward_torchscript",
