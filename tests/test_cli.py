@@ -157,3 +157,18 @@ def test_the_same_command_names_its_unfinished_run(quick, digits, tmp_path, caps
     assert (tmp_path / "runs" / "first" / "record.json").exists()
     main([*words, "--seed", "1"])  # another training: nothing is offered
     assert "not finished" not in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_drawn_is_finished_all_the_same(digits, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("atnet.viz.run.draw_curves", full)
+        main(["train", "--data", str(digits), "--data.size", "32", "--epochs", "1", "--batch", "20",
+              "--data.workers", "0", "--model", "xxxs+depths=1,1,1", "--out", "run"])  # fmt: skip
+    said = capsys.readouterr()
+    assert "No space left on device; `atnet report run` tries again" in said.err
+    assert "Next: atnet report run" in said.out
+    main(["report", "run"])
+    assert Path("run/curves.png").exists()

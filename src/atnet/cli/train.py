@@ -46,7 +46,6 @@ def train(
     from atnet.training.distributed import is_launched, is_main_process
     from atnet.training.loop import resume_run, train_config, unfinished_run
     from atnet.training.plan import forecast_config, settle
-    from atnet.viz.run import render_run
 
     if resume is not None:
         if recipe is not None or config is not None or out is not None or check or time_budget is not None:
@@ -68,7 +67,7 @@ def train(
     named = {"ema": "moving average, which --weights RUN takes", "last": "last weights"}
     if not is_main_process():
         return
-    render_run(folder)
+    _draw(folder)
     kept = kept_weights(run.record)
     top1 = ", ".join(
         f"{run.record['top1'][name]:.2f}% ({named[name]})"
@@ -86,6 +85,18 @@ def train(
         markup=False,
         soft_wrap=True,
     )
+
+
+def _draw(run: Path) -> None:
+    """Draws the finished run; a full disk or images that are gone meanwhile cost it its plots alone."""
+    from atnet.errors import AtnetError
+    from atnet.viz.run import render_run
+
+    try:
+        render_run(run)
+    except (AtnetError, OSError) as error:
+        console = Console(stderr=True, highlight=False)
+        console.print(f"not drawn: {error}; `atnet report {quoted(run)}` tries again", markup=False, soft_wrap=True)
 
 
 def _wants(run: Path) -> bool:
