@@ -330,7 +330,7 @@ def fake_scores() -> Any:
 
 @point(5, "SIGTERM anywhere, on 1 and 2 ranks: saved, exit code 143, resumed bitwise")
 def sigterms(proof: Proof) -> Finding:
-    moments = [("step", 1), ("step", 9), ("evaluation", 1), ("evaluation", 4), ("save", 1), ("write", 2), ("data", 1)]
+    moments = [("step", 1), ("step", 9), ("evaluation", 1), ("evaluation", 3), ("save", 1), ("write", 2), ("data", 1)]
     moments += [("data", 8)]
     good = 0
     slowest = 0.0
