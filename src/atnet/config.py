@@ -47,7 +47,7 @@ def _whole(kind: type, tokens: Sequence[Token]) -> int:
     except ValueError:
         number = math.nan
     if not number.is_integer():
-        raise ValueError(f"{word!r} is not a whole number")
+        raise ValueError(f"{word[:80]!r} is not a whole number")
     return int(number)
 
 
@@ -57,7 +57,7 @@ def _batch(kind: type, tokens: Sequence[Token]) -> int:
     if word == "auto":
         return 0
     if not word.isdecimal() or not 0 < float(word) < 1e18:
-        raise ValueError(f"{word!r} is neither a count of pictures nor auto")
+        raise ValueError(f"{word[:80]!r} is neither a count of pictures nor auto")
     return int(word)
 
 
