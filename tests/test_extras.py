@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -33,3 +35,17 @@ def test_a_command_whose_extra_is_missing_ends_with_one_line(monkeypatch, capsys
         main(["export"])
     assert ended.value.code == 2
     assert "pip install 'atnet[export]'" in capsys.readouterr().err
+
+
+def test_networks_are_run_with_what_the_server_brings():
+    """onnxscript, which the extra serve has not, is for writing them."""
+    code = (
+        "import sys; sys.modules['onnxscript'] = None\n"
+        "import importlib.util as util; real = util.find_spec\n"
+        "util.find_spec = lambda name, *more: None if name == 'onnxscript' else real(name, *more)\n"
+        "import atnet.serve.service, atnet.serve.serve, atnet.exported.onnx\n"
+        "from atnet.inference.prediction import weights_to_ask\n"
+        "print(weights_to_ask('xxxs.imagenette').suffix)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == ".onnx", done.stderr

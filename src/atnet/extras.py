@@ -11,15 +11,15 @@ EXTRAS = {
 """The modules that each extra of pyproject.toml brings."""
 
 
-def require(extra: str) -> None:
-    """Raises MissingExtraError, with the pip command to type, unless the extra is installed."""
-    if missing := _missing(extra):
+def require(extra: str, *modules: str) -> None:
+    """Raises MissingExtraError, with the pip command to type, unless these modules of the extra, or all, are there."""
+    if missing := _missing(modules or EXTRAS[extra]):
         raise MissingExtraError(f"needs {', '.join(missing)}, not installed here: pip install 'atnet[{extra}]'")
 
 
-def is_installed(extra: str) -> bool:
-    return not _missing(extra)
+def is_installed(*modules: str) -> bool:
+    return not _missing(modules)
 
 
-def _missing(extra: str) -> list[str]:
-    return [module for module in EXTRAS[extra] if find_spec(module) is None]
+def _missing(modules: tuple[str, ...]) -> list[str]:
+    return [module for module in modules if find_spec(module) is None]

@@ -74,3 +74,23 @@ def test_former_names_of_parts_are_those_of_now():
     assert model.late_mix is model.stages[2].blocks
     assert model.trans_mix is model.encoder
     assert not [name for name, _ in model.named_modules() if "mix" in name]
+
+
+@pytest.mark.parametrize("name", ["stem.x", "stem." + "9" * 5000 + ".conv.weight", "stem..weight", "stem.²."])
+def test_hostile_names_of_tensors_are_left_alone(name):
+    names = ["squeeze.position.weight", "stem.0.conv.weight", "stem.1.conv.weight", name]
+    assert current_names(names)[name] == name
+
+
+def test_tensors_by_their_former_names_are_loaded_by_torch_and_timm_too():
+    model = atnet.create_model("xxxs", num_classes=10)
+    with safe_open(WEIGHTS / f"{SHIPPED}.safetensors", "pt") as opened:
+        old = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
+    model.load_state_dict(old)
+    assert model.state_dict()["encoder.0.attention.q.weight"].equal(old["trans_mix.0.attention.q.weight"])
+
+
+def test_a_pruned_model_has_no_part_that_was_pruned():
+    model = atnet.create_model("xxxs", num_classes=2)
+    model.prune_intermediate_layers([0])
+    assert not hasattr(model, "late_mix")

@@ -7,7 +7,7 @@ from scipy.stats import chi2
 import atnet
 from atnet.cli import main
 from atnet.errors import ConfigError
-from atnet.study.compare import compare
+from atnet.study.compare import compare, flat_settings
 
 
 @pytest.fixture
@@ -92,3 +92,13 @@ def test_a_seed_spread_is_not_held_against_the_runs_that_make_it(runs, capsys):
     assert "points, the same settings; " in pairs[0]
     assert "seed spread" in pairs[1]
     assert "seed spread" in pairs[2]
+
+
+def test_options_that_are_gone_set_no_runs_apart():
+    old = {
+        "optim": {"lr": 0.1},
+        "heads": {"view_drop": 0.0, "penalty": 0.0, "together": 0.0},
+        "distill": {"kind": "soft"},
+    }
+    assert flat_settings(old) == {"optim.lr": 0.1, "heads.together": 0.0}
+    assert flat_settings({"distill": {"kind": "hard"}}) == {"distill.kind": "hard"}

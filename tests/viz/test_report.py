@@ -175,3 +175,14 @@ def test_every_picture_of_a_run_is_one(attacked):
 def test_names_are_drawn_with_the_letters_that_the_font_has():
     assert drawable("日本 é $x$ \x1b", 20) == "?? é $x$ ?"
     assert drawable("a" * 50, 10) == "a" * 9 + "…"
+
+
+def test_a_run_whose_images_changed_is_drawn_without_them(quick, digits, tmp_path, caplog):
+    run = atnet.train(**quick, out=tmp_path / "run").folder
+    (digits / "train" / "zzz").mkdir()
+    (digits / "val" / "zzz").mkdir()
+    for part in ("train", "val"):
+        shutil.copy(next((digits / part / "one").iterdir()), digits / part / "zzz")
+    assert sorted(path.name for path in atnet.render_run(run)) == ["confusion.png", "curves.png"]
+    assert "other classes or images than the run had" in caplog.text
+    assert "what spoke for the class called" in write_report(run).read_text()

@@ -89,12 +89,11 @@ def train(
 
 def _draw(run: Path) -> None:
     """Draws the finished run; a full disk or images that are gone meanwhile cost it its plots alone."""
-    from atnet.errors import AtnetError
-    from atnet.viz.run import render_run
-
     try:
+        from atnet.viz.run import render_run  # which imports matplotlib
+
         render_run(run)
-    except (AtnetError, OSError) as error:
+    except Exception as error:  # the training is done, whatever is wrong with drawing it
         console = Console(stderr=True, highlight=False)
         console.print(f"not drawn: {error}; `atnet report {quoted(run)}` tries again", markup=False, soft_wrap=True)
 

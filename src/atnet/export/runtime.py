@@ -5,6 +5,7 @@ It is one version, whose checksum is known. npm fetches it where there is one, w
 
 import base64
 import hashlib
+import http.client
 import os
 import shutil
 import subprocess
@@ -54,17 +55,18 @@ def _fetch(folder: Path) -> Path:
     archive = folder / f"onnxruntime-web-{VERSION}.tgz"
     why = ""
     if npm := shutil.which("npm"):
-        done = subprocess.run(
-            [npm, "pack", "--silent", "--pack-destination", str(folder), f"onnxruntime-web@{VERSION}"],
-            capture_output=True, text=True, cwd=folder,
-        )  # fmt: skip
-        if not done.returncode and archive.is_file():
-            return archive
-        why = " ".join((done.stderr.strip() or done.stdout).split())[:200]
+        words = ["pack", "--silent", "--pack-destination", str(folder), f"onnxruntime-web@{VERSION}"]
+        try:
+            done = subprocess.run([npm, *words], capture_output=True, text=True, cwd=folder, timeout=120)
+            if not done.returncode and archive.is_file():
+                return archive
+            why = " ".join((done.stderr.strip() or done.stdout).split())[:200]
+        except (OSError, subprocess.TimeoutExpired) as error:
+            why = str(error)
     try:
         with urllib.request.urlopen(ADDRESS, timeout=60) as answer:
             archive.write_bytes(answer.read(MAX_BYTES))
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise ConfigError(
             f"onnxruntime-web {VERSION}, which the page needs, can't be fetched from {ADDRESS} ({why or error}): "
             "connect to the network, once"

@@ -2,4 +2,4 @@
 
 from atnet.extras import require
 
-require("export")
+require("export", "onnx", "onnxruntime")  # to write one takes onnxscript too, see `graph`

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atnet.exported.contract import OPSET
+from atnet.extras import require
 from atnet.models.heads import fuse
 from atnet.progress import working
 from atnet.weights.info import WeightsInfo
@@ -23,6 +24,7 @@ def write_onnx(model: nn.Module, shape: tuple[int, ...], path: Path, info: Weigh
     Of several decision heads each one's logits follow: heads (N, heads, classes).
     Its nodes are called by the part of the network they are of: stages.1.blocks.0.depthwise/Conv.12.
     """
+    require("export")
     several = getattr(model, "several_heads", False)
     with working("Writing the graph"):
         program = torch.onnx.export(

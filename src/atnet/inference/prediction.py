@@ -128,7 +128,7 @@ def weights_meant(weights: str | Path | None) -> Path:
 def weights_to_ask(weights: str | Path | None, device: str = "auto") -> Path:
     """As `weights_meant`; of what comes with AT-Net the ONNX file, where that can be run and a CPU suits."""
     path = weights_meant(weights)
-    by_onnx = path.parent == WEIGHTS and device in ("auto", "cpu") and is_installed("export")
+    by_onnx = path.parent == WEIGHTS and device in ("auto", "cpu") and is_installed("onnx", "onnxruntime")
     return path.with_suffix(".onnx") if by_onnx else path
 
 

@@ -4,7 +4,7 @@ Version 0.1 reads what is refused here.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from atnet.models.layout import DEEPEST, LARGEST, Size, stem_widths
@@ -51,26 +51,29 @@ def current_names(names: Iterable[str]) -> dict[str, str]:
     if "squeeze.position.weight" not in names:  # each network had it
         return {name: name for name in names}
     # A stem of several steps had the first stage's blocks before its last step, which is the second stage's now.
-    steps = sorted(int(name.split(".")[1]) for name in names if re.fullmatch(r"stem\.\d+\.conv\.weight", name))
+    matches = (re.fullmatch(r"stem\.([0-9]{1,3})\.conv\.weight", name) for name in names)
+    steps = sorted(int(match[1]) for match in matches if match)
     last = steps[-1] if len(steps) > 1 else None
     found = {}
     for name in names:
         new = name
-        if last is not None and name.startswith("stem."):
-            _, number, rest = name.split(".", 2)
-            if number == str(last):
+        if last is not None and (parts := re.fullmatch(r"stem\.([0-9]{1,3})\.(.+)", name)):
+            number, rest = int(parts[1]), parts[2]
+            if number == last:
                 new = f"stages.1.downsample.{rest}"
-            elif number.isdecimal() and int(number) not in steps:
-                new = f"stages.0.blocks.{int(number) - len(steps) + 1}.{rest}"
+            elif number not in steps:
+                new = f"stages.0.blocks.{number - len(steps) + 1}.{rest}"
         for pattern, replacement in _TENSORS:
             new = re.sub(pattern, replacement, new)
         found[name] = new
     return found
 
 
-def current_state(state: dict[str, Any]) -> dict[str, Any]:
-    """A network's tensors by the names that they have now."""
+def current_state(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A network's tensors by the names that they have now; itself if it has them."""
     names = current_names(state)
+    if all(old == new for old, new in names.items()):
+        return state
     return {names[name]: tensor for name, tensor in state.items()}
 
 

@@ -1,9 +1,19 @@
 """What timm and the tools built on it ask of a model besides its forward passes and its classifier."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+
+from atnet.models.legacy import current_state
+
+
+def _blocks(model: nn.Module, stage: int) -> Any:
+    stages: Any = model.stages
+    if len(stages) <= stage:
+        raise AttributeError(f"stage {stage} was pruned")
+    return stages[stage].blocks
 
 
 class TimmContract(nn.Module):
@@ -21,9 +31,13 @@ class TimmContract(nn.Module):
     class_attention: int
 
     # Names of parts before version 0.2.
-    conv_mix = property(lambda self: self.stages[1].blocks)
-    late_mix = property(lambda self: self.stages[2].blocks)
+    conv_mix = property(lambda self: _blocks(self, 1))
+    late_mix = property(lambda self: _blocks(self, 2))
     trans_mix = property(lambda self: self.encoder)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """torch's, of tensors by their names of before version 0.2 too."""
+        return super().load_state_dict(current_state(state_dict), strict, assign)
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         """The head; with several decision heads, the classifier that they share, and their adapters."""

@@ -41,7 +41,7 @@ _SMALLER = "use half the --batch, --optim.accumulate 2 (it in two parts), --chec
 
 @dataclass
 class EpochMeter:
-    """EpochMeter over the training steps of the epoch under way, and their seconds."""
+    """Sums over the training steps of the epoch under way, and their seconds."""
 
     loss: float = 0.0
     top1: int = 0

@@ -1,5 +1,6 @@
 """A run as one HTML page."""
 
+import logging
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -37,6 +38,8 @@ from atnet.viz.run import render_run, scores_of
 from atnet.weights.find import find_weights
 from atnet.weights.info import CONFIG
 
+log = logging.getLogger("atnet")
+
 REPORT = "report.html"
 MOST_CLASSES = 200
 PHOTOS = (MISTAKES, SAMPLES)
@@ -57,7 +60,10 @@ def write_report(where: str | Path, out: str | Path | None = None) -> Path:
         require_new(path)
     with reading(run):
         if not all((run / name).is_file() for name in (CURVES, CONFUSION, *PHOTOS)):
-            render_run(run)
+            try:
+                render_run(run)
+            except OSError as error:
+                log.warning("%s: not drawn anew (%s)", run, error)
         contents = _contents(run, record)
     write_page(path, REPORT, **contents)
     return path

@@ -15,7 +15,7 @@ from atnet.data.loader import batches_of, train_loader
 from atnet.data.sources import open_configured
 from atnet.errors import AtnetError, ConfigError, DataError
 from atnet.eval.metrics import Scores
-from atnet.run.record import kept_weights, read_metrics, read_predictions, read_record
+from atnet.run.record import kept_weights, read_metrics, read_predictions, read_record, reading
 from atnet.training.state import mean_and_std, normalise_and_mix
 from atnet.viz.plots import (
     CELLS,
@@ -42,24 +42,28 @@ def render_run(where: str | Path) -> list[Path]:
     Raises ConfigError if the run is not finished or damaged, OSError if its folder can't be written.
     """
     run, record = read_record(where)
-    scores, classes = scores_of(run, record)
+    with reading(run):
+        scores, classes = scores_of(run, record)
+        rows = read_metrics(run)
     names = display_names(classes)
-    draw_curves(read_metrics(run), run / CURVES)
+    draw_curves(rows, run / CURVES)
     draw_confusion(scores.confusion_of(-(-len(names) // CELLS)), names, run / CONFUSION)
     drawn = [run / CURVES, run / CONFUSION]
     try:
         config = make_config(run / CONFIG)
         train, val = open_configured(config.data)
+        if train.classes != classes or len(train) < config.batch:
+            raise DataError(f"{config.data.source}: other classes or images than the run had")
         place = {spreadsheet_safe(name): i for i, name in enumerate(val.ids)}
-        rows, worst = read_predictions(run), surest_mistakes(scores, MOSAIC)
-        gone = [rows[i]["picture"] for i in worst if rows[i]["picture"] not in place]
+        worst, shown = surest_mistakes(scores, MOSAIC), [row["picture"] for row in read_predictions(run)]
+        gone = [shown[i] for i in worst if shown[i] not in place]
         if gone:
             raise DataError(f"{gone[0]}: no longer in {config.data.source}")
-        draw_mistakes([val.read(place[rows[i]["picture"]]) for i in worst], worst, scores, names, run / MISTAKES)
+        draw_mistakes([val.read(place[shown[i]]) for i in worst], worst, scores, names, run / MISTAKES)
         images, targets = _first_batch(config, train)
         draw_samples(images, targets, names, run / SAMPLES)
         drawn += [run / MISTAKES, run / SAMPLES]
-    except AtnetError as error:
+    except (AtnetError, OSError) as error:
         log.warning("%s: without pictures of images: %s", run, error)
     return drawn
 
