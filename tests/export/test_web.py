@@ -405,29 +405,39 @@ def test_nothing_is_overwritten_and_nothing_half_written(site, run, tmp_path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.onnx"]
 
 
+def npm_that(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts a program called npm, and nothing else of that name, before the user's own."""
+    folder.mkdir()
+    (folder / "npm").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
 def test_without_a_network_the_page_says_what_it_needs_and_nothing_is_written(run, tmp_path, monkeypatch):
     monkeypatch.setenv("ATNET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(runtime, "ADDRESS", "http://127.0.0.1:9/none.tgz")
-    with pytest.raises(ConfigError, match="onnxruntime-web .* can't be fetched from http://127.0.0.1:9/none.tgz"):
+    with pytest.raises(ConfigError, match="no npm here, which fetches onnxruntime-web .*install Node.js"):
         write_web("new", run)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["cache"]
+    npm_that(tmp_path / "bin", "echo no network >&2; exit 1", monkeypatch)
+    with pytest.raises(ConfigError, match=r"onnxruntime-web .* can't be fetched by npm \(no network\)"):
+        write_web("new", run)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["bin", "cache", "npm"]
 
 
-def test_the_runtime_is_fetched_once_without_npm_too(site, tmp_path, monkeypatch):
+def test_the_runtime_is_fetched_once(site, tmp_path, monkeypatch):
     folder = runtime.find_runtime()
     files = {name: (folder / name).read_bytes() for name in runtime.FILES.values()}
-    monkeypatch.setattr(runtime, "ADDRESS", (tmp_path / "archive.tgz").as_uri())
-    with tarfile.open(tmp_path / "archive.tgz", "w:gz") as tar:
+    archive = tmp_path / "archive.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
         for inside, name in runtime.FILES.items():
             tar.add(folder / name, f"package/dist/{inside}")
-    digest = hashlib.sha512((tmp_path / "archive.tgz").read_bytes()).digest()
+    digest = hashlib.sha512(archive.read_bytes()).digest()
     monkeypatch.setattr(runtime, "SHA512", base64.b64encode(digest).decode())
     monkeypatch.setenv("ATNET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PATH", "")
+    npm_that(tmp_path / "bin", f'cp {archive} "$4/onnxruntime-web-{runtime.VERSION}.tgz"', monkeypatch)
     made = runtime.find_runtime()
     assert {name: (made / name).read_bytes() for name in files} == files
-    (tmp_path / "archive.tgz").unlink()
+    archive.unlink()
     assert runtime.find_runtime() == made
 
 

@@ -1,7 +1,5 @@
 """The latency of each building block at each stride and width, so that a layout is costed before it is trained."""
 
-import itertools
-import operator
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -92,7 +90,7 @@ def bench_blocks(
 
 def _blocks(layout: Size, size: int) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
     """A layout's blocks, called NAME-STRIDE-WIDTH, with the shapes of their inputs."""
-    strides = list(itertools.accumulate(layout.strides, operator.mul))
+    strides = layout.reductions
     grids = [-(-size // stride) for stride in strides]
     (first, middle, dim), prefix = layout.dims, 1 + layout.registers
     found: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -114,7 +112,7 @@ def _blocks(layout: Size, size: int) -> dict[str, tuple[nn.Module, tuple[int, ..
 
 def _counts(layout: Size) -> dict[str, int]:
     """How many of each block a layout has."""
-    strides = list(itertools.accumulate(layout.strides, operator.mul))
+    strides = layout.reductions
     places = list(zip(strides, layout.dims, strict=True))
     (stem, *later), (stride, dim) = places, places[-1]
     return {

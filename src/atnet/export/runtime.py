@@ -1,17 +1,15 @@
-"""onnxruntime-web, which runs a network in a browser: fetched from npm's registry by the first `atnet web`, and kept.
+"""onnxruntime-web, which runs a network in a browser: fetched by npm at the first `atnet web`, and kept.
 
-It is one version, whose checksum is known. npm fetches it where there is one, with its own settings; else Python does.
+It is one version, whose checksum is known.
 """
 
 import base64
 import hashlib
-import http.client
 import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
-import urllib.request
 from pathlib import Path
 
 from atnet.errors import ConfigError
@@ -26,8 +24,6 @@ FILES = {"ort.wasm.bundle.min.mjs": "ort.js", "ort-wasm-simd-threaded.wasm": "or
 """Those of the archive that one thread on a CPU needs; .js, for not every host knows what an .mjs is."""
 
 LICENCE = Path(__file__).with_name("onnxruntime-web.LICENSE")
-ADDRESS = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
-MAX_BYTES = 200_000_000
 
 
 def find_runtime() -> Path:
@@ -51,26 +47,20 @@ def find_runtime() -> Path:
 
 
 def _fetch(folder: Path) -> Path:
-    """The archive, in the folder."""
+    """The archive, in the folder. npm fetches it, for it knows the user's registry and proxy."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise ConfigError(f"no npm here, which fetches onnxruntime-web {VERSION} for the page, once: install Node.js")
     archive = folder / f"onnxruntime-web-{VERSION}.tgz"
-    why = ""
-    if npm := shutil.which("npm"):
-        words = ["pack", "--silent", "--pack-destination", str(folder), f"onnxruntime-web@{VERSION}"]
-        try:
-            done = subprocess.run([npm, *words], capture_output=True, text=True, cwd=folder, timeout=120)
-            if not done.returncode and archive.is_file():
-                return archive
-            why = " ".join((done.stderr.strip() or done.stdout).split())[:200]
-        except (OSError, subprocess.TimeoutExpired) as error:
-            why = str(error)
+    words = ["pack", "--silent", "--pack-destination", str(folder), f"onnxruntime-web@{VERSION}"]
     try:
-        with urllib.request.urlopen(ADDRESS, timeout=60) as answer:
-            archive.write_bytes(answer.read(MAX_BYTES))
-    except (OSError, http.client.HTTPException) as error:
-        raise ConfigError(
-            f"onnxruntime-web {VERSION}, which the page needs, can't be fetched from {ADDRESS} ({why or error}): "
-            "connect to the network, once"
-        ) from error
+        done = subprocess.run([npm, *words], capture_output=True, text=True, cwd=folder, timeout=600)
+        why = "" if archive.is_file() and not done.returncode else done.stderr.strip() or done.stdout or "no archive"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = str(error)
+    if why:
+        said = " ".join(why.split())[:200]
+        raise ConfigError(f"onnxruntime-web {VERSION}, which the page needs, can't be fetched by npm ({said})")
     return archive
 
 

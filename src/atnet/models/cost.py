@@ -48,14 +48,10 @@ def parts_of(model: str, size: int) -> dict[str, tuple[int, int]]:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.empty(1, 3, size, size, device="meta"))
     counts = counter.get_flop_counts()
-    parts = dict(network.named_children())
-    if isinstance(stages := parts.get("stages"), nn.Sequential):
-        inside = {f"stages.{name}": stage for name, stage in stages.named_children()}
-        parts = {
-            name: part
-            for child in parts
-            for name, part in (inside if child == "stages" else {child: parts[child]}).items()
-        }
+    parts: dict[str, nn.Module] = {}
+    for name, child in network.named_children():
+        stages = child.named_children() if name == "stages" and isinstance(child, nn.Sequential) else ()
+        parts |= {f"{name}.{number}": stage for number, stage in stages} or {name: child}
     return {
         name: (
             sum(p.numel() for p in part.parameters()),

@@ -1,5 +1,7 @@
 """What a layout of AT-Net consists of, and its limits. Free of torch."""
 
+import itertools
+import operator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -51,6 +53,11 @@ class Size:
         patch = " x ".join(str(stride) for stride in self.strides if stride > 1)
         widths = "/".join(map(str, dict.fromkeys(self.dims)))
         return blocks, layers, patch, str(self.kernel), widths
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        """Stride of each stage's grid to the image, in pixels."""
+        return tuple(itertools.accumulate(self.strides, operator.mul))
 
     def grid(self, side: int) -> int:
         """Side of the encoder's grid of patch tokens, for images of side pixels."""
@@ -110,7 +117,11 @@ def parse_field(field: str, word: str) -> Any:
 
 
 def _whole(field: str, word: str) -> int:
-    least, most = int(field in _FROM_ONE), DEEPEST if field in _DEPTHS else LARGEST
+    return whole_number(field, word, int(field in _FROM_ONE), DEEPEST if field in _DEPTHS else LARGEST)
+
+
+def whole_number(field: str, word: str, least: int, most: int) -> int:
+    """A whole number from text. Raises ValueError naming the field if it is none from least to most."""
     if not word.isdecimal() or not least <= int(word) <= most:
         raise ValueError(f"{field}={word}: no whole number from {least} to {most:,}")
     return int(word)

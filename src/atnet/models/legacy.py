@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from atnet.models.layout import DEEPEST, LARGEST, Size, stem_widths
+from atnet.models.layout import DEEPEST, LARGEST, Size, stem_widths, whole_number
 
 GONE = {
     "isolated": False,
@@ -130,17 +130,13 @@ def current_fields(size: Size, changes: dict[str, Any]) -> dict[str, Any]:
 
 def _converted(name: str, value: Any) -> Any:
     kind = OLD_FIELDS[name]
-    if isinstance(value, str) and kind is not str:
-        if kind is bool and value in ("true", "false"):
-            return value == "true"
-        if kind is int and value.isdecimal() and len(value) < 9:
-            value = int(value)
-        elif kind is float:
-            return float(value)
-        else:
-            raise ValueError(f"{name}={value}: no {kind.__name__}")
-    most = DEEPEST if name.endswith(("mix", "class_attention")) else LARGEST
-    least = int(name in ("patch", "conv_dim", "dim", "squeeze"))
-    if kind is int and not least <= value <= most:
-        raise ValueError(f"{name}={value}: no whole number from {least} to {most:,}")
+    if kind is int:
+        least = int(name in ("patch", "conv_dim", "dim", "squeeze"))
+        return whole_number(name, str(value), least, DEEPEST if name.endswith(("mix", "class_attention")) else LARGEST)
+    if kind is float:
+        return float(value)
+    if kind is bool and isinstance(value, str):
+        if value not in ("true", "false"):
+            raise ValueError(f"{name}={value}: neither true nor false")
+        return value == "true"
     return value

@@ -18,7 +18,7 @@ import atnet.models.registry  # noqa: F401  registers the names
 from atnet.errors import ConfigError, WeightsError
 from atnet.files import open_regular
 from atnet.limits import LARGEST_IMAGE
-from atnet.models.legacy import current_names, current_state
+from atnet.models.legacy import current_names
 from atnet.models.sizes import SIZES, split_name
 from atnet.weights.find import find_weights
 from atnet.weights.info import MAX_WEIGHTS_BYTES, WeightsInfo, read_unchanged
@@ -152,7 +152,7 @@ def load(where: str | Path, device: str = "cpu") -> tuple[nn.Module, WeightsInfo
         if infinite is not None:
             raise WeightsError(f"{path}: {infinite} has numbers that are not finite: train or fetch it again")
         model = create_classifier(info.model, classes=len(info.classes), size=info.preprocess.size)
-        model.load_state_dict(current_state(state))
+        model.load_state_dict(state)
     except (SafetensorError, RuntimeError) as error:  # written to meanwhile
         raise WeightsError(f"{path}: {DAMAGED} ({error!s:.300})") from error
     return model.to(device).eval(), info

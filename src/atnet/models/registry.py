@@ -15,7 +15,7 @@ from timm.models.convmixer import ConvMixer
 
 from atnet.models.atnet import ATNet
 from atnet.models.layout import Size
-from atnet.models.legacy import current_fields, current_state
+from atnet.models.legacy import current_fields
 from atnet.models.sizes import SIZES
 from atnet.weights.info import WEIGHTS, WeightsInfo
 
@@ -89,7 +89,6 @@ def _entrypoint(name: str, size: Size) -> Callable[..., ATNet]:
             name,
             pretrained,
             feature_cfg={"out_indices": (0, 1, 2), "feature_cls": "getter"},
-            pretrained_filter_fn=lambda state, _: current_state(state),
             **{**asdict(size), **current_fields(size, kwargs)},
         )
         return model

@@ -25,7 +25,6 @@ from atnet.device import keep_freed_memory, multiplies_in_bf16, naming_shortage,
 from atnet.errors import ConfigError, DataError
 from atnet.eval.metrics import topk_correct
 from atnet.models.heads import fuse
-from atnet.models.legacy import current_state
 from atnet.models.load import create_classifier
 from atnet.models.ops import normalised, with_kernels
 from atnet.training import distributed
@@ -197,7 +196,7 @@ class State:
                 if shapes - {parameter.shape}:
                     raise ValueError(f"an optimizer's {shapes} for a parameter of {parameter.shape}")
         for name, network in self.networks.items():
-            network.load_state_dict(current_state(checkpoint["networks"][name]))
+            network.load_state_dict(checkpoint["networks"][name])
 
 
 def mean_and_std(data: DataConfig, device: torch.device) -> tuple[Tensor, Tensor]:
