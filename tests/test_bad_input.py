@@ -241,11 +241,6 @@ def one_class(data, run):
     return ["train", "--data", str(data)]
 
 
-@case("200 training pictures are fewer than a batch of 256: use --batch 16")
-def fewer_pictures_than_the_batch(data, run):
-    return ["train", "--data", str(data), "--batch", "256"]
-
-
 @case("'eleven' not among the 10 known classes")
 def a_class_that_training_lacks(data, run):
     (data / "val" / "six").rename(data / "val" / "eleven")

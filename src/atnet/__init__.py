@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from atnet.models.load import create_model as create_model
     from atnet.models.load import load as load
     from atnet.models.sizes import SIZES as SIZES
+    from atnet.training.loop import probe as probe
     from atnet.training.loop import train as train
     from atnet.training.plan import forecast as forecast
     from atnet.viz.explain import explain as explain
@@ -42,11 +43,13 @@ _HOMES = {
     "forecast": "atnet.training.plan",
     "load": "atnet.models.load",
     "predict": "atnet.inference.prediction",
+    "probe": "atnet.training.loop",
     "render_run": "atnet.viz.run",
     "train": "atnet.training.loop",
 }
 __all__ = [
-    "SIZES", "create_model", "embed", "evaluate", "explain", "forecast", "load", "predict", "render_run", "train",
+    "SIZES", "create_model", "embed", "evaluate", "explain", "forecast", "load", "predict", "probe", "render_run",
+    "train",
 ]  # fmt: skip
 
 

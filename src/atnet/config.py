@@ -279,7 +279,7 @@ class Config:
     """Teacher for knowledge distillation: a run, a weights file, or timm's local-dir:FOLDER; of several, their mean
     probability is learned."""
     epochs: Whole = 20
-    """Passes over the training images."""
+    """Passes over the training images; 0 trains the head of --weights alone, by logistic regression (`atnet probe`)."""
     batch: Annotated[int, Parameter(converter=_batch)] = 64
     """Images for each step of the optimizer; auto takes the most that fit, up to 256, with 20 steps an epoch."""
     seed: Whole = 0
@@ -323,7 +323,7 @@ class Config:
         # There was one teacher once, "" for none.
         object.__setattr__(self, "teacher", tuple(filter(None, self.teacher)))
         _check_range(
-            epochs=(self.epochs, 1, 1e6),
+            epochs=(self.epochs, 0, 1e6),
             batch=(self.batch, 0, 1e6),
             seed=(self.seed, 0, 2**31 - 1),
             label_smoothing=(self.label_smoothing, 0, 0.9),
@@ -338,9 +338,14 @@ class Config:
             self.batch % self.optim.accumulate == 0,
             f"batch={self.batch} does not divide into optim.accumulate={self.optim.accumulate} equal parts",
         )
+        _check(
+            self.epochs > 0 or bool(self.weights),
+            "epochs=0 is a linear probe of --weights: name them, or use 1 epoch or more",
+        )
         ends = self.cycle_ends()
         _check(
-            abs(self.epochs - ends[-1]) < 1e-6,
+            not self.epochs
+            or abs(self.epochs - ends[-1]) < 1e-6,
             f"epochs={self.epochs} ends inside a learning-rate cycle (schedule.cycle={self.schedule.cycle:g}): "
             f"cycles end at {', '.join(f'{end:g}' for end in ends[-20:])}; use one of these, or --schedule.cycle 0",
         )
@@ -370,7 +375,7 @@ class Config:
     @property
     def mean_area(self) -> float:
         """Pixels of the run's training crops over those of as many of full size."""
-        return self.area(0, self.epochs) / self.epochs
+        return self.area(0, self.epochs) / max(self.epochs, 1)
 
     def evaluated(self, epoch: int) -> bool:
         """Whether an epoch, the first being 0, ends with an evaluation."""

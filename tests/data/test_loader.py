@@ -111,12 +111,24 @@ def test_epochs_and_seeds_differ():
     assert sorted(epoch_order(0, 4, 50)) == list(range(50))
 
 
-def test_an_epoch_shows_no_sample_twice():
-    keys = list(BatchOrder(seed=0, count=50, batch=8, first=0, last=12))
-    first = list(itertools.chain.from_iterable(keys[:6]))
-    assert len(set(first)) == 48
+def test_an_epoch_of_many_batches_shows_no_sample_twice():
+    keys = list(BatchOrder(seed=0, count=165, batch=8, first=0, last=40))
+    first = list(itertools.chain.from_iterable(keys[:20]))
+    assert len(set(first)) == 160
     assert {draw.epoch for draw in first} == {0}
-    assert {draw.epoch for draw in itertools.chain.from_iterable(keys[6:])} == {1}
+    assert {draw.epoch for draw in itertools.chain.from_iterable(keys[20:])} == {1}
+
+
+@pytest.mark.parametrize(("count", "batch", "steps"), [(50, 8, 7), (3, 8, 1), (16, 8, 2), (20, 64, 1)])
+def test_an_epoch_of_few_batches_shows_every_sample(count, batch, steps):
+    keys = list(BatchOrder(seed=0, count=count, batch=batch, first=0, last=2 * steps))
+    assert {len(one) for one in keys} == {batch}
+    first = list(itertools.chain.from_iterable(keys[:steps]))
+    assert {draw.picture for draw in first} == set(range(count)) and {draw.epoch for draw in first} == {0}
+    assert len(set(first)) == len(first), "what is shown again is augmented anew"
+    most = max(draw.repeat for draw in first)
+    assert most == -(-steps * batch // count) - 1
+    assert {draw.epoch for one in keys[steps:] for draw in one} == {1}
 
 
 @pytest.mark.parametrize("cache", [True, False])

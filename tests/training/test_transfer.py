@@ -58,7 +58,7 @@ def test_weights_bring_model_size_and_colours_and_options_go_before_them(pretrai
     assert configure(weights=str(pretrained), data=str(others), optim={"lr": 5e-3}).optim.lr == 5e-3
 
 
-def test_training_goes_on_from_the_average_with_a_head_drawn_anew(pretrained, others):
+def test_training_goes_on_from_the_average_with_a_probe_as_its_head(pretrained, others):
     config = settle(configure(weights=str(pretrained), data={"source": str(others), "workers": 0}, batch=20))
     state = State(config)
     fresh = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
@@ -67,7 +67,8 @@ def test_training_goes_on_from_the_average_with_a_head_drawn_anew(pretrained, ot
     for network in (state.model, state.ema.module):
         after = network.state_dict()
         assert after["head.weight"].shape == (5, 192)
-        assert torch.equal(after["head.weight"], fresh["head.weight"])
+        assert not torch.equal(after["head.weight"], fresh["head.weight"])
+        assert torch.equal(after["head.weight"], state.model.head.weight), "the linear probe"
         assert [n for n in before if not n.startswith("head") and not torch.equal(after[n], before[n])] == []
 
 

@@ -26,6 +26,7 @@ app.command(
     "atnet.cli.train:train",
     help="Train a classifier: `atnet train --data FOLDER`, or `atnet train recipes/digits.yaml --epochs 5`.",
 )
+app.command("atnet.cli.probe:probe", help="Fit a logistic regression on a frozen network's features, in seconds.")
 app.command("atnet.cli.eval:evaluate", name="eval", help="Evaluate weights on labelled images.")
 app.command("atnet.cli.predict:predict", help="Classify images.")
 app.command("atnet.cli.explain:explain", help="Show which regions of an image a prediction depends on.")

@@ -46,6 +46,7 @@ def evaluate(
     """
     from atnet.errors import DataError
     from atnet.eval.evaluate import evaluate as run
+    from atnet.eval.metrics import interval
 
     done = run(weights, data, size=size, batch=batch, workers=workers, device=device, mismatch=mismatch)
     scores, info = done.scores, done.info
@@ -54,7 +55,8 @@ def evaluate(
     for row in sorted(rows, key=lambda r: (np.isnan(r[3]), r[3])):
         names = (Text(printable(name)) for name in row[:2])
         table.add_row(*names, str(row[2]), *("-" if np.isnan(v) else f"{v:.2f}" for v in row[3:]))
-    top = f"top-1 {scores.top1:.4f}%" + (f"  top-5 {scores.top5:.4f}%" if scores.classes > 5 else "")
+    low, high = interval(scores.top1, scores.count)
+    top = f"top-1 {scores.top1:.4f}% (95% interval {low:.1f} to {high:.1f})" + (f"  top-5 {scores.top5:.4f}%" if scores.classes > 5 else "")
     console = Console(highlight=False)
     console.print(table)
     console.print(

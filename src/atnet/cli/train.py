@@ -41,6 +41,7 @@ def train(
         Train as many epochs as fit, 20m or 3h for example, in place of --epochs.
     """
     from atnet.errors import ConfigError
+    from atnet.eval.metrics import interval
     from atnet.progress import duration
     from atnet.run.record import kept_weights
     from atnet.training.distributed import is_launched, is_main_process
@@ -69,13 +70,15 @@ def train(
         return
     _draw(folder)
     kept = kept_weights(run.record)
+    count = run.record["val_pictures"] - run.record["bad_pictures"]["val"]
+    low, high = interval(run.record["top1"][kept], count)
     top1 = ", ".join(
         f"{run.record['top1'][name]:.2f}% ({named[name]})"
         for name in sorted(run.record["top1"], key=lambda name: name != kept)
     )
     console = Console(highlight=False)
     console.print(
-        f"\nTop-1 {top1}, {duration(run.record['seconds'])}. Written to {folder}:", markup=False, soft_wrap=True
+        f"\nTop-1 {top1}; 95% interval {low:.1f} to {high:.1f} ({count:,} images), {duration(run.record['seconds'])}. Written to {folder}:", markup=False, soft_wrap=True
     )
     for path in sorted(folder.iterdir()):
         console.print(f"  {path.name}", markup=False)

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
+from itertools import cycle, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +42,15 @@ def balanced_order(seed: int, epoch: int, labels: NDArray[np.int64]) -> list[int
     return order
 
 
+MANY_STEPS = 20
+"""Steps of an epoch from which on a rest smaller than a batch, another one in each epoch, is left out."""
+
+
+def epoch_steps(count: int, batch: int) -> int:
+    """Steps of an epoch of count samples; with fewer than 20 batches of them no sample is left out."""
+    return count // batch if count >= MANY_STEPS * batch else -(-count // batch)
+
+
 class Draw(NamedTuple):
     """An image's turn, by its position.  repeat: how often it was shown in this epoch before."""
 
@@ -54,7 +64,8 @@ class BatchOrder(Sampler[list[Draw]]):
 
     share: (0, 1) is all of each batch, (2, 4) the third of its four quarters.
     labels: of the samples, if each class is to be shown equally often.
-    Every epoch has count // batch steps; the samples left over differ from epoch to epoch.
+    Every epoch has `epoch_steps` steps.  The samples left over differ from epoch to epoch; a last batch that would be
+    short is filled with samples of the epoch's first ones, augmented anew.
     Starting at any step gives the batches that an unbroken run has from there on.
     """
 
@@ -76,7 +87,7 @@ class BatchOrder(Sampler[list[Draw]]):
         return self.last - self.first
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        steps = self.count // self.batch
+        steps = epoch_steps(self.count, self.batch)
         mine, shares = self.share
         size = self.batch // shares
         for step in range(self.first, self.last):
@@ -88,10 +99,13 @@ class BatchOrder(Sampler[list[Draw]]):
 
     def _epoch(self, epoch: int) -> list[Draw]:
         if self.labels is None:
-            return [Draw(epoch, index) for index in epoch_order(self.seed, epoch, self.count)]
+            order = epoch_order(self.seed, epoch, self.count)
+        else:
+            order = balanced_order(self.seed, epoch, self.labels)
+        order = list(islice(cycle(order), max(self.count, self.batch * epoch_steps(self.count, self.batch))))
         shown: Counter[int] = Counter()
         draws = []
-        for index in balanced_order(self.seed, epoch, self.labels):
+        for index in order:
             draws.append(Draw(epoch, index, shown[index]))
             shown[index] += 1
         return draws

@@ -20,6 +20,17 @@ def topk_correct(logits: Tensor, labels: Tensor, k: int) -> int:
     return int((top == labels[:, None]).any(dim=1).sum())
 
 
+def interval(top1: float, count: int) -> tuple[float, float]:
+    """The 95% interval of an accuracy in percent, of count images: Wilson's, for few images too.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(round(top1 * count / 100), count).proportion_ci(method="wilson")
+    return 100 * float(found.low), 100 * float(found.high)
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadScores:
     """What each of H decision heads says of N labelled images, the class token's first.

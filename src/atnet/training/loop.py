@@ -54,7 +54,7 @@ from atnet.training.interruption import Interruption
 from atnet.training.optim import lr_at
 from atnet.training.plan import configure, forecast_config, settle
 from atnet.training.state import EpochMeter, State, train_step
-from atnet.weights.info import BEST, EMA, LAST, note_hashes
+from atnet.weights.info import BEST, EMA, LAST, SHIPPED, note_hashes
 
 log = logging.getLogger("atnet")
 
@@ -89,6 +89,21 @@ def train(
     if recipe is not None or out is not None or time_budget is not None or options:
         raise ConfigError("resume goes on with the run's own configuration: give nothing else")
     return resume_run(resume)
+
+
+def probe(
+    data: str | dict[str, Any],
+    weights: str | Path = SHIPPED,
+    *,
+    out: str | Path | None = None,
+    **options: Any,
+) -> Run:
+    """A linear probe: a logistic regression on the features of a frozen network, as a run like any other.
+
+    data: a source, or options of it: {"source": FOLDER, "size": 128}.  weights: what names a network.
+    out, options: as of `train`.  Raises what `train` does.
+    """
+    return train(weights=str(weights), epochs=0, out=out, data=data, **options)
 
 
 def train_config(
@@ -265,7 +280,27 @@ def _train_epochs(
                 _save(state, run, scores, rows, better)
         log.info(_line(state, row))
     batches.close()
-    return scores or _validate(state, validation), rows  # validated here: a run that ended before its record
+    scores = scores or _validate(state, validation)  # validated here: a run that ended before its record
+    if not config.epochs:
+        rows = [_probe_row(state) | _columns(scores)]
+        state.seconds, state.best = state.probe["seconds"], max(found.top1 for found in scores.values())
+        if distributed.rank() == 0:
+            _save(state, run, scores, rows, better=True)
+    return scores, rows
+
+
+def _probe_row(state: State) -> dict[str, Any]:
+    """The row of metrics of a run without epochs: those of its probe on the images that it was fitted to."""
+    seconds = state.probe["seconds"]
+    return {
+        "epoch": 0,
+        "step": 0,
+        "lr": "0",
+        **{name: state.probe[name] for name in ("train_loss", "train_top1", "train_top5")},
+        "images_per_s": round(len(state.train_pictures) / max(seconds, 0.1), 1),
+        "peak_memory_mb": round(peak_memory_mb(state.device)),
+        "seconds": seconds,
+    }
 
 
 def _train_epoch(
@@ -427,6 +462,7 @@ def _record(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[
         "top1": {name: round(found.top1, 4) for name, found in final.items()},
         "top5": {name: round(found.top5, 4) for name, found in final.items()},
         "loss": {name: round(found.loss, 5) for name, found in final.items()},
+        **({"probe": state.probe} if state.probe else {}),
         **({"heads": _of_heads(final)} if next(iter(final.values())).heads else {}),
         "best_top1": round(state.best, 4),
         "seconds": round(state.seconds),

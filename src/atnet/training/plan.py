@@ -19,6 +19,7 @@ from torch import Tensor
 from atnet.config import Config, make_config
 from atnet.data.digits import DIGITS
 from atnet.data.loader import batch_order, batches_of, eval_loader, train_loader
+from atnet.data.order import epoch_steps
 from atnet.data.pictures import Pictures
 from atnet.data.shards import is_address
 from atnet.data.sources import open_configured
@@ -71,7 +72,7 @@ class Forecast:
 
     @property
     def epoch(self) -> float:
-        return self.steps_per_epoch * self.step + self.evaluation * self.config.evaluations / self.config.epochs
+        return self.steps_per_epoch * self.step + self.evaluation * self.config.evaluations / max(self.config.epochs, 1)
 
     @property
     def seconds(self) -> float:
@@ -249,7 +250,7 @@ def plan_run(
     alone = config.batch / devices / images_per_second * config.mean_area
     communication = 8 * cost.parameters * (devices - 1) / devices / (1e9 * gigabytes_per_second)
     lost = max(0.0, communication - BACKWARD * alone)
-    steps, networks = pictures[0] // config.batch, 2 if config.ema else 1
+    steps, networks = epoch_steps(pictures[0], config.batch), 2 if config.ema else 1
     evaluation = networks * pictures[1] / (EVALUATION * images_per_second * devices)
     weights, moments = 4 * cost.parameters / 1e6, 2 if config.optim.name == "adamw" else 1.2
     share = config.batch // max(config.optim.accumulate, devices)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import operator
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +19,11 @@ from atnet.config import Config, DataConfig
 from atnet.data.augment import make_mix
 from atnet.data.classes import display_names
 from atnet.data.loader import NO_LABEL, make_preprocess
-from atnet.data.order import derive_seed
+from atnet.data.order import derive_seed, epoch_steps
 from atnet.data.pictures import Pictures
 from atnet.data.sources import open_configured
 from atnet.device import keep_freed_memory, multiplies_in_bf16, naming_shortage, pick_device, seed_generators
-from atnet.errors import ConfigError, DataError
+from atnet.errors import ConfigError
 from atnet.eval.metrics import topk_correct
 from atnet.models.heads import fuse
 from atnet.models.load import create_classifier
@@ -31,6 +32,7 @@ from atnet.training import distributed
 from atnet.training.distill import Teachers, distillation_loss
 from atnet.training.norm import RunningStatistics
 from atnet.training.optim import lr_at, make_optimizers
+from atnet.training.probe import Probe, features_of, fit, set_head
 from atnet.training.transfer import freeze, load_into
 from atnet.weights.info import EMA, LAST, WeightsInfo
 
@@ -60,12 +62,7 @@ class State:
         self.device = pick_device(config.device)
         keep_freed_memory(self.device, keep=True)
         self.train_pictures, self.val_pictures = open_configured(config.data)
-        self.steps_per_epoch = len(self.train_pictures) // config.batch
-        if not self.steps_per_epoch:
-            raise DataError(
-                f"{config.data.source}: {len(self.train_pictures)} training pictures are fewer than a batch of "
-                f"{config.batch}: use --batch {2 ** int(math.log2(max(len(self.train_pictures) / 8, 2)))}"
-            )
+        self.steps_per_epoch = epoch_steps(len(self.train_pictures), config.batch)
         classes = self.train_pictures.classes
         seed_generators(derive_seed(config.seed, "weights"), self.device)
         self.model = with_kernels(
@@ -82,7 +79,7 @@ class State:
         self.teachers = Teachers(config.teacher, classes, config.data, self.device) if config.teacher else None
         self._try_out()
         self.ema = None
-        if config.ema:
+        if config.ema and config.epochs:
             self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
         self.bf16 = multiplies_in_bf16(config.precision, self.device)
         self.optimizers = make_optimizers(self.model, config.optim, torch.bfloat16 if self.bf16 else torch.float32)
@@ -96,6 +93,7 @@ class State:
         self.step = 0  # steps done
         self.sums = EpochMeter()
         self.faults = 0  # steps in a row, up to this one, that were not taken
+        self.probe: dict[str, float] = {}  # what the head of a run from weights began as
         self.bad: dict[str, str] = {}  # training pictures that could not be read, and why
         self.best = -1.0
         self.seconds = 0.0  # of the whole epochs
@@ -120,11 +118,54 @@ class State:
             ) from error
 
     def start_from_weights(self) -> str:
-        """The network and its moving average begin as config.weights are; returns a sentence about it."""
-        said = load_into(self.model, self.config, self.info.classes)
+        """The network and its moving average begin as config.weights are, with a linear probe as the head if the
+        classes differ; returns a sentence about it.
+        """
+        said, kept = load_into(self.model, self.config, self.info.classes)
+        if not kept or not self.config.epochs:
+            said += self._probe()
         if self.ema is not None:
             self.ema.module.load_state_dict(self.model.state_dict())
         return said
+
+    def _probe(self) -> str:
+        """Makes a logistic regression on the frozen network's features the head; the end of a sentence about it.
+
+        A network without one linear classifier keeps the head that was drawn, but for a run that is the probe alone.
+        """
+        try:
+            found = distributed.on_main_process(self._fit_probe)
+        except ConfigError as error:
+            if not self.config.epochs:
+                raise
+            return f" ({error})"
+        probe, self.probe = found
+        set_head(self.model, probe)
+        return (
+            f", a linear probe of {probe.images:,} images"
+            + (f": {probe.top1:.2f}% in cross-validation" if math.isfinite(probe.top1) else "")
+        )  # fmt: skip
+
+    def _fit_probe(self) -> tuple[Probe, dict[str, float]]:
+        began, config = time.perf_counter(), self.config
+        batch = config.batch // config.optim.accumulate
+        features = features_of(
+            self.model, self.train_pictures, self.info.preprocess, self.device, batch=batch, workers=config.data.workers
+        )
+        balanced = config.data.balance != "none"
+        probe = fit(features, len(self.info.classes), balanced=balanced)
+        logits = torch.from_numpy(probe.logits(features.vectors))
+        fused, labels = fuse(logits), torch.from_numpy(features.labels)
+        seconds = time.perf_counter() - began
+        return probe, {
+            "strength": probe.strength,
+            "cross_validated_top1": round(probe.top1, 4) if math.isfinite(probe.top1) else -1.0,
+            "images": probe.images,
+            "train_loss": round(float(cross_entropy(fused, labels)), 5),
+            "train_top1": round(100 * topk_correct(fused, labels, 1) / len(labels), 4),
+            "train_top5": round(100 * topk_correct(fused, labels, 5) / len(labels), 4),
+            "seconds": round(seconds, 1),
+        }
 
     def train_mode(self) -> None:
         """Before training steps; what is frozen keeps its batch statistics too."""
@@ -151,6 +192,7 @@ class State:
             "bad": self.bad,
             "best": self.best,
             "seconds": self.seconds,
+            "probe": self.probe,
             "data": self.data_digest,
             "teachers": self.teachers.digests if self.teachers else [],
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -182,6 +224,7 @@ class State:
             )
         self.epoch, self.step, self.faults = (operator.index(checkpoint[name]) for name in ("epoch", "step", "faults"))
         self.best, self.seconds = float(checkpoint["best"]), float(checkpoint["seconds"])
+        self.probe = {str(name): float(value) for name, value in dict(checkpoint.get("probe", {})).items()}
         self.sums, self.bad = EpochMeter(**checkpoint["sums"]), dict(checkpoint["bad"])
         first = self.epoch * self.steps_per_epoch
         if not (0 <= self.epoch <= self.config.epochs and first <= self.step <= first + self.steps_per_epoch):

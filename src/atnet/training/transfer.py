@@ -29,10 +29,10 @@ def defaults_of(config: Config) -> dict[str, Any]:
     return {"optim": {"lr": rate}, "model": info.model, "data": dataclasses.asdict(info.preprocess)}
 
 
-def load_into(model: nn.Module, config: Config, classes: tuple[str, ...]) -> str:
+def load_into(model: nn.Module, config: Config, classes: tuple[str, ...]) -> tuple[str, bool]:
     """Gives the model the tensors of config.weights; its head stays as it was drawn if the classes differ.
 
-    Returns a sentence that says so.
+    Returns a sentence that says so, and whether the head is the weights' own.
 
     Raises ConfigError if the weights are of another network, WeightsError if they are unusable.
     """
@@ -56,7 +56,7 @@ def load_into(model: nn.Module, config: Config, classes: tuple[str, ...]) -> str
         )
     model.load_state_dict(own | tensors)
     of_head = "kept, the classes are the same" if kept else f"new, of {len(classes)} classes"
-    return f"goes on from {printable(str(config.weights))}, {len(info.classes)} classes; head {of_head}"
+    return f"goes on from {printable(str(config.weights))}, {len(info.classes)} classes; head {of_head}", kept
 
 
 def freeze(model: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:

@@ -77,7 +77,7 @@ def draw_curves(rows: Sequence[dict[str, str]], path: Path) -> None:
     rate.set_title("Learning rate at the epoch's end")
     for axes in (loss, top1, rate):
         axes.set_xlabel("Epoch")
-        axes.set_xlim(0.5, epochs[-1] + 0.5)
+        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)  # a probe's only row is of epoch 0
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path, dpi=110)

@@ -52,7 +52,7 @@ def render_run(where: str | Path) -> list[Path]:
     try:
         config = make_config(run / CONFIG)
         train, val = open_configured(config.data)
-        if train.classes != classes or len(train) < config.batch:
+        if train.classes != classes:
             raise DataError(f"{config.data.source}: other classes or images than the run had")
         place = {spreadsheet_safe(name): i for i, name in enumerate(val.ids)}
         worst, shown = surest_mistakes(scores, MOSAIC), [row["picture"] for row in read_predictions(run)]

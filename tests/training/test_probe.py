@@ -1,0 +1,145 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import atnet
+from atnet.cli import main
+from atnet.data.loader import eval_loader
+from atnet.data.sources import open_any
+from atnet.errors import ConfigError, DataError
+from atnet.models.load import create_classifier, load
+from atnet.training import probe as probing
+from atnet.training.probe import Features, features_of, fit, set_head
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATNET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(digits):
+    """Half of the digits, as a folder on its own."""
+    for part in ("train", "val"):
+        for name in ("zero", "one", "two", "three", "four"):
+            shutil.rmtree(digits / part / name)
+    return digits
+
+
+def network(name="xxxs"):
+    torch.manual_seed(0)
+    return create_classifier(name, classes=5, size=32).eval()
+
+
+@pytest.mark.parametrize("name", ["xxxs", "xxxs_star", "mobilenetv3_small_050", "regnetx_002"])
+def test_the_probe_as_head_gives_the_probes_answers(name, folder, finished_run):
+    _, info = load(finished_run)
+    model, pictures = network(name), open_any(str(folder))["val"]
+    cpu = torch.device("cpu")
+    features = features_of(model, pictures, info.preprocess, cpu, batch=16, workers=0)
+    probe = fit(features, 5)
+    set_head(model, probe)
+    images = torch.cat([batch[0] for batch in eval_loader(pictures, info.preprocess, 16, 0)])
+    with torch.inference_mode():
+        said = model(images).softmax(-1)
+    alone = torch.from_numpy(probe.logits(features.vectors)).softmax(-1).mean(1)
+    torch.testing.assert_close(said, alone, atol=1e-4, rtol=1e-3)
+    assert features.vectors.shape[:2] == (len(pictures), 2)
+    assert features.labels.tolist() == pictures.labels.tolist()
+
+
+def test_a_fit_is_the_one_of_separable_features_and_of_two_classes():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(2), 20)
+    vectors = rng.normal(size=(40, 2, 1, 6)).astype(np.float32)
+    vectors[labels == 1, :, :, 2] += 8
+    probe = fit(Features(vectors=vectors, labels=labels, bad=()), 2)
+    assert (probe.logits(vectors).mean(1).argmax(1) == labels).all() and probe.top1 == 100
+    assert np.abs(probe.weight[1]).argmax() == 2
+
+
+def test_a_class_without_images_is_never_the_answer_and_one_image_a_class_is_enough():
+    vectors = np.eye(3, dtype=np.float32)[:, None, None].repeat(2, 1)
+    probe = fit(Features(vectors=vectors, labels=np.array([0, 2, 3]), bad=()), 5)
+    assert probe.logits(vectors)[:, 0].argmax(1).tolist() == [0, 2, 3]
+    assert np.isnan(probe.top1)
+    with pytest.raises(DataError):
+        fit(Features(vectors=vectors, labels=np.array([1, 1, 1]), bad=()), 5)
+
+
+def test_only_new_images_are_computed(folder, finished_run, monkeypatch, cache):
+    _, info = load(finished_run)
+    model, cpu = network(), torch.device("cpu")
+    computed = []
+    real = probing._compute
+    monkeypatch.setattr(probing, "_compute", lambda m, p, *more: computed.append(len(p)) or real(m, p, *more))
+
+    def again():
+        return features_of(model, open_any(str(folder))["val"], info.preprocess, cpu, batch=16, workers=0)
+
+    first = again()
+    assert np.array_equal(again().vectors, first.vectors) and computed == [len(first.labels)]
+    image = next((folder / "val").rglob("*.png"))
+    other = next((folder / "train").rglob("*.png"))
+    shutil.copy(other, image)
+    (folder / "val" / "five" / "broken.png").write_bytes(b"no image")
+    changed = again()
+    assert computed == [len(first.labels), 2] and [hole.picture for hole in changed.bad] == ["five/broken.png"]
+    assert (changed.vectors != first.vectors).any((1, 2, 3)).sum() == 1
+    (kept,) = (cache / "features").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1000])
+    np.testing.assert_allclose(again().vectors, changed.vectors, atol=1e-4)  # in other batches: not to the bit
+    with torch.no_grad():
+        next(model.stem.parameters()).mul_(2)
+    again()
+    assert computed[-1] == len(first.labels) + 1
+
+
+def test_a_network_without_one_linear_classifier_is_refused(folder, finished_run):
+    _, info = load(finished_run)
+    pictures, cpu = open_any(str(folder))["val"], torch.device("cpu")
+    convolution = torch.nn.Conv2d(3, 5, 1)
+    with pytest.raises(ConfigError, match="single linear classifier"):
+        features_of(convolution, pictures, info.preprocess, cpu, batch=16, workers=0)
+
+
+def test_a_probe_is_a_run_like_any_other(finished_run, folder, capsys, tmp_path):
+    main(["probe", "--data", str(folder), "--weights", str(finished_run), "--out", "probed", "--workers", "0"])
+    assert "95%" in capsys.readouterr().out
+    record = json.loads((tmp_path / "probed" / "record.json").read_text())
+    assert record["epochs"] == 0 and record["probe"]["images"] == record["train_pictures"]
+    assert 40 < record["top1"]["last"] <= 100, "far above the 20% of chance"
+    assert atnet.evaluate("probed").scores.top1 == pytest.approx(record["top1"]["last"])
+    image = next((folder / "val" / "seven").iterdir())
+    assert atnet.predict(image, "probed")[0].top[0][0] in ("five", "six", "seven", "eight", "nine")
+    main(["report", "probed"])
+    assert (tmp_path / "probed" / "report.html").is_file()
+
+
+def test_several_networks_are_compared(finished_run, folder, capsys, tmp_path):
+    names = ["xxxs.imagenette", str(finished_run)]
+    words = [word for name in names for word in ("--weights", name)]
+    main(["probe", "--data", str(folder), *words, "--size", "32", "--out", "both", "--workers", "0"])
+    said = capsys.readouterr().out
+    records = [json.loads(path.read_text()) for path in (tmp_path / "both").glob("*/record.json")]
+    assert len(records) == 2
+    best = max(records, key=lambda record: record["probe"]["cross_validated_top1"])
+    assert f"--weights {names[0] if 'imagenette' in best['config']['weights'] else names[1]}" in said
+
+
+def test_training_from_weights_begins_with_the_probe(finished_run, folder):
+    options = {"data": {"source": str(folder), "workers": 0}, "weights": str(finished_run), "batch": 20}
+    probed = atnet.train(**options, epochs=0, out="probed")
+    tuned = atnet.train(**options, epochs=1, optim={"lr": 1e-9}, ema=0.0, out="tuned")
+    assert tuned.record["probe"] == pytest.approx(probed.record["probe"] | {"seconds": tuned.record["probe"]["seconds"]})
+    head = {run.folder.name: load(run.folder)[0].head.weight for run in (probed, tuned)}
+    torch.testing.assert_close(head["tuned"], head["probed"], atol=1e-5, rtol=0)
+
+
+def test_a_probe_needs_weights():
+    with pytest.raises(ConfigError, match="epochs=0 is a linear probe"):
+        atnet.train(data="digits", epochs=0)
