@@ -344,8 +344,7 @@ class Config:
         )
         ends = self.cycle_ends()
         _check(
-            not self.epochs
-            or abs(self.epochs - ends[-1]) < 1e-6,
+            not self.epochs or abs(self.epochs - ends[-1]) < 1e-6,
             f"epochs={self.epochs} ends inside a learning-rate cycle (schedule.cycle={self.schedule.cycle:g}): "
             f"cycles end at {', '.join(f'{end:g}' for end in ends[-20:])}; use one of these, or --schedule.cycle 0",
         )

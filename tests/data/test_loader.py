@@ -124,7 +124,8 @@ def test_an_epoch_of_few_batches_shows_every_sample(count, batch, steps):
     keys = list(BatchOrder(seed=0, count=count, batch=batch, first=0, last=2 * steps))
     assert {len(one) for one in keys} == {batch}
     first = list(itertools.chain.from_iterable(keys[:steps]))
-    assert {draw.picture for draw in first} == set(range(count)) and {draw.epoch for draw in first} == {0}
+    assert {draw.picture for draw in first} == set(range(count))
+    assert {draw.epoch for draw in first} == {0}
     assert len(set(first)) == len(first), "what is shown again is augmented anew"
     most = max(draw.repeat for draw in first)
     assert most == -(-steps * batch // count) - 1

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import atnet
 from atnet.config import Config, make_config, to_yaml
-from atnet.errors import ConfigError, Stopped, TrainingError
+from atnet.errors import ConfigError, DataError, Stopped, TrainingError
 from atnet.eval.fitting import describe_fit
 from atnet.run.record import checkpoints, open_run, read_metrics
 from atnet.training import loop
@@ -333,7 +333,8 @@ def test_nothing_is_overwritten(quick, tmp_path):
 def test_fewer_images_than_the_batch_are_shown_more_than_once(quick, tmp_path):
     run = atnet.train(**quick | {"batch": 512}, out=tmp_path / "run")
     row = next(csv.DictReader((run.folder / "metrics.csv").open()))
-    assert int(row["step"]) == 1 and 0 <= float(row["train_top1"]) < 100
+    assert int(row["step"]) == 1
+    assert 0 <= float(row["train_top1"]) < 100
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(quick, tmp_path):

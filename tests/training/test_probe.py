@@ -58,7 +58,8 @@ def test_a_fit_is_the_one_of_separable_features_and_of_two_classes():
     vectors = rng.normal(size=(40, 2, 1, 6)).astype(np.float32)
     vectors[labels == 1, :, :, 2] += 8
     probe = fit(Features(vectors=vectors, labels=labels, bad=()), 2)
-    assert (probe.logits(vectors).mean(1).argmax(1) == labels).all() and probe.top1 == 100
+    assert (probe.logits(vectors).mean(1).argmax(1) == labels).all()
+    assert probe.top1 == 100
     assert np.abs(probe.weight[1]).argmax() == 2
 
 
@@ -82,13 +83,15 @@ def test_only_new_images_are_computed(folder, finished_run, monkeypatch, cache):
         return features_of(model, open_any(str(folder))["val"], info.preprocess, cpu, batch=16, workers=0)
 
     first = again()
-    assert np.array_equal(again().vectors, first.vectors) and computed == [len(first.labels)]
+    assert np.array_equal(again().vectors, first.vectors)
+    assert computed == [len(first.labels)]
     image = next((folder / "val").rglob("*.png"))
     other = next((folder / "train").rglob("*.png"))
     shutil.copy(other, image)
     (folder / "val" / "five" / "broken.png").write_bytes(b"no image")
     changed = again()
-    assert computed == [len(first.labels), 2] and [hole.picture for hole in changed.bad] == ["five/broken.png"]
+    assert computed == [len(first.labels), 2]
+    assert [hole.picture for hole in changed.bad] == ["five/broken.png"]
     assert (changed.vectors != first.vectors).any((1, 2, 3)).sum() == 1
     (kept,) = (cache / "features").iterdir()
     kept.write_bytes(kept.read_bytes()[:-1000])
@@ -111,7 +114,8 @@ def test_a_probe_is_a_run_like_any_other(finished_run, folder, capsys, tmp_path)
     main(["probe", "--data", str(folder), "--weights", str(finished_run), "--out", "probed", "--workers", "0"])
     assert "95%" in capsys.readouterr().out
     record = json.loads((tmp_path / "probed" / "record.json").read_text())
-    assert record["epochs"] == 0 and record["probe"]["images"] == record["train_pictures"]
+    assert record["epochs"] == 0
+    assert record["probe"]["images"] == record["train_pictures"]
     assert 40 < record["top1"]["last"] <= 100, "far above the 20% of chance"
     assert atnet.evaluate("probed").scores.top1 == pytest.approx(record["top1"]["last"])
     image = next((folder / "val" / "seven").iterdir())
@@ -135,7 +139,8 @@ def test_training_from_weights_begins_with_the_probe(finished_run, folder):
     options = {"data": {"source": str(folder), "workers": 0}, "weights": str(finished_run), "batch": 20}
     probed = atnet.train(**options, epochs=0, out="probed")
     tuned = atnet.train(**options, epochs=1, optim={"lr": 1e-9}, ema=0.0, out="tuned")
-    assert tuned.record["probe"] == pytest.approx(probed.record["probe"] | {"seconds": tuned.record["probe"]["seconds"]})
+    seconds = {"seconds": tuned.record["probe"]["seconds"]}
+    assert tuned.record["probe"] == pytest.approx(probed.record["probe"] | seconds)
     head = {run.folder.name: load(run.folder)[0].head.weight for run in (probed, tuned)}
     torch.testing.assert_close(head["tuned"], head["probed"], atol=1e-5, rtol=0)
 

@@ -56,7 +56,8 @@ def evaluate(
         names = (Text(printable(name)) for name in row[:2])
         table.add_row(*names, str(row[2]), *("-" if np.isnan(v) else f"{v:.2f}" for v in row[3:]))
     low, high = interval(scores.top1, scores.count)
-    top = f"top-1 {scores.top1:.4f}% (95% interval {low:.1f} to {high:.1f})" + (f"  top-5 {scores.top5:.4f}%" if scores.classes > 5 else "")
+    top5 = f"  top-5 {scores.top5:.4f}%" if scores.classes > 5 else ""
+    top = f"top-1 {scores.top1:.4f}% (95% interval {low:.1f} to {high:.1f}){top5}"
     console = Console(highlight=False)
     console.print(table)
     console.print(

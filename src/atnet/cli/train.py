@@ -78,7 +78,10 @@ def train(
     )
     console = Console(highlight=False)
     console.print(
-        f"\nTop-1 {top1}; 95% interval {low:.1f} to {high:.1f} ({count:,} images), {duration(run.record['seconds'])}. Written to {folder}:", markup=False, soft_wrap=True
+        f"\nTop-1 {top1}; 95% interval {low:.1f} to {high:.1f} ({count:,} images), "
+        f"{duration(run.record['seconds'])}. Written to {folder}:",
+        markup=False,
+        soft_wrap=True,
     )
     for path in sorted(folder.iterdir()):
         console.print(f"  {path.name}", markup=False)
@@ -117,7 +120,7 @@ def _print_forecast(found: "Forecast") -> None:
     from atnet.progress import counted, duration
 
     config = found.config
-    setup = f", and {duration(found.setup)} to fill the cache" if found.setup else ""
+    setup = f", and {duration(found.setup)} before the first step" if found.setup else ""
     short = "; MORE THAN THERE IS: use a smaller --batch or --data.size" if found.memory > found.free else ""
     lines = [
         f"{config.model} at {config.data.size} px, batch {config.batch}, on {config.data.source_name}: "

@@ -52,7 +52,8 @@ BACKWARD, EVALUATION = 2 / 3, 3.0
 class Forecast:
     """What a run will take. Seconds, MB.
 
-    setup: filling the cache.  step, evaluation: one step, one evaluation of all networks. Where training crops grow,
+    setup: filling the cache, and the features of the weights' probe.  step, evaluation: one step, one evaluation of all
+    networks. Where training crops grow,
     step is the mean, and memory that of the full ones.
     memory: peak of the training process, on the GPU if it is on one.  free: memory that is there.
     disk: the run folder.
@@ -160,7 +161,7 @@ def forecast_config(config: Config) -> Forecast:
     free = _free_mb(pick_device(config.device))
     state = State(config)
     if config.weights:
-        state.start_from_weights()
+        state.start_from_weights(probe=False)
     wanted = WARM_STEPS + min(MOST_STEPS, state.steps_per_epoch)
     order = batch_order(state.train_pictures, config, 0, wanted)
     first = {draw.picture for batch in order for draw in batch}
@@ -185,8 +186,10 @@ def forecast_config(config: Config) -> Forecast:
 
     memory = peak_memory_mb(state.device)
     setup = 0.0
+    if config.weights:  # the features of its probe, of two views
+        setup = 2 * evaluation / len(state.networks) * len(state.train_pictures)
     if cached:
-        setup = caching * len(state.train_pictures) + caching_val * len(state.val_pictures)
+        setup += caching * len(state.train_pictures) + caching_val * len(state.val_pictures)
         if state.device.type != "cuda":
             memory += _cache_mb(sample, config) * (len(state.train_pictures) / len(sample) - 1)
             memory += (len(state.val_pictures) - len(few)) * 3 * config.data.size**2 / 1e6

@@ -148,9 +148,7 @@ def fit(features: Features, classes: int, *, balanced: bool = False) -> Probe:
 
     def regression(strength: float) -> Any:
         weight = "balanced" if balanced else None
-        return LogisticRegression(
-            C=strength / repeated, max_iter=300, tol=1e-3, warm_start=True, class_weight=weight
-        )
+        return LogisticRegression(C=strength / repeated, max_iter=300, tol=1e-3, warm_start=True, class_weight=weight)
 
     present = np.unique(labels)
     if len(present) < 2:

@@ -117,12 +117,12 @@ class State:
                 f"{self.config.model} does not take pictures of {size} px ({error}); use --data.size of another"
             ) from error
 
-    def start_from_weights(self) -> str:
+    def start_from_weights(self, probe: bool = True) -> str:
         """The network and its moving average begin as config.weights are, with a linear probe as the head if the
         classes differ; returns a sentence about it.
         """
         said, kept = load_into(self.model, self.config, self.info.classes)
-        if not kept or not self.config.epochs:
+        if probe and (not kept or not self.config.epochs):
             said += self._probe()
         if self.ema is not None:
             self.ema.module.load_state_dict(self.model.state_dict())
