@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from atnet.inference.prediction import predict as predict
     from atnet.models.load import create_model as create_model
     from atnet.models.load import load as load
+    from atnet.models.save import save as save
     from atnet.models.sizes import SIZES as SIZES
     from atnet.training.loop import train as train
     from atnet.training.plan import forecast as forecast
@@ -43,10 +44,12 @@ _HOMES = {
     "load": "atnet.models.load",
     "predict": "atnet.inference.prediction",
     "render_run": "atnet.viz.run",
+    "save": "atnet.models.save",
     "train": "atnet.training.loop",
 }
 __all__ = [
-    "SIZES", "create_model", "embed", "evaluate", "explain", "forecast", "load", "predict", "render_run", "train",
+    "SIZES", "create_model", "embed", "evaluate", "explain", "forecast", "load", "predict", "render_run", "save",
+    "train",
 ]  # fmt: skip
 
 

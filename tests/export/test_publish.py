@@ -346,7 +346,7 @@ def test_what_the_hub_does_not_have_or_is_too_large_is_named(hub, weights, monke
         with pytest.raises(HubError, match=message):
             atnet.load(address)
     huggingface_hub.HfApi().create_repo("alice/empty")
-    with pytest.raises(HubError, match=r"alice/empty: no sha256.json and model.safetensors in it"):
+    with pytest.raises(HubError, match=r"alice/empty: no model.safetensors or pytorch_model.bin in it"):
         atnet.load("hf-hub:alice/empty")
     monkeypatch.setattr(hugging_face, "MAX_WEIGHTS_BYTES", 1000)
     with pytest.raises(HubError, match=r"hf-hub:alice/horn: model.safetensors is larger than 1,000 bytes"):
