@@ -272,8 +272,8 @@ class Config:
     model: str = "xxxs"
     """An AT-Net size (see `atnet sizes`) or any timm architecture."""
     weights: str = ""
-    """Weights to go on from: a run, a file, timm:resnet18, hf-hub:user/name, local-dir:FOLDER. They bring their model and
-    size; the head is drawn anew if the classes differ."""
+    """Weights to go on from: a run, a file, timm:resnet18, hf-hub:user/name or local-dir:FOLDER. They bring their model
+    and size; the head is drawn anew if the classes differ."""
     freeze: tuple[str, ...] = ()
     """Parts of the network that are not trained: stem, stages.0, encoder, ...; all is all but the head."""
     teacher: tuple[str, ...] = ()

@@ -148,7 +148,7 @@ def read_info(where: str | Path | Source, model: str = "") -> WeightsInfo:
     if (info := _of_ours(source)) is not None:
         return info
     pretrained = pretrained_of(source)
-    return _info(pretrained, count_classes(pretrained, read_tensors(source)), source)
+    return _info(pretrained, _count(pretrained, read_tensors(source), source), source)
 
 
 def _of_ours(source: Source) -> WeightsInfo | None:
@@ -177,6 +177,10 @@ def _of_ours(source: Source) -> WeightsInfo | None:
         return WeightsInfo.from_metadata(said, path)
     except (SafetensorError, struct.error, OSError) as error:
         raise WeightsError(f"{path}: {DAMAGED} ({error!s:.300})") from error
+
+
+def _count(pretrained: Pretrained, tensors: dict[str, Tensor], source: Source) -> int:
+    return count_classes(pretrained, tensors, ordered=source.path.suffix in PICKLES)
 
 
 def _info(pretrained: Pretrained, classes: int, source: Source) -> WeightsInfo:
@@ -251,13 +255,13 @@ def _load_ours(path: Path, info: WeightsInfo, size: int) -> tuple[nn.Module, Wei
 def _load_pretrained(source: Source, size: int) -> tuple[nn.Module, WeightsInfo]:
     """Weights that AT-Net did not write. Raises WeightsError naming the first tensor that does not fit."""
     tensors, pretrained = read_tensors(source), pretrained_of(source)
-    info = _info(pretrained, count_classes(pretrained, tensors), source)
+    info = _info(pretrained, _count(pretrained, tensors, source), source)
     try:
         with torch.device("meta"):
             expected = create_classifier(info.model, classes=len(info.classes), size=info.preprocess.size).state_dict()
     except ConfigError as error:
         raise WeightsError(f"{source.path}: {error}") from error
-    ordered = in_order(tensors, expected)
+    ordered = in_order(tensors, expected) if source.path.suffix in PICKLES else None
     if ordered is not None:
         log.info(
             "%s: other names than %s has; taken in their order, which has the same shapes", source.path, info.model
@@ -267,8 +271,9 @@ def _load_pretrained(source: Source, size: int) -> tuple[nn.Module, WeightsInfo]
         model = _filled(pretrained, tensors, info, info.preprocess.size)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
         raise WeightsError(f"{source.path}: {_misfit(tensors, expected, info, error)}") from error
-    absent = [name for name, _ in model.named_parameters() if name not in tensors]
-    if absent and tensors.keys() <= expected.keys():  # of architectures that timm fills in part
+    own, theirs = {name for name, _ in model.named_parameters()}, tensors.keys()
+    if (theirs <= expected.keys() and own - theirs) or (own <= theirs and theirs - expected.keys()):
+        # of an architecture that timm fills in part, and without its filters, which would have renamed all
         raise WeightsError(f"{source.path}: {_misfit(tensors, expected, info)}")
     if size and size != info.preprocess.size and has_fixed_input(info.model):
         return _resampled(pretrained, tensors, info, size)

@@ -1,6 +1,7 @@
 """Weights that AT-Net did not write: their tensors, and what timm's configuration says of them."""
 
 import argparse
+import difflib
 import io
 import json
 import logging
@@ -150,7 +151,9 @@ def _of(name: str, said: dict[str, Any], path: Path, arguments: dict[str, Any] |
     """
     base = name.partition("+")[0]
     if not timm.is_model(base):
-        raise WeightsError(f"{path}: {base!r:.100} is no architecture that this timm ({timm.__version__}) has")
+        near = difflib.get_close_matches(base, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise WeightsError(f"{path}: {base!r:.100} is no architecture that timm {timm.__version__} has{hint}")
     try:
         config = timm.get_pretrained_cfg(base)
     except RuntimeError as error:
@@ -206,13 +209,16 @@ def _depth(value: Any) -> int:
     return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)
 
 
-def count_classes(pretrained: Pretrained, tensors: dict[str, Tensor]) -> int:
-    """How many outputs the tensors have: by the classifier's, or by the last ones if they are a layer's."""
+def count_classes(pretrained: Pretrained, tensors: dict[str, Tensor], *, ordered: bool) -> int:
+    """How many outputs the tensors have: by the classifier's, or by the last ones if they are a layer's.
+
+    ordered: whether the tensors are in the order in which the network has them, which safetensors files do not keep.
+    """
     for name in pretrained.classifiers:
         if (weight := tensors.get(f"{name}.weight")) is not None:
             return len(weight) if weight.ndim else 0
     *_, weight, bias = [torch.empty(0), *tensors.values()]
-    if pretrained.classifiers and bias.ndim == 1 and weight.ndim in (2, 4) and len(weight) == len(bias):
+    if ordered and pretrained.classifiers and bias.ndim == 1 and weight.ndim in (2, 4) and len(weight) == len(bias):
         return len(bias)
     return pretrained.classes
 

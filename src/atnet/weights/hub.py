@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    constants,
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
     get_token,
     hf_hub_download,
     scan_cache_dir,
+    try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
     CacheNotFound,
@@ -78,15 +81,18 @@ def fetch(
     Raises HubError naming what is not there or too large, or how to bring what the hub does not give.
     """
     commit: str | None = revision or None
-    unknown: list[LocalEntryNotFoundError] = []  # files of which only the hub could say whether they are there
+    unknown: list[LocalEntryNotFoundError] = []  # of files of which only the hub could say whether they are there
     address = address or f"{HUB}{name}"
 
     def get(file: str, most: int) -> Path | None:
         nonlocal commit
+        if commit and try_to_load_from_cache(name, file, revision=commit) is _CACHED_NO_EXIST:
+            return None
         try:
             known = hf_hub_download(
-                name, file, revision=commit, dry_run=True, library_name="atnet", library_version=__version__
-            )
+                name, file, revision=commit, dry_run=True, local_files_only=bool(unknown), library_name="atnet",
+                library_version=__version__,
+            )  # fmt: skip
         except LocalEntryNotFoundError as error:
             unknown.append(error)
             return None
@@ -94,22 +100,27 @@ def fetch(
             return None
         if known.file_size is None or known.file_size > most:
             raise HubError(f"{address}: {file} is larger than {most:,} bytes, or does not say how large it is")
-        if known.will_download and known.file_size > LARGE_BYTES:
-            log.info("fetching %s of %s (%.0f MB)", file, name, known.file_size / 1e6)
+        path = Path(known.local_path)
+        if known.will_download:
+            if known.file_size > LARGE_BYTES:
+                log.info("fetching %s of %s (%.0f MB)", file, name, known.file_size / 1e6)
+            # The first file by the revision asked for, so that the cache knows this too when there is no network.
+            path = Path(hf_hub_download(name, file, revision=commit, library_name="atnet", library_version=__version__))
+        if path.parent.name != known.commit_hash:
+            raise HubError(f"{address}: changed while it was fetched: try again")
         commit = known.commit_hash
-        return Path(hf_hub_download(name, file, revision=commit, library_name="atnet", library_version=__version__))
+        return path
 
     by_hand = f"`hf download {name} {MODEL} {TIMM_CONFIG} --local-dir FOLDER`, then --weights {LOCAL}FOLDER"
-    config = None
     with _plainly(name, f"to bring {MODEL} by hand: {by_hand}"):
-        if with_config:
-            get(HASHES, MAX_HASHES_BYTES)
-            config = get(TIMM_CONFIG, MAX_CONFIG_BYTES)
         path = next((found for file in (MODEL, BINARY) if (found := get(file, MAX_WEIGHTS_BYTES))), None)
         if path is None and unknown:
-            raise unknown[-1]
+            raise unknown[0]
         if path is None:
             raise HubError(f"{name}: no {MODEL} or {BINARY} in it")
+        if with_config:
+            get(HASHES, MAX_HASHES_BYTES)
+        config = get(TIMM_CONFIG, MAX_CONFIG_BYTES) if with_config else None
     blob = path.resolve().name
     return Fetched(
         path=path,
@@ -131,7 +142,7 @@ class Cached:
 def cached() -> list[Cached]:
     """All weights in the hub's cache that are in a file of a usual name."""
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return []
     found = []
