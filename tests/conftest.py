@@ -3,12 +3,14 @@
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import atnet
 from atnet.data.sources import open_parts
+from hub_stand_in import StandIn, stand_in
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +62,23 @@ def few_photos(photos: Path, tmp_path: Path) -> Path:
             for picture in sorted((photos / part / name).iterdir())[:count]:
                 shutil.copy(picture, folder)
     return tmp_path / "photos"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """An empty hub that this process asks, as alice, with a cache of its own, large files by LFS."""
+    import huggingface_hub
+
+    with stand_in() as server:
+        constants = huggingface_hub.constants
+        monkeypatch.setattr(constants, "ENDPOINT", server.address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_alice")
+        yield server
 
 
 QUICK = {

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from atnet.inference.prediction import predict as predict
     from atnet.models.load import create_model as create_model
     from atnet.models.load import load as load
+    from atnet.models.save import save as save
     from atnet.models.sizes import SIZES as SIZES
     from atnet.training.loop import probe as probe
     from atnet.training.loop import train as train
@@ -45,10 +46,11 @@ _HOMES = {
     "predict": "atnet.inference.prediction",
     "probe": "atnet.training.loop",
     "render_run": "atnet.viz.run",
+    "save": "atnet.models.save",
     "train": "atnet.training.loop",
 }
 __all__ = [
-    "SIZES", "create_model", "embed", "evaluate", "explain", "forecast", "load", "predict", "probe", "render_run",
+    "SIZES", "create_model", "embed", "evaluate", "explain", "forecast", "load", "predict", "probe", "render_run", "save",
     "train",
 ]  # fmt: skip
 

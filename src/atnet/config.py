@@ -272,11 +272,12 @@ class Config:
     model: str = "xxxs"
     """An AT-Net size (see `atnet sizes`) or any timm architecture."""
     weights: str = ""
-    """A run or weights file to go on from, its head drawn anew if the classes differ; it brings its model and size."""
+    """Weights to go on from: a run, a file, timm:resnet18, hf-hub:user/name or local-dir:FOLDER. They bring their model
+    and size; the head is drawn anew if the classes differ."""
     freeze: tuple[str, ...] = ()
     """Parts of the network that are not trained: stem, stages.0, encoder, ...; all is all but the head."""
     teacher: tuple[str, ...] = ()
-    """Teacher for knowledge distillation: a run, a weights file, or timm's local-dir:FOLDER; of several, their mean
+    """Teacher for knowledge distillation, named as --weights are; of several, their mean
     probability is learned."""
     epochs: Whole = 20
     """Passes over the training images; 0 trains the head of --weights alone, by logistic regression (`atnet probe`)."""

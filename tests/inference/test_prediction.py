@@ -111,9 +111,9 @@ def test_its_two_files_answer_alike_and_a_file_of_ones_own_goes_before_it(tmp_pa
     with torch.inference_mode():
         expected = model(torch.from_numpy(images)).numpy()
     assert OnnxNetwork(WEIGHTS / f"{SHIPPED}.onnx")(images) == pytest.approx(expected, abs=1e-2)
-    assert find_weights(f"atnet_{SHIPPED}") == WEIGHTS / f"{SHIPPED}.safetensors"
+    assert find_weights(f"atnet_{SHIPPED}").path == WEIGHTS / f"{SHIPPED}.safetensors"
     (tmp_path / SHIPPED).write_text("mine")
-    assert find_weights(SHIPPED) == Path(SHIPPED)
+    assert find_weights(SHIPPED).path == Path(SHIPPED)
 
 
 def test_the_newest_run_is_asked_before_the_network_that_comes_with_the_package(quick, digits):

@@ -799,7 +799,7 @@ def runs(place: Path) -> Make:
     readers: list[Callable[[], object]] = [
         lambda: record.read_record(run), lambda: record.read_metrics(run), lambda: record.read_predictions(run),
         lambda: record.open_run(run), lambda: read_yaml(run / "environment.yaml"),
-        lambda: read_unchanged(find_weights(run)),
+        lambda: read_unchanged(find_weights(run).path),
         lambda: note_hashes(run, {"last.safetensors": b"1"}), lambda: compare([run, "other"]),
     ]  # fmt: skip
     texts = [name for name in files if name.suffix in (".json", ".yaml", ".csv")]

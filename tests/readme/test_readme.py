@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 TUTORIAL = "docs/tutorial.md"
 PAGES = (
     *("README.md", "docs/data.md", "docs/export.md", "docs/serve.md", "docs/web.md", "docs/publish.md"),
+    "docs/weights.md",
     *("docs/explain.md", "docs/architecture.md", "docs/howto.md", TUTORIAL),
 )
 BLOCKS = [
@@ -66,6 +67,8 @@ def test_a_block_does_what_it_says(number, folder, request):
             "python -m http.server ",
             "--to user/name",
             "hf-hub:user/name",
+            "--weights checkpoint.pth",
+            "hf download timm/",
             "python -m atnet.timm train.py",
             "atnet replay runs/last 1234",
             "some thousand photos",

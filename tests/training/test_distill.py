@@ -195,6 +195,6 @@ def test_a_teacher_of_other_classes_is_refused(teacher, names, message):
         Teacher(str(teacher), names, DataConfig(), CPU)
 
 
-def test_a_folder_that_timm_does_not_load_is_named(tmp_path, classes):
-    with pytest.raises(ConfigError, match="--teacher local-dir:.*timm does not load it"):
+def test_a_folder_without_weights_is_named(tmp_path, classes):
+    with pytest.raises(WeightsError, match=rf"--teacher {tmp_path}: no weights in it"):
         Teacher(f"local-dir:{tmp_path}", classes, dataclasses.replace(DataConfig()), CPU)

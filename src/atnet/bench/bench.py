@@ -27,7 +27,7 @@ from atnet.errors import ConfigError
 from atnet.exported.graph import write_onnx
 from atnet.files import csv_table, markdown_table, replace_between
 from atnet.models.cost import Cost, cost_of
-from atnet.models.load import architecture, create_deployed
+from atnet.models.load import architecture_of, create_deployed
 from atnet.progress import progress_bar
 from atnet.run.record import commit
 from atnet.system import processor
@@ -135,15 +135,16 @@ def bench(
 ) -> list[Timing]:
     """Times networks of fresh weights side by side.
 
-    models: AT-Net sizes and timm architectures.  engine: "onnx" (ONNX Runtime), "eager" and "compile" (torch),
+    models: AT-Net sizes and timm architectures, or weights by a name that `atnet.load` takes, for their architecture.
+    engine: "onnx" (ONNX Runtime), "eager" and "compile" (torch),
     "train" (a step of training, by the recipe, in the precision).  seconds: of each network's turn in each round.
     reference: the model that ratios are taken to; the first if None.
     Raises ConfigError naming a model that is unknown or cannot run.
     """
     if engine not in ENGINES:
         raise ConfigError(f"engine {engine!r} is unknown: use {', '.join(ENGINES)}")
-    names = list(dict.fromkeys(architecture(model) for model in models))
-    base = architecture(reference) if reference else names[0]
+    names = list(dict.fromkeys(architecture_of(model) for model in models))
+    base = architecture_of(reference) if reference else names[0]
     if base not in names:
         names.append(base)
     roof = roof_of(engine, threads, precision)

@@ -46,6 +46,7 @@ app.command("atnet.cli.bench:bench", help="Benchmark models side by side, timm's
 app.command("atnet.cli.blocks:blocks", help="Benchmark AT-Net's building blocks at each stride and width.")
 app.command("atnet.cli.study:study", help="Run a study: many short trainings of one recipe with changes.")
 app.command("atnet.cli.sizes:sizes", help="Print the size table, with parameters counted at 1000 classes.")
+app.command("atnet.cli.weights:weights", help="List the weights that are on this machine.")
 app.command("atnet.cli.table:table", help="Generate the published table from the records under results/.")
 app.command(
     "atnet.cli.doctor:doctor", help="Check a dataset for corrupt files, duplicates, leakage and label problems."

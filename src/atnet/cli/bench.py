@@ -34,7 +34,7 @@ def bench(
     Parameters
     ----------
     models
-        AT-Net sizes and timm architectures.
+        AT-Net sizes and timm architectures; or weights, as --weights names them, for the architecture that they are of.
     size
         Side of the input in pixels; more than one may be given.
     batch

@@ -24,6 +24,7 @@ def embed(
     batch: int = 64,
     workers: int = 2,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    model: str = "",
 ) -> None:
     """Write what the network knows of each image as a vector, find images that are alike, draw a map of them all.
 
@@ -32,8 +33,8 @@ def embed(
     source
         A folder of images, with class folders or without, or whatever else `atnet train --data` takes.
     weights
-        A run, a folder or a safetensors file; the newest run if not given, and before there is one, xxxs.imagenette,
-        which comes with AT-Net.
+        A run, a folder or a weights file, or pretrained ones: timm:resnet18, hf-hub:user/name, local-dir:FOLDER; the
+        newest run if not given, and before there is one, xxxs.imagenette, which comes with AT-Net.
     out
         A Parquet file with path, part, class, name and vector; vectors.parquet if neither --like nor --map is given.
     like
@@ -50,6 +51,8 @@ def embed(
         Loader processes.
     device
         auto takes cuda, then mps, then cpu.
+    model
+        The architecture of a --weights file that says nothing of itself: resnet18, for example.
     """
     from atnet.errors import DataError
     from atnet.files import require_new
@@ -60,7 +63,9 @@ def embed(
     for path, option in ((out, "--out"), (map_, "--map")):
         if path:
             require_new(path, option)
-    found = run(source, weights, like=like, top=top, size=size, batch=batch, workers=workers, device=device)
+    found = run(
+        source, weights, like=like, top=top, size=size, batch=batch, workers=workers, model=model, device=device
+    )
     console = Console(highlight=False)
     count, dim = found.vectors.shape
     console.print(f"{count:,} pictures, vectors of {dim} numbers, by {printable(found.info.model)}", markup=False)

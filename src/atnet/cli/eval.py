@@ -24,13 +24,15 @@ def evaluate(
     workers: int = 2,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     mismatch: Literal["error", "ignore"] = "error",
+    model: str = "",
 ) -> None:
     """Evaluate weights on labelled images: top-1, top-5, and each class.
 
     Parameters
     ----------
     weights
-        A run, a folder or a safetensors file; of a run the moving average of the last epoch.
+        A run, a folder or a weights file; of a run the moving average of the last epoch. Or pretrained ones:
+        timm:resnet18, hf-hub:user/name, local-dir:FOLDER.
     data
         A folder with val/, or of class folders, or "digits"; the run's own validation part if not given.
     size
@@ -43,12 +45,14 @@ def evaluate(
         auto takes cuda, then mps, then cpu.
     mismatch
         ignore leaves images of classes out that the weights do not know.
+    model
+        The architecture of a --weights file that says nothing of itself: resnet18, for example.
     """
     from atnet.errors import DataError
     from atnet.eval.evaluate import evaluate as run
     from atnet.eval.metrics import interval
 
-    done = run(weights, data, size=size, batch=batch, workers=workers, device=device, mismatch=mismatch)
+    done = run(weights, data, size=size, batch=batch, workers=workers, device=device, mismatch=mismatch, model=model)
     scores, info = done.scores, done.info
     table = Table("class", "name", "pictures", "recall %", "precision %", box=None, header_style="bold")
     rows = zip(info.classes, info.class_names, scores.support, scores.recall, scores.precision, strict=True)
@@ -58,11 +62,12 @@ def evaluate(
     low, high = interval(scores.top1, scores.count)
     top5 = f"  top-5 {scores.top5:.4f}%" if scores.classes > 5 else ""
     top = f"top-1 {scores.top1:.4f}% (95% interval {low:.1f} to {high:.1f}){top5}"
+    origin = f"{'moving average ' if info.moving_average else ''}after epoch {info.epoch}" if info.epoch else info.model
     console = Console(highlight=False)
     console.print(table)
     console.print(
         f"\n{scores.count:,} pictures of {done.pictures} at {info.preprocess.size} px\n"
-        f"weights {done.weights}: {'moving average ' if info.moving_average else ''}after epoch {info.epoch}\n"
+        f"weights {done.weights}: {origin}\n"
         f"{top}  loss {scores.loss:.5f}\n"
         f"balanced accuracy {scores.balanced_accuracy:.2f}%  macro F1 {scores.macro_f1:.2f}%",
         markup=False,

@@ -17,6 +17,7 @@ def explain(
     whole: Annotated[bool, Parameter(negative=())] = False,
     target: str | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    model: str = "",
 ) -> None:
     """Show what the network looks at: a PNG for each image, with its answers, attention and a gradient map.
 
@@ -25,8 +26,8 @@ def explain(
     pictures
         Image files, or folders with images in them.
     weights
-        A run, a folder or a safetensors file; the newest run if not given, and before there is one, xxxs.imagenette,
-        which comes with AT-Net.
+        A run, a folder or a weights file, or pretrained ones: timm:resnet18, hf-hub:user/name, local-dir:FOLDER; the
+        newest run if not given, and before there is one, xxxs.imagenette, which comes with AT-Net.
     out
         The folder for the PNGs.
     size
@@ -37,6 +38,8 @@ def explain(
         The class that the gradient map is of; each image's likeliest if not given.
     device
         auto takes cuda, then mps, then cpu.
+    model
+        The architecture of a --weights file that says nothing of itself: resnet18, for example.
     """
     from atnet.errors import ConfigError, DataError
     from atnet.viz.explain import explain as run
@@ -45,7 +48,15 @@ def explain(
         raise ConfigError("no picture given: atnet explain PICTURE... --weights RUN")
     failures: list[DataError] = []
     done = run(
-        list(pictures), weights, out=out, size=size, whole=whole, target=target, device=device, failed=failures.append
+        list(pictures),
+        weights,
+        out=out,
+        size=size,
+        whole=whole,
+        target=target,
+        model=model,
+        device=device,
+        failed=failures.append,
     )
     console = Console(highlight=False)
     for one in done:

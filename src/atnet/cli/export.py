@@ -1,7 +1,7 @@
 """`atnet export`"""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -22,13 +22,16 @@ def export(
     licence: str = "",
     out: Path | None = None,
     data: str | None = None,
+    model: str = "",
+    classes: Path | None = None,
 ) -> None:
     """Write weights as one file to hand on, ONNX (which needs no torch) or safetensors, checked on real images.
 
     Parameters
     ----------
     weights
-        A run, a folder or a safetensors file; of a run the moving average of the last epoch.
+        A run, a folder or a weights file; of a run the moving average of the last epoch. Or pretrained ones:
+        timm:resnet18, hf-hub:user/name, local-dir:FOLDER.
     to
         onnx: for ONNX Runtime; safetensors: for torch.
     half
@@ -48,10 +51,16 @@ def export(
     data
         A folder of class folders to check the file on; the run's validation images if not given. With --int8, its
         training part, if it has one and the run's own is not known, is what the steps of 8 bits are taken from.
+    model
+        The architecture of a --weights file that says nothing of itself: resnet18, for example.
+    classes
+        A text file with the name of a class on each line, in the order of the network's outputs, where the weights do
+        not say them.
     """
     from atnet.errors import ConfigError
 
     console = Console(highlight=False)
+    named: Any = {"model": model, "classes": classes}
     if int8:
         if half or to != "onnx":
             raise ConfigError(
@@ -61,7 +70,9 @@ def export(
         from atnet.export.quantize import quantize
         from atnet.viz.plots import draw_quantized
 
-        made = quantize(weights, out, max_drop=max_drop, preprocessing=with_preprocessing, licence=licence, data=data)
+        made = quantize(
+            weights, out, max_drop=max_drop, preprocessing=with_preprocessing, licence=licence, data=data, **named
+        )
         draw_quantized(made.trials, made.costs, max_drop, made.picture)
         console.print(
             table_of(
@@ -84,7 +95,9 @@ def export(
     else:
         from atnet.export.export import export as run
 
-        done = run(weights, out, to=to, half=half, preprocessing=with_preprocessing, licence=licence, data=data)
+        done = run(
+            weights, out, to=to, half=half, preprocessing=with_preprocessing, licence=licence, data=data, **named
+        )
         path = done.path
         apart = "probabilities within" if with_preprocessing else "logits, of the largest, within"
         said = (

@@ -25,6 +25,7 @@ def predict(
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     abstain: float | None = None,
+    model: str = "",
 ) -> None:
     """Say what images show: the likeliest classes by name, with probabilities.
 
@@ -33,9 +34,9 @@ def predict(
     pictures
         Image files, or folders with images in them.
     weights
-        A run, a folder, a safetensors file, an ONNX file of `atnet export`, or hf-hub:user/name of what `atnet publish`
-        put on the hub; the newest run if not given, and before there is one, xxxs.imagenette, a network of ten classes
-        that comes with AT-Net.
+        A run, a folder, a weights file, an ONNX file of `atnet export`, or pretrained ones: timm:resnet18,
+        hf-hub:user/name, local-dir:FOLDER; the newest run if not given, and before there is one, xxxs.imagenette, a
+        network of ten classes that comes with AT-Net.
     top
         How many classes.
     as_json
@@ -45,6 +46,8 @@ def predict(
     abstain
         The accuracy to hold, 0.95 for example: where the answer is not sure enough for it, "ask a person". How sure it
         has to be was found on the validation images when the weights were trained.
+    model
+        The architecture of a --weights file that says nothing of itself: resnet18, for example.
     """
     from atnet.errors import ConfigError, DataError
     from atnet.inference.prediction import predict as run
@@ -55,16 +58,16 @@ def predict(
     if top < 1:
         raise ConfigError(f"--top {top} must be 1 or more")
     failures: list[DataError] = []
-    asked = weights_to_ask(weights, device)
+    asked = weights_to_ask(weights, device, model)
     answers = run(list(pictures), asked, top=top, device=device, abstain=abstain, failed=failures.append)
     if as_json:
         print(json.dumps([_plain(answer) for answer in answers], indent=2))
     else:
         _show(answers)
-        if weights is None and asked.parent == WEIGHTS:
-            _tell_limits(asked)
+        if weights is None and asked.path.parent == WEIGHTS:
+            _tell_limits(asked.path)
         elif weights is None:
-            run_asked = os.path.relpath(asked.parent.resolve())
+            run_asked = os.path.relpath(asked.path.parent.resolve())
             Console(highlight=False).print(f"Answered by the newest run, {run_asked}", markup=False, soft_wrap=True)
     if failures:
         raise DataError("\natnet: ".join(map(str, failures)))

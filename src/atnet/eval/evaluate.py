@@ -18,7 +18,7 @@ from atnet.device import pick_device
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.eval.metrics import HeadScores, Scores, topk_correct
 from atnet.models.heads import answer
-from atnet.models.load import at_size, load
+from atnet.models.load import asked_size, load
 from atnet.progress import progress_bar
 from atnet.weights.find import find_weights
 from atnet.weights.info import CONFIG, INFINITE, WeightsInfo
@@ -105,7 +105,7 @@ def scored(pictures: Pictures, scores: Scores) -> Pictures:
 class Evaluation:
     """Scores, and of which weights on which images."""
 
-    weights: Path
+    weights: str
     info: WeightsInfo
     pictures: str
     scores: Scores
@@ -120,10 +120,11 @@ def evaluate(
     workers: int = 2,
     device: str = "auto",
     mismatch: Literal["error", "ignore"] = "error",
+    model: str = "",
 ) -> Evaluation:
     """Evaluates weights on a labelled folder.
 
-    weights: a run, a folder or a safetensors file.
+    weights, model: as for `atnet.load`.
     data: a folder with val/ (or test/), or of class folders, or "digits"; the validation part of the
     run's own data if none is given.
     size: side of the input in pixels, that of the training if None.
@@ -133,18 +134,22 @@ def evaluate(
     """
     if batch < 1 or workers < 0:
         raise ConfigError(f"batch={batch}, workers={workers}: use a batch of 1 or more, and 0 workers or more")
-    path = find_weights(weights)
+    asked = asked_size(size)
+    source = find_weights(weights, model)
     chosen = pick_device(device)
-    model, info = load(path, str(chosen))
-    if size is not None:
-        info = at_size(info, size)
-    pictures = open_validation(path, data).relabel(info.classes, ignore=mismatch == "ignore")
+    network, info = load(source, str(chosen), size=asked)
+    pictures = open_validation(source.path, data).relabel(info.classes, ignore=mismatch == "ignore")
     loader = eval_loader(pictures, info.preprocess, batch, workers)
-    model = model.to(memory_format=torch.channels_last)
-    scores = score(model, loader, classes=len(info.classes), device=chosen, total=len(pictures))
+    network = network.to(memory_format=torch.channels_last)
+    scores = score(network, loader, classes=len(info.classes), device=chosen, total=len(pictures))
     if not math.isfinite(scores.loss):
-        raise WeightsError(f"{path}: {INFINITE}")
-    return Evaluation(weights=path, info=info, pictures=pictures.store.name, scores=scores)
+        raise WeightsError(f"{source.path}: {INFINITE}")
+    return Evaluation(
+        weights=source.name if source.is_fetched else str(source.path),
+        info=info,
+        pictures=pictures.store.name,
+        scores=scores,
+    )
 
 
 def open_validation(weights: Path, data: str | None) -> Pictures:

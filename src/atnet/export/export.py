@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.special import softmax
 from torch import Tensor, nn
 
+from atnet.data.classes import display_names
 from atnet.data.pictures import Pictures
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.eval.evaluate import open_validation
@@ -23,12 +24,12 @@ from atnet.exported.contract import OPSET
 from atnet.exported.graph import write_onnx
 from atnet.exported.onnx import OnnxNetwork
 from atnet.exported.preprocessing import with_preprocessing
-from atnet.files import placing_whole, require_new
+from atnet.files import placing_whole, read_text, require_new
 from atnet.models.heads import answer
 from atnet.models.load import load, to_safetensors
 from atnet.progress import progress_bar
-from atnet.weights.find import find_weights
-from atnet.weights.info import HUB, WEIGHTS, WeightsInfo
+from atnet.weights.find import Source, find_weights
+from atnet.weights.info import WEIGHTS, WeightsInfo
 
 PICTURES = 64
 TOLERANCE, TOLERANCE_HALF = 1e-3, 2e-2
@@ -59,7 +60,7 @@ class Exported:
 
 
 def export(
-    weights: str | Path = "runs/last",
+    weights: str | Path | Source = "runs/last",
     out: str | Path | None = None,
     *,
     to: Literal["onnx", "safetensors"] = "onnx",
@@ -67,49 +68,64 @@ def export(
     preprocessing: bool = False,
     licence: str = "",
     data: str | None = None,
+    model: str = "",
+    classes: str | Path | None = None,
 ) -> Exported:
     """Writes weights as one file, class names and preprocessing in its metadata.
 
-    weights: a run, a folder or a safetensors file.  out: the file; see `place_for` if None.
+    weights, model: as for `atnet.load`.  out: the file; see `place_for` if None.
     to: onnx, which takes any batch and needs no torch; or safetensors.
     half: stored in 16 bits, computed in 32: half as large.
     preprocessing: of ONNX, the input is one image of any size, uint8 (height, width, 3), RGB.
     licence: of the weights, to be told by the file; what they tell already if "".
     data: a folder of class folders for the check, the run's validation images if None.
+    classes: a text file with the name of a class on each line, in the order of the outputs; what the weights say if
+    None.
     The check goes from an image's bytes to its label: the file alone against the weights in torch.
     Raises WeightsError if they do not agree, ConfigError if out exists or no images are known.
     """
-    source = find_weights(weights)
-    path = place_for(weights, source, out, to)
+    source = weights if isinstance(weights, Source) else find_weights(weights, model)
+    path = place_for(source, out, to)
     if preprocessing and to != "onnx":
         raise ConfigError("--with-preprocessing makes steps of an ONNX graph: leave it out, or use --to onnx")
-    model, info = load(source)
-    told = describe(model, info, source, licence, "float16" if half else "float32")
+    network, info = load(source)
+    if classes is not None:
+        info = named_by(info, classes)
+    told = describe(network, info, source.path, licence, "float16" if half else "float32")
     info = of_onnx(told, preprocessing) if to == "onnx" else told
-    pictures = open_validation(source, data)
+    pictures = open_validation(source.path, data)
     with placing_whole(path) as partial:
-        ask = _written(model, info, partial, to, half, preprocessing)
+        ask = _written(network, info, partial, to, half, preprocessing)
         apart, tolerance = logits_apart, TOLERANCE_HALF if half else TOLERANCE
         if preprocessing:
             apart, tolerance = probabilities_apart, TOLERANCE_PREPROCESSED + (TOLERANCE_HALF if half else 0)
-        compared, worst = compare(ask, answer_of(model, info), pictures, info, apart, tolerance)
+        compared, worst = compare(ask, answer_of(network, info), pictures, info, apart, tolerance)
     return Exported(path=path, pictures=compared, difference=worst)
 
 
-def place_for(weights: str | Path, source: Path, out: str | Path | None, to: str) -> Path:
+def named_by(info: WeightsInfo, listed: str | Path) -> WeightsInfo:
+    """The same with its classes named by a text file's lines. Raises ConfigError if there are more or fewer."""
+    names = tuple(line.strip() for line in read_text(listed).splitlines() if line.strip())
+    if len(names) != len(info.classes) or len(set(names)) != len(names):
+        raise ConfigError(
+            f"{listed}: {len(set(names)):,} different names on {len(names):,} lines, and the network has "
+            f"{len(info.classes):,} outputs: use a line for each"
+        )
+    return dataclasses.replace(info, classes=names, class_names=display_names(names))
+
+
+def place_for(source: Source, out: str | Path | None, to: str) -> Path:
     """The file to write; if out is None, model.onnx or the like beside the weights.
 
     Of weights that come with AT-Net or from the hub it has their name, and lies in the current folder.
-    source: the weights' file.  Raises ConfigError if the file to write exists, or its folder does not.
+    Raises ConfigError if the file to write exists, or its folder does not.
     """
     if out:
         path = Path(out).expanduser()
-    elif source.parent.samefile(WEIGHTS):
-        path = Path(f"{source.stem}.{to}")
-    elif str(weights).startswith(HUB):
-        path = Path(f"{Path(weights).name.partition('@')[0]}.{to}")
+    elif source.is_fetched or source.path.parent.samefile(WEIGHTS):
+        path = Path(f"{source.title}.{to}")
     else:
-        path = source.with_name(f"model.{to}")
+        path = source.path.with_name(f"model.{to}")
     require_new(path)
     return path
 

@@ -22,7 +22,7 @@ from atnet.files import write_whole
 from atnet.models.load import has_fixed_input, load, to_safetensors
 from atnet.models.registry import pretrained_cfg
 from atnet.models.sizes import split_name
-from atnet.weights.find import find_weights
+from atnet.weights.find import Source, find_weights
 from atnet.weights.info import HASHES, HUB, MODEL, WEIGHTS, WeightsInfo
 
 log = logging.getLogger("atnet")
@@ -53,10 +53,11 @@ def publish(
     private: bool = False,
     licence: str | None = None,
     data: str | None = None,
+    model: str = "",
 ) -> Published:
     """Writes weights, timm's config.json, a model card and hashes to a folder, or pushes them to the hub in one commit.
 
-    weights: a run, a folder or a safetensors file.
+    weights, model: as for `atnet.load`.
     to: a folder, absent or empty; or "user/name" on the hub, see `hub_name`.
     onnx, web: also the file of `atnet export`, and the page of `atnet web`.
     private: whether others may not see it on the hub.
@@ -66,9 +67,9 @@ def publish(
     The folder gets its name when all is written, and timm has made the same network of it.
     Raises ConfigError on an option that cannot be, WeightsError on unusable weights, HubError if the hub refuses.
     """
-    source = find_weights(weights)
+    source = find_weights(weights, model)
     if licence is None:
-        licence = "apache-2.0" if source.parent == WEIGHTS else "unknown"
+        licence = "apache-2.0" if source.path.parent == WEIGHTS else "unknown"
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
         raise ConfigError(f"licence {licence!r}: say it as the hub does, apache-2.0 or cc-by-4.0 for example")
     name = hub_name(to)
@@ -124,7 +125,7 @@ def _push(name: str, write: Callable[[Path, str], dict[str, int]], private: bool
 
 
 def _write(
-    folder: Path, source: Path, *, title: str, name: str | None, onnx: bool, web: bool, licence: str, data: str | None
+    folder: Path, source: Source, *, title: str, name: str | None, onnx: bool, web: bool, licence: str, data: str | None
 ) -> dict[str, int]:
     """Writes all files to an empty folder; the bytes of each."""
     model, info = load(source)
@@ -132,8 +133,8 @@ def _write(
     config = json.dumps(_config(model, info, licence), indent=2, allow_nan=False)
     (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
     _require_same_in_timm(folder, model, info)
-    if onnx and source.parent == WEIGHTS:
-        shutil.copyfile(source.with_suffix(".onnx"), folder / ONNX)
+    if onnx and source.path.parent == WEIGHTS:
+        shutil.copyfile(source.path.with_suffix(".onnx"), folder / ONNX)
     elif onnx:
         from atnet.export.export import export
 
@@ -144,7 +145,7 @@ def _write(
         write_web(folder / WEB, source, data=data)
     hashes = {file: _sha256(folder / file) for file in _files(folder)}
     write_whole(folder / HASHES, (json.dumps(hashes, indent=2) + "\n").encode())
-    card = write_card(source, info, title=title, name=name, licence=licence, onnx=onnx, web=web)
+    card = write_card(source.path, info, title=title, name=name, licence=licence, onnx=onnx, web=web)
     write_whole(folder / CARD, card.encode("utf-8", "backslashreplace"))
     return {file: (folder / file).stat().st_size for file in _files(folder)}
 

@@ -36,6 +36,7 @@ from atnet.export.export import (
     describe,
     finish_onnx,
     logits_apart,
+    named_by,
     of_onnx,
     place_for,
     spread,
@@ -105,13 +106,15 @@ def quantize(
     preprocessing: bool = False,
     licence: str = "",
     data: str | None = None,
+    model: str = "",
+    classes: str | Path | None = None,
 ) -> Quantized:
     """Writes weights as an ONNX file in 8 bits, what stays in float in 16, and a report beside it.
 
-    weights: a run, a folder or a safetensors file.  out: the file, ending in int8.onnx and where `place_for` says if
+    weights, model: as for `atnet.load`.  out: the file, ending in int8.onnx and where `place_for` says if
     None.
     max_drop: points of top-1 that it may have less than fp32.
-    preprocessing, licence: as for `export`.
+    preprocessing, licence, classes: as for `export`.
     data: a folder of class folders, the run's own images if None. Its validation part is measured on, its training
     part calibrated on; one without parts is for both.
     Raises WeightsError if the accuracy is not held, ConfigError if there is something in the way or no images are
@@ -119,23 +122,25 @@ def quantize(
     """
     if not 0 <= max_drop <= 100:
         raise ConfigError(f"--max-drop {max_drop:g} is out of range: use 0 to 100, points of top-1")
-    source = find_weights(weights)
-    path = place_for(weights, source, out, "int8.onnx")
+    found = find_weights(weights, model)
+    source, path = found.path, place_for(found, out, "int8.onnx")
     report, picture = path.with_suffix(".csv"), path.with_suffix(".png")
     require_new(report)
     require_new(picture)
-    model, info = load(source)
+    network, info = load(found)
+    if classes is not None:
+        info = named_by(info, classes)
     pictures = open_validation(source, data).relabel(info.classes)
-    told = describe(model, info, source, licence, "int8, and float16 where float")
+    told = describe(network, info, source, licence, "int8, and float16 where float")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as place:
         folder = Path(place)
         whole, made = folder / "fp32.onnx", folder / "int8.onnx"
-        write_onnx(model, (3, info.preprocess.size, info.preprocess.size), whole)
-        network = finish_onnx(whole, of_onnx(told, False), False, False)
-        compare(network.answer, answer_of(model, info), pictures, info, logits_apart, TOLERANCE)
-        maker = _Maker(network, _pixels(_calibration(source, data), info))
-        exam = _Exam(network, pictures)
-        trials = [exam.take("fp32", network), exam.take("fp16", maker.make(folder / "fp16.onnx", []))]
+        write_onnx(network, (3, info.preprocess.size, info.preprocess.size), whole)
+        opened = finish_onnx(whole, of_onnx(told, False), False, False)
+        compare(opened.answer, answer_of(network, info), pictures, info, logits_apart, TOLERANCE)
+        maker = _Maker(opened, _pixels(_calibration(source, data), info))
+        exam = _Exam(opened, pictures)
+        trials = [exam.take("fp32", opened), exam.take("fp16", maker.make(folder / "fp16.onnx", []))]
         least = trials[0].top1 - max_drop - 1e-9
         costs = maker.costs(made)
         kept: list[str] = []

@@ -20,6 +20,7 @@ from atnet.export.runtime import find_runtime
 from atnet.exported.onnx import OnnxNetwork
 from atnet.inference.prediction import weights_to_ask
 from atnet.models.sizes import layout_of
+from atnet.weights.find import Source
 from atnet.weights.info import WeightsInfo
 
 PAGE = Path(__file__).parent / "page"
@@ -37,7 +38,7 @@ class Web:
     loaded: int
 
 
-def write_web(out: str | Path, weights: str | Path | None = None, *, data: str | None = None) -> Web:
+def write_web(out: str | Path, weights: str | Path | Source | None = None, *, data: str | None = None) -> Web:
     """Writes the page to a folder; any web server makes a site of it.
 
     weights: an ONNX file of `atnet export`, taken as it is; or a run, a folder or a safetensors file, which is exported
@@ -52,10 +53,10 @@ def write_web(out: str | Path, weights: str | Path | None = None, *, data: str |
     with whole_folder(path) as page:
         shutil.copytree(PAGE, page, dirs_exist_ok=True)
         model = page / "model.onnx"
-        if source.suffix == ".onnx":
-            network = OnnxNetwork(source)
+        if source.path.suffix == ".onnx":
+            network = OnnxNetwork(source.path)
             network.require_images("the page")
-            shutil.copyfile(source, model)
+            shutil.copyfile(source.path, model)
         else:
             from atnet.export.export import export
 

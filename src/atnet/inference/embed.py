@@ -18,7 +18,7 @@ from atnet.device import pick_device
 from atnet.errors import ConfigError, DataError
 from atnet.files import writing_whole
 from atnet.inference.prediction import weights_meant
-from atnet.models.load import at_size, load
+from atnet.models.load import asked_size, load_any
 from atnet.progress import progress_bar
 from atnet.weights.info import WeightsInfo
 
@@ -91,11 +91,12 @@ def embed(
     batch: int = 64,
     workers: int = 2,
     device: str = "auto",
+    model: str = "",
 ) -> Embedding:
     """The vector of each image of a source, and which are most like another image.
 
     source: a folder of images, with class folders or without, or what else training takes; all parts of it.
-    weights: a run, a folder or a safetensors file; None: see `weights_meant`.
+    weights, model: as for `atnet.load`, also of a network without a classifier; None: see `weights_meant`.
     like: an image whose `top` nearest ones are wanted.
     size: side of the input in pixels, that of the training if None.
     Raises DataError if no image of the source can be read or the one asked for cannot, WeightsError on unusable
@@ -104,13 +105,11 @@ def embed(
     if top < 1:
         raise ConfigError(f"top={top} must be 1 or more")
     chosen = pick_device(device)
-    model, info = load(weights_meant(weights), str(chosen))
-    if size is not None:
-        info = at_size(info, size)
-    model = model.to(memory_format=torch.channels_last)
+    network, info = load_any(weights_meant(weights, model), str(chosen), size=asked_size(size))
+    network = network.to(memory_format=torch.channels_last)
     asked = None  # before all the others, for it may not be readable
     if like is not None:
-        asked = _vectors(model, torch.from_numpy(info.preprocess(decode(like)))[None].to(chosen))[0]
+        asked = _vectors(network, torch.from_numpy(info.preprocess(decode(like)))[None].to(chosen))[0]
     parts = open_any(str(source))
     found: list[NDArray[np.float32]] = []
     bad: list[BadSample] = []
@@ -122,7 +121,7 @@ def embed(
                 bad += holes
                 images = images[labels != NO_LABEL]
                 if len(images):
-                    found.append(_vectors(model, images.to(chosen, memory_format=torch.channels_last)))
+                    found.append(_vectors(network, images.to(chosen, memory_format=torch.channels_last)))
             gone = {hole.picture for hole in bad[missing:]}
             if gone:
                 parts[part] = pictures.only([i for i, name in enumerate(pictures.ids) if name not in gone])

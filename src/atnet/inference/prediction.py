@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from atnet.eval.selective import least_confidence
 from atnet.extras import is_installed
 from atnet.files import resolve_run
 from atnet.progress import progress_bar
-from atnet.weights.find import find_weights
+from atnet.weights.find import Source, find_weights
 from atnet.weights.info import INFINITE, SHIPPED, WEIGHTS, WeightsInfo
 
 Ask = Callable[[Image.Image], NDArray[np.float32]]
@@ -53,24 +53,25 @@ class Prediction:
 
 def predict(
     pictures: str | Path | Sequence[str | Path],
-    weights: str | Path | None = None,
+    weights: str | Path | Source | None = None,
     *,
     top: int = 5,
     device: str = "auto",
     abstain: float | None = None,
     failed: Callable[[DataError], None] | None = None,
+    model: str = "",
 ) -> list[Prediction]:
     """What each image shows.
 
     pictures: files; of a folder the images directly in it.
     abstain: the accuracy to hold, 0.5 to 0.999: answers that are not sure enough for it say `ask_a_person`.
     failed: takes the error of an image that cannot be read, which is then left out; it is raised if None.
-    weights: a run, a folder, a safetensors file, or an ONNX file of `atnet export`, which needs no torch; None: see
+    weights, model: as for `atnet.load`; or an ONNX file of `atnet export`, which needs no torch; None: see
     `weights_to_ask`.
     Raises DataError naming an image that cannot be read, WeightsError on unusable weights, ConfigError if these cannot
     promise the accuracy.
     """
-    ask, info = _open(weights_to_ask(weights, device), device)
+    ask, info = _open(weights_to_ask(weights, device, model), device)
     needs = least_confidence(info.facts, abstain)[0] if abstain is not None else 0.0
     paths = picture_files(pictures)
     answers = []
@@ -114,22 +115,24 @@ def as_json(top: tuple[tuple[str, str, float], ...]) -> list[dict[str, Any]]:
     return [{"class": c, "name": name, "probability": round(p, 6)} for c, name, p in top]
 
 
-def weights_meant(weights: str | Path | None) -> Path:
-    """The file; without one the newest run's, or before there is a run, that of the network that comes with AT-Net."""
+def weights_meant(weights: str | Path | Source | None, model: str = "") -> Source:
+    """The files; without one the newest run's, or before there is a run, that of the network that comes with AT-Net."""
+    if isinstance(weights, Source):
+        return weights
     if weights is None:
         last = Path("runs/last")
         newest = resolve_run(last)
         if os.path.lexists(last) and not newest.exists():
             raise WeightsError(f"{last}: the run that it points to is gone; name another by --weights")
         weights = newest if newest.exists() else SHIPPED
-    return find_weights(weights)
+    return find_weights(weights, model)
 
 
-def weights_to_ask(weights: str | Path | None, device: str = "auto") -> Path:
+def weights_to_ask(weights: str | Path | Source | None, device: str = "auto", model: str = "") -> Source:
     """As `weights_meant`; of what comes with AT-Net the ONNX file, where that can be run and a CPU suits."""
-    path = weights_meant(weights)
-    by_onnx = path.parent == WEIGHTS and device in ("auto", "cpu") and is_installed("onnx", "onnxruntime")
-    return path.with_suffix(".onnx") if by_onnx else path
+    source = weights_meant(weights, model)
+    by_onnx = source.path.parent == WEIGHTS and device in ("auto", "cpu") and is_installed("onnx", "onnxruntime")
+    return replace(source, path=source.path.with_suffix(".onnx")) if by_onnx else source
 
 
 def picture_files(pictures: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -143,8 +146,9 @@ def picture_files(pictures: str | Path | Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def _open(path: Path, device: str) -> tuple[Ask, WeightsInfo]:
+def _open(source: Source, device: str) -> tuple[Ask, WeightsInfo]:
     """What asks the network, and what the file says of itself."""
+    path = source.path
     if path.suffix == ".onnx":
         from atnet.exported.onnx import OnnxNetwork, require_cpu
 
@@ -159,7 +163,7 @@ def _open(path: Path, device: str) -> tuple[Ask, WeightsInfo]:
     from atnet.models.load import load
 
     chosen = pick_device(device)
-    model, info = load(path, str(chosen))
+    model, info = load(source, str(chosen))
 
     def ask(picture: Image.Image) -> NDArray[np.float32]:
         with torch.inference_mode():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import logging
 import re
 import struct
 from pathlib import Path
@@ -19,9 +20,24 @@ from atnet.errors import ConfigError, WeightsError
 from atnet.files import open_regular
 from atnet.limits import LARGEST_IMAGE
 from atnet.models.legacy import current_names
-from atnet.models.sizes import SIZES, split_name
-from atnet.weights.find import find_weights
-from atnet.weights.info import MAX_WEIGHTS_BYTES, WeightsInfo, read_unchanged
+from atnet.models.pretrained import (
+    BUFFERS,
+    Pretrained,
+    count_classes,
+    in_order,
+    info_of,
+    pretrained_of,
+    read_tensors,
+    without_sources,
+)
+from atnet.models.sizes import SIZES, split_name, written
+from atnet.weights.find import Source, find_weights, pretrained_of_timm
+from atnet.weights.info import HUB, LOCAL, MAX_WEIGHTS_BYTES, METADATA, TIMM, WeightsInfo, read_unchanged
+
+log = logging.getLogger("atnet")
+
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+"""Ends of names of files that torch.save writes."""
 
 MAX_HEADER_BYTES = 25_000_000
 DAMAGED = "not a safetensors file, or a damaged one"
@@ -49,6 +65,13 @@ def architecture(name: str) -> str:
     raise ConfigError(f"no model is called {name!r}: {hint}")
 
 
+def architecture_of(name: str) -> str:
+    """As `architecture`; of weights, "timm:resnet18" or a run for example, the one that they are of."""
+    if name.startswith(TIMM):
+        return architecture(pretrained_of_timm(name.removeprefix(TIMM).partition("@")[0])[0].partition(".")[0])
+    return read_info(name).model if name.startswith((HUB, LOCAL)) or Path(name).exists() else architecture(name)
+
+
 def create_model(name: str, **kwargs: Any) -> nn.Module:
     """A model with fresh weights: an AT-Net size ("xxxs", or changed: "xxxs+kernel=7") or any timm architecture.
 
@@ -65,12 +88,16 @@ def has_fixed_input(name: str) -> bool:
     return bool(timm.get_pretrained_cfg_value(split_name(architecture(name))[0], "fixed_input_size"))
 
 
-def at_size(info: WeightsInfo, size: int) -> WeightsInfo:
-    """The same for inputs of another side in pixels. Raises ConfigError if the network does not take it."""
-    if not 8 <= size <= LARGEST_IMAGE:
+def asked_size(size: int | None) -> int:
+    """The side in pixels that was asked for, 0 if none was. Raises ConfigError if it is out of range."""
+    if size is not None and not 8 <= size <= LARGEST_IMAGE:
         raise ConfigError(f"size={size} is out of range: use 8 to {LARGEST_IMAGE:,}")
-    if has_fixed_input(info.model) and size != info.preprocess.size:
-        raise ConfigError(f"{info.model} works at {info.preprocess.size} px only: leave --size out")
+    return size or 0
+
+
+def _at_size(info: WeightsInfo, size: int) -> WeightsInfo:
+    """The same for inputs of another side in pixels, if one is given."""
+    size = size or info.preprocess.size
     return dataclasses.replace(info, preprocess=dataclasses.replace(info.preprocess, size=size))
 
 
@@ -112,37 +139,99 @@ def to_safetensors(state: dict[str, Tensor], info: WeightsInfo) -> bytes:
     return safetensors.torch.save(plain, metadata=info.to_metadata())
 
 
-def read_info(path: Path) -> WeightsInfo:
-    """What the file says of itself, without its tensors. Raises WeightsError if it is no such file."""
+def read_info(where: str | Path | Source, model: str = "") -> WeightsInfo:
+    """What weights say of themselves, or timm of them; where and model as for `load`.
+
+    Raises WeightsError if they are none, or nothing says which network they are of.
+    """
+    source = where if isinstance(where, Source) else find_weights(where, model)
+    if (info := _of_ours(source)) is not None:
+        return info
+    pretrained = pretrained_of(source)
+    return _info(pretrained, _count(pretrained, read_tensors(source), source), source)
+
+
+def _of_ours(source: Source) -> WeightsInfo | None:
+    """What a file that AT-Net wrote says of itself; None of another's, if something else says what it is."""
+    path = source.path
     if path.suffix == ".onnx":
         raise WeightsError(f"{path}: an exported network; give the run or the safetensors file that it was made from")
     if path.suffix == ".pt" and path.parent.name == "checkpoints":
         raise WeightsError(f"{path}: what a run goes on from; for its weights give the run, {path.parent.parent}")
+    if path.suffix in PICKLES:
+        return None
     try:
         with open_regular(path, MAX_WEIGHTS_BYTES, WeightsError) as file:
             length = struct.unpack("<Q", file.read(8))[0]
         if length > min(MAX_HEADER_BYTES, path.stat().st_size):
             raise WeightsError(f"{path}: {DAMAGED}")
         with safe_open(path, "pt") as opened:
-            return WeightsInfo.from_metadata(opened.metadata(), path)
+            said = opened.metadata() or {}
+        if METADATA not in said and (source.model or source.config):
+            return None
+        if METADATA not in said:
+            raise WeightsError(
+                f"{path}: without AT-Net's metadata: name the network that it is of, --model resnet18 for example, or "
+                "use weights that `atnet train` or `atnet export` wrote"
+            )
+        return WeightsInfo.from_metadata(said, path)
     except (SafetensorError, struct.error, OSError) as error:
         raise WeightsError(f"{path}: {DAMAGED} ({error!s:.300})") from error
 
 
-def load(where: str | Path, device: str = "cpu") -> tuple[nn.Module, WeightsInfo]:
-    """The model with its weights, in evaluation mode, and what the file says of itself.
+def _count(pretrained: Pretrained, tensors: dict[str, Tensor], source: Source) -> int:
+    return count_classes(pretrained, tensors, ordered=source.path.suffix in PICKLES)
 
-    where: a run, a folder or a safetensors file, or "hf-hub:user/name@revision"; of a run the last moving average is
-    taken, else the last epoch: name the file for another (runs/last/best.safetensors).
-    Shapes and types are compared before memory is taken, and the file with its hash where its folder has one; no code
-    from the file is run.
-    Raises WeightsError naming the file and what does not fit.
+
+def _info(pretrained: Pretrained, classes: int, source: Source) -> WeightsInfo:
+    changes = [f"{field}={written(value)}" for field, value in pretrained.arguments]
+    return info_of(pretrained, architecture("+".join([pretrained.model, *changes])), classes, source)
+
+
+def load(
+    where: str | Path | Source, device: str = "cpu", *, model: str = "", size: int = 0
+) -> tuple[nn.Module, WeightsInfo]:
+    """The model with its weights, in evaluation mode, and what they say of themselves, or timm of them.
+
+    where: a run, a folder or a file, "timm:resnet18", "hf-hub:user/name@revision" or "local-dir:folder", see
+    `find_weights`; of a run the last moving average is taken, else the last epoch: name the file for another
+    (runs/last/best.safetensors).
+    model: the architecture of a file that says nothing of itself, a safetensors file or one of torch.save.
+    size: side of the input in pixels, that of the training if 0; one of timm's networks with a fixed input gets its
+    position embeddings resampled.
+    Shapes and types are compared before memory is taken, and the file with its hash where its folder or the hub has
+    one; no code from the file is run.
+    Raises WeightsError naming the file and what does not fit, ConfigError if the network does not take the size.
     """
-    path = find_weights(where)
-    info = read_info(path)
+    network, info = load_any(where, device, model=model, size=size)
+    if not info.classes:
+        raise WeightsError(f"{where}: {info.model} without a classifier; train one: atnet train --weights {where}")
+    return network, info
+
+
+def load_any(
+    where: str | Path | Source, device: str = "cpu", *, model: str = "", size: int = 0
+) -> tuple[nn.Module, WeightsInfo]:
+    """As `load`, of a network without a classifier too; then there are no classes."""
+    source = where if isinstance(where, Source) else find_weights(where, model)
+    ours = _of_ours(source)
+    if ours is None:
+        network, info = _load_pretrained(source, size)
+    else:
+        if source.model and architecture(source.model) != ours.model:
+            raise ConfigError(
+                f"{source.path}: weights of {ours.model}, and --model is {architecture(source.model)}: use --model "
+                f"{ours.model}"
+            )
+        network, info = _load_ours(source.path, ours, size)
+    return network.to(device).eval(), info
+
+
+def _load_ours(path: Path, info: WeightsInfo, size: int) -> tuple[nn.Module, WeightsInfo]:
+    own = info.preprocess.size
     try:
         with torch.device("meta"):
-            expected = create_classifier(info.model, classes=len(info.classes), size=info.preprocess.size).state_dict()
+            expected = create_classifier(info.model, classes=len(info.classes), size=own).state_dict()
     except ConfigError as error:
         raise WeightsError(f"{path}: {error}") from error
     _require_fit(path, info, expected)
@@ -151,11 +240,83 @@ def load(where: str | Path, device: str = "cpu") -> tuple[nn.Module, WeightsInfo
         infinite = next((name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())), None)
         if infinite is not None:
             raise WeightsError(f"{path}: {infinite} has numbers that are not finite: train or fetch it again")
-        model = create_classifier(info.model, classes=len(info.classes), size=info.preprocess.size)
+        if size and size != own and has_fixed_input(info.model):
+            pretrained = Pretrained(
+                model=info.model, classes=len(info.classes), classifiers=(), preprocess=info.preprocess
+            )
+            return _resampled(pretrained, state, info, size)
+        model = create_classifier(info.model, classes=len(info.classes), size=own)
         model.load_state_dict(state)
     except (SafetensorError, RuntimeError) as error:  # written to meanwhile
         raise WeightsError(f"{path}: {DAMAGED} ({error!s:.300})") from error
-    return model.to(device).eval(), info
+    return model, _at_size(info, size)
+
+
+def _load_pretrained(source: Source, size: int) -> tuple[nn.Module, WeightsInfo]:
+    """Weights that AT-Net did not write. Raises WeightsError naming the first tensor that does not fit."""
+    tensors, pretrained = read_tensors(source), pretrained_of(source)
+    info = _info(pretrained, _count(pretrained, tensors, source), source)
+    try:
+        with torch.device("meta"):
+            expected = create_classifier(info.model, classes=len(info.classes), size=info.preprocess.size).state_dict()
+    except ConfigError as error:
+        raise WeightsError(f"{source.path}: {error}") from error
+    ordered = in_order(tensors, expected) if source.path.suffix in PICKLES else None
+    if ordered is not None:
+        log.info(
+            "%s: other names than %s has; taken in their order, which has the same shapes", source.path, info.model
+        )
+        tensors = ordered
+    try:
+        model = _filled(pretrained, tensors, info, info.preprocess.size)
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
+        raise WeightsError(f"{source.path}: {_misfit(tensors, expected, info, error)}") from error
+    own, theirs = {name for name, _ in model.named_parameters()}, tensors.keys()
+    if (theirs <= expected.keys() and own - theirs) or (own <= theirs and theirs - expected.keys()):
+        # of an architecture that timm fills in part, and without its filters, which would have renamed all
+        raise WeightsError(f"{source.path}: {_misfit(tensors, expected, info)}")
+    if size and size != info.preprocess.size and has_fixed_input(info.model):
+        return _resampled(pretrained, tensors, info, size)
+    return model, _at_size(info, size)
+
+
+def _filled(pretrained: Pretrained, tensors: dict[str, Tensor], info: WeightsInfo, size: int) -> nn.Module:
+    """The network with the tensors, by timm's own filters for its architecture. Raises what these raise."""
+    options = without_sources(pretrained, tensors, len(info.classes))
+    if has_fixed_input(info.model):
+        options["img_size"] = size
+    model = create_model(info.model, num_classes=len(info.classes), **options)
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    config.pop("state_dict", None)  # or it would stay in memory
+    return model
+
+
+def _resampled(
+    pretrained: Pretrained, tensors: dict[str, Tensor], info: WeightsInfo, size: int
+) -> tuple[nn.Module, WeightsInfo]:
+    """At another size than the tensors are of. Raises ConfigError if timm has no way."""
+    try:
+        return _filled(pretrained, tensors, info, size), _at_size(info, size)
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise ConfigError(
+            f"{info.model} with these weights works at {info.preprocess.size} px, and not at {size} "
+            f"({str(error).strip().splitlines()[-1].strip():.200}): use {info.preprocess.size}"
+        ) from error
+
+
+def _misfit(
+    tensors: dict[str, Tensor], expected: dict[str, Tensor], info: WeightsInfo, error: Exception | None = None
+) -> str:
+    """The first tensor that does not fit, where names are the network's own; else what timm says."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wrong = [n for n in expected if shapes.get(n) != tuple(expected[n].shape) and not n.endswith(BUFFERS)]
+    wrong += [n for n in shapes if n not in expected]
+    of = f"not weights of {info.model} with {len(info.classes)} classes"
+    if not wrong:
+        return f"{of}: {error!s:.200}"
+    name = wrong[0]
+    there = tuple(expected[name].shape) if name in expected else "absent"
+    return f"{of}: {name:.200} is {shapes.get(name, 'absent')} in the file and {there} in the model; is --model right?"
 
 
 def _require_fit(path: Path, info: WeightsInfo, expected: dict[str, Tensor]) -> None:

@@ -32,9 +32,10 @@ from atnet.data.pack import BAD_FILES
 from atnet.data.pictures import Pictures
 from atnet.errors import AtnetError, ConfigError
 from atnet.eval.metrics import Scores
-from atnet.files import UNFINISHED, csv_table, did_you_mean, quoted, read_text, resolve_run, write_whole
+from atnet.files import UNFINISHED, csv_table, did_you_mean, quoted, read_regular, read_text, resolve_run, write_whole
 from atnet.system import process_peak_mb, processor
-from atnet.weights.info import BEST, CONFIG, EMA, HASHES, LAST
+from atnet.weights.find import find_weights
+from atnet.weights.info import BEST, CONFIG, EMA, HASHES, LAST, MAX_WEIGHTS_BYTES, sha256_of
 
 try:
     import fcntl
@@ -91,7 +92,8 @@ def new_run(config: Config, out: str | Path | None) -> Path:
         with _naming_refusal(run):
             write_whole(run / CHECKPOINTS / WRITTEN, b"")
             write_whole(run / CONFIG, to_yaml(config).encode())
-            write_whole(run / ENVIRONMENT, yaml.safe_dump(environment(), sort_keys=False).encode())
+            found = environment() | _of_weights(config)
+            write_whole(run / ENVIRONMENT, yaml.safe_dump(found, sort_keys=False).encode())
     except BaseException:
         discard_unsaved(run)
         lock.close()
@@ -331,6 +333,14 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
+
+
+def _of_weights(config: Config) -> dict[str, str]:
+    """Which weights a run begins with, whose name is in its configuration; nothing if they are random."""
+    if not config.weights:
+        return {}
+    path = find_weights(config.weights).path
+    return {"weights_sha256": sha256_of(read_regular(path, MAX_WEIGHTS_BYTES))}
 
 
 def note_resumption(run: Path) -> None:

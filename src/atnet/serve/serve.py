@@ -75,7 +75,7 @@ def serve(
 
 def file_to_serve(weights: str | Path | None = None) -> Path:
     """The ONNX file meant. Raises WeightsError that says how to make it of a run or a safetensors file."""
-    path = weights_to_ask(weights, "cpu")
+    path = weights_to_ask(weights, "cpu").path
     if path.suffix == ".onnx":
         return path
     exported = path.with_name("model.onnx")

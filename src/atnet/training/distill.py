@@ -2,12 +2,9 @@
 
 import hashlib
 import logging
-from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from atnet.config import DataConfig
@@ -15,10 +12,9 @@ from atnet.data.classes import printable
 from atnet.errors import ConfigError, WeightsError
 from atnet.models.heads import fuse
 from atnet.models.load import has_fixed_input, load
+from atnet.models.pretrained import unnamed
 
 log = logging.getLogger("atnet")
-
-LOCAL = "local-dir:"
 
 
 class Teachers:
@@ -41,32 +37,16 @@ class Teacher:
     """A trained network that is asked about each batch."""
 
     def __init__(self, name: str, classes: tuple[str, ...], data: DataConfig, device: torch.device) -> None:
-        """name: a run, a weights file, or "local-dir:FOLDER", as timm reads it.
+        """name: as for `atnet.load`.
 
         Raises ConfigError if its classes are not those of the run, WeightsError if there are no weights.
         """
-        fixed = None
-        if name.startswith(LOCAL):
-            try:
-                self.model: nn.Module = timm.create_model(name, pretrained=True)
-            except (RuntimeError, OSError, ValueError, KeyError, AttributeError) as error:
-                raise ConfigError(f"--teacher {name}: timm does not load it ({error})") from error
-            settings = resolve_model_data_config(self.model)
-            mean, std = settings["mean"], settings["std"]
-            config: dict[str, Any] = getattr(self.model, "pretrained_cfg", None) or {}
-            labels = config.get("label_names")
-            known = tuple(labels) if isinstance(labels, list | tuple) else ()
-            count = getattr(self.model, "num_classes", 0)
-            if config.get("fixed_input_size"):
-                fixed = settings["input_size"][-1]
-        else:
-            try:
-                self.model, info = load(name)
-            except WeightsError as error:
-                raise WeightsError(f"--teacher {error}") from error
-            mean, std, known, count = info.preprocess.mean, info.preprocess.std, info.classes, len(info.classes)
-            if has_fixed_input(info.model):
-                fixed = info.preprocess.size
+        try:
+            self.model, info = load(name)
+        except WeightsError as error:
+            raise WeightsError(f"--teacher {error}") from error
+        count = len(info.classes)
+        known = () if info.classes == unnamed(count) else info.classes
         if count != len(classes) or (known and known != classes):
             other = next((name for name in classes if name not in known), "") if known else ""
             order = ", in another order" if count == len(classes) else ""
@@ -82,8 +62,8 @@ class Teacher:
             )  # fmt: skip
         self.digest = _digest(self.model)
         self.model = self.model.to(device).eval().requires_grad_(False)
-        self.fixed = fixed
-        theirs = torch.tensor([mean, std], device=device)
+        self.fixed = info.preprocess.size if has_fixed_input(info.model) else None
+        theirs = torch.tensor([info.preprocess.mean, info.preprocess.std], device=device)
         ours = torch.tensor([data.mean, data.std], device=device)
         self.scale = (ours[1] / theirs[1]).view(1, 3, 1, 1)
         self.shift = ((ours[0] - theirs[0]) / theirs[1]).view(1, 3, 1, 1)

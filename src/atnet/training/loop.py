@@ -54,6 +54,7 @@ from atnet.training.interruption import Interruption
 from atnet.training.optim import lr_at
 from atnet.training.plan import configure, forecast_config, settle
 from atnet.training.state import EpochMeter, State, train_step
+from atnet.training.transfer import from_random_weights
 from atnet.weights.info import BEST, EMA, LAST, SHIPPED, note_hashes
 
 log = logging.getLogger("atnet")
@@ -121,8 +122,7 @@ def train_config(
             if unfinished is not None:
                 return _resume(unfinished)
         state = State(config)
-        if config.weights:
-            log.info(state.start_from_weights())
+        log.info(state.start_from_weights() if config.weights else from_random_weights(config.model))
         run = distributed.on_main_process(lambda: new_run(config, out))
         with _held(run):
             return _fit(state, run)

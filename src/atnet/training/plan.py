@@ -31,11 +31,9 @@ from atnet.models.load import architecture, create_classifier
 from atnet.progress import duration, progress_bar
 from atnet.run.record import peak_memory_mb
 from atnet.training import distributed
-from atnet.training.distill import LOCAL
 from atnet.training.state import State, train_step
 from atnet.training.transfer import defaults_of
 from atnet.weights.find import find_weights
-from atnet.weights.info import HUB
 
 log = logging.getLogger("atnet")
 
@@ -138,14 +136,7 @@ def named(config: Config) -> Config:
 
 def _settled(weights: str) -> str:
     """The weights by a name that means the same from any folder, and tomorrow: on the hub, with the commit."""
-    if not weights:
-        return weights
-    if weights.startswith(LOCAL):
-        return LOCAL + str(Path(weights.removeprefix(LOCAL)).expanduser().resolve())
-    path = find_weights(weights)
-    if weights.startswith(HUB):
-        return f"{weights.partition('@')[0]}@{path.parent.name}"
-    return str(path.resolve())
+    return find_weights(weights).name if weights else weights
 
 
 def forecast(recipe: str | Path | None = None, **options: Any) -> Forecast:

@@ -4,14 +4,16 @@ import dataclasses
 import difflib
 from typing import Any
 
+import timm
 from torch import nn
 
 from atnet.config import LEARNING_RATES, Config
 from atnet.data.classes import printable
 from atnet.errors import ConfigError
 from atnet.models.legacy import PARTS
-from atnet.models.load import classifier_parameters, load, read_info
+from atnet.models.load import classifier_parameters, load_any, read_info
 from atnet.weights.find import find_weights
+from atnet.weights.info import TIMM, WEIGHTS
 
 ALL = "all"
 SLOWER = 2
@@ -24,9 +26,17 @@ def defaults_of(config: Config) -> dict[str, Any]:
 
     Raises WeightsError if they are none.
     """
-    info = read_info(find_weights(config.weights))
+    info = read_info(config.weights, config.model)
     rate = LEARNING_RATES[config.optim.name] / SLOWER
     return {"optim": {"lr": rate}, "model": info.model, "data": dataclasses.asdict(info.preprocess)}
+
+
+def from_random_weights(model: str) -> str:
+    """A sentence of a run without weights to begin with: that it is so, and which there would be."""
+    size = model.removeprefix("atnet_")
+    shipped = sorted(path.stem for path in WEIGHTS.glob(f"{size}.*.safetensors"))
+    known = shipped or [f"{TIMM}{model}"] * (timm.is_model_pretrained(model.partition("+")[0]))
+    return f"{size} starts from random weights" + (f"; from pretrained ones: --weights {known[0]}" if known else "")
 
 
 def load_into(model: nn.Module, config: Config, classes: tuple[str, ...]) -> tuple[str, bool]:
@@ -36,11 +46,13 @@ def load_into(model: nn.Module, config: Config, classes: tuple[str, ...]) -> tup
 
     Raises ConfigError if the weights are of another network, WeightsError if they are unusable.
     """
-    trained, info = load(config.weights)
+    source = find_weights(config.weights, config.model)
+    info = read_info(source)
     if info.model != config.model:
         raise ConfigError(
             f"{config.weights}: weights of {info.model}, and the run is of {config.model}: use --model {info.model}"
         )
+    trained, _ = load_any(source, size=config.data.size)
     tensors = trained.state_dict()
     kept = info.classes == classes
     if not kept:

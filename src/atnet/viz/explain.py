@@ -23,7 +23,7 @@ from atnet.errors import ConfigError, DataError
 from atnet.files import write_whole
 from atnet.inference.prediction import likeliest, picture_files, weights_meant
 from atnet.models.atnet import ATNet
-from atnet.models.load import at_size, has_fixed_input, load
+from atnet.models.load import asked_size, has_fixed_input, load
 from atnet.progress import progress_bar
 from atnet.viz.plots import BLUE, drawable
 from atnet.weights.info import WeightsInfo
@@ -93,11 +93,12 @@ def explain(
     target: str | None = None,
     device: str = "auto",
     failed: Callable[[DataError], None] | None = None,
+    model: str = "",
 ) -> list[Explanation]:
     """Where the network looked in each image.
 
     pictures: files; of a folder the images directly in it.
-    weights: a run, a folder or a safetensors file; None: see `weights_meant`.
+    weights, model: as for `atnet.load`; None: see `weights_meant`.
     out: a folder for a PNG of each image, written as soon as it is known; none is drawn if None.
     size: side of the input in pixels, that of the training if None.
     whole: the image in its own shape, its shorter side of that size, instead of the square in its middle.
@@ -107,9 +108,7 @@ def explain(
     has no map, an option does not suit it, or there is a file of that name in out.
     """
     chosen = pick_device(device)
-    model, info = load(weights_meant(weights), str(chosen))
-    if size is not None:
-        info = at_size(info, size)
+    network, info = load(weights_meant(weights, model), str(chosen), size=asked_size(size))
     if whole and has_fixed_input(info.model):
         raise ConfigError(f"{info.model} works at {info.preprocess.size} px only: leave --whole out")
     label = None if target is None else _label_of(target, info)
@@ -130,7 +129,7 @@ def explain(
                 continue
             image = torch.from_numpy(info.preprocess.normalise(pixels))[None].to(chosen)
             with naming_shortage(f"{path} at {pixels.shape[1]} x {pixels.shape[0]} px", "use a smaller --size"):
-                maps = maps_of(model, image, label)
+                maps = maps_of(network, image, label)
             found = Explanation(
                 picture=str(path),
                 drawn=png,

@@ -124,7 +124,7 @@ def _looked_at(run: Path, scores: Scores, names: Sequence[str]) -> str:
 
     Raises an AtnetError if the run's weights or images are not there any more, or the network has no map.
     """
-    rows, weights = read_predictions(run), find_weights(run)
+    rows, weights = read_predictions(run), find_weights(run).path
     model, info = load(weights)
     pictures = open_validation(weights, None)
     place = {spreadsheet_safe(name): i for i, name in enumerate(pictures.ids)}

@@ -30,6 +30,7 @@ MODEL, HASHES = "model.safetensors", "sha256.json"
 """A published folder's weights, and the SHA-256 of its files, or of a run's: a hash or a list of those that pass."""
 
 MAX_HASHES_BYTES = 1_000_000
+MAX_CONFIG_BYTES = 20_000_000
 MAX_WEIGHTS_BYTES = 4_000_000_000
 MAX_METADATA = 10_000_000
 """Characters: enough for 100,000 classes with long names."""
@@ -48,8 +49,11 @@ log = logging.getLogger("atnet")
 
 INFINITE = "its answers are not finite numbers; train it, or export its weights, again"
 
-HUB = "hf-hub:"
-"""Before the name of a published folder that is on the Hugging Face hub."""
+HUB, TIMM, LOCAL = "hf-hub:", "timm:", "local-dir:"
+"""Before a name on the Hugging Face hub, the name of timm's weights, a folder in the hub's layout."""
+
+BINARY, TIMM_CONFIG = "pytorch_model.bin", "config.json"
+"""Of a folder in the hub's layout: tensors as torch.save writes them, and what timm says of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +105,8 @@ class WeightsInfo:
                 raise ValueError(f"a class name of more than {MAX_NAME:,} characters")
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise WeightsError(
-                f"{path}: without AT-Net's metadata ({error!s:.300}); "
-                "use weights that `atnet train` or `atnet export` wrote"
+                f"{path}: without AT-Net's metadata ({error!s:.300}): use weights that `atnet train` or `atnet export` "
+                "wrote"
             ) from error
         if not made.classes or len(set(made.classes)) != len(made.classes):
             raise WeightsError(f"{path}: its class list is empty or names a class twice")
@@ -140,7 +144,7 @@ def read_unchanged(path: Path, most: int = MAX_WEIGHTS_BYTES) -> bytes:
         content = read_regular(path, most, WeightsError)
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: is gone") from error
-    if expected is not None and _sha256(content) not in expected:
+    if expected is not None and sha256_of(content) not in expected:
         raise WeightsError(
             f"{path}: damaged or changed, for {HASHES} has another SHA-256; fetch, publish or train it again"
         )
@@ -158,16 +162,16 @@ def note_hashes(folder: Path, contents: Mapping[str, bytes]) -> None:
     except WeightsError:
         noted = {}
     for name, content in contents.items():
-        new = _sha256(content)
+        new = sha256_of(content)
         try:
-            old = _sha256(read_regular(folder / name, MAX_WEIGHTS_BYTES, WeightsError))
+            old = sha256_of(read_regular(folder / name, MAX_WEIGHTS_BYTES, WeightsError))
         except (FileNotFoundError, WeightsError):
             old = new
         noted[name] = [*([old] if old != new and old in noted.get(name, [old]) else []), new]
     write_whole(folder / HASHES, (json.dumps(noted, indent=1) + "\n").encode())
 
 
-def _sha256(content: bytes) -> str:
+def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 

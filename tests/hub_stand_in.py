@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 import yaml
 
-LARGE = (".safetensors", ".onnx", ".wasm")
+LARGE = (".safetensors", ".bin", ".onnx", ".wasm")
 TOKENS = {"hf_alice": ("alice", True), "hf_reader": ("alice", False)}
 """User, and whether the token may write."""
 
@@ -60,6 +60,13 @@ class StandIn(ThreadingHTTPServer):
         name = hashlib.sha256(content) if large else hashlib.sha1(b"blob %d\0" % len(content) + content)
         self.blobs[name.hexdigest()] = content
         return name.hexdigest(), large
+
+    def add(self, name: str, files: dict[str, bytes]) -> str:
+        """Commits files to a repository, a new one if there is none; the commit's name."""
+        repository = self.repositories.setdefault(name, Repository(private=False))
+        return repository.commit(
+            "added", {file: self.keep(content, large=file.endswith(LARGE)) for file, content in files.items()}
+        )
 
 
 class _Handler(BaseHTTPRequestHandler):
