@@ -50,8 +50,8 @@ _HOMES = {
     "train": "atnet.training.loop",
 }
 __all__ = [
-    "SIZES", "create_model", "embed", "evaluate", "explain", "forecast", "load", "predict", "probe", "render_run", "save",
-    "train",
+    "SIZES", "create_model", "embed", "evaluate", "explain", "forecast", "load", "predict", "probe", "render_run",
+    "save", "train",
 ]  # fmt: skip
 
 
