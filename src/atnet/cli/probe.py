@@ -14,6 +14,7 @@ def probe(
     *,
     data: str,
     weights: tuple[str, ...] = (SHIPPED,),
+    model: str = "",
     size: int | None = None,
     out: Path | None = None,
     batch: int = 64,
@@ -28,6 +29,8 @@ def probe(
         A folder of class folders, or what else training takes.
     weights
         What names a network, once or more: a run, a weights file, a name.
+    model
+        The architecture, where a weights file does not say it: resnet18 for example.
     size
         Side of the network's input, in pixels; the weights' own if not given.
     out
@@ -44,10 +47,11 @@ def probe(
     if not weights:
         raise ConfigError("--weights: name a network to probe, or leave it out for the one that comes with AT-Net")
     options = {"source": data, "workers": workers} | ({"size": size} if size else {})
+    named = {"model": model} if model else {}
     found = []
     for number, one in enumerate(weights, 1):
         folder = out / f"{number}-{Path(one).stem}".replace(":", "-") if out and len(weights) > 1 else out
-        found.append((one, run_probe(options, one, out=folder, batch=batch, device=device)))
+        found.append((one, run_probe(options, one, out=folder, batch=batch, device=device, **named)))
     found.sort(key=lambda pair: -pair[1].record["probe"]["cross_validated_top1"])
     console = Console(highlight=False)
     table = Table()
@@ -64,8 +68,9 @@ def probe(
         )  # fmt: skip
     console.print(table)
     best, run = found[0]
+    again = "".join(f" {option}" for option in (model and f"--model {model}", size and f"--data.size {size}") if option)
     console.print(
-        f"Next: atnet train --data {quoted(data)} --weights {quoted(best)}   (fine-tuning from the probe), or "
+        f"Next: atnet train --data {quoted(data)} --weights {quoted(best)}{again}   (fine-tuning from the probe), or "
         f"atnet predict IMAGE --weights {quoted(run.folder)}",
         markup=False,
         soft_wrap=True,

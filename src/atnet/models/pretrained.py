@@ -149,6 +149,8 @@ def _of(name: str, said: dict[str, Any], path: Path, arguments: dict[str, Any] |
 
     Of where weights are, what a configuration says is not taken.
     """
+    if timm.is_model(f"atnet_{name.partition('+')[0]}"):
+        name = f"atnet_{name}"
     base = name.partition("+")[0]
     if not timm.is_model(base):
         near = difflib.get_close_matches(base, timm.list_models(), n=3, cutoff=0.5)
