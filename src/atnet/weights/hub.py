@@ -9,10 +9,10 @@ from pathlib import Path
 
 from huggingface_hub import (
     _CACHED_NO_EXIST,
-    constants,
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
+    constants,
     get_token,
     hf_hub_download,
     scan_cache_dir,
