@@ -117,10 +117,10 @@ def test_its_two_files_answer_alike_and_a_file_of_ones_own_goes_before_it(tmp_pa
 
 
 def test_the_newest_run_is_asked_before_the_network_that_comes_with_the_package(quick, digits):
-    assert weights_to_ask(None) == WEIGHTS / f"{SHIPPED}.onnx"
-    assert weights_to_ask(None, "cuda") == WEIGHTS / f"{SHIPPED}.safetensors"
+    assert weights_to_ask(None).path == WEIGHTS / f"{SHIPPED}.onnx"
+    assert weights_to_ask(None, "cuda").path == WEIGHTS / f"{SHIPPED}.safetensors"
     run = atnet.train(**quick)
-    assert weights_to_ask(None).resolve() == (run.folder / "ema.safetensors").resolve()
+    assert weights_to_ask(None).path.resolve() == (run.folder / "ema.safetensors").resolve()
 
 
 @pytest.mark.slow
