@@ -14,7 +14,7 @@ def test_a_missing_extra_is_named_with_the_command_that_brings_it(monkeypatch):
     monkeypatch.setattr(extras, "find_spec", lambda module: None if module == "onnxruntime" else module)
     with pytest.raises(MissingExtraError, match=r"needs onnxruntime, .*pip install 'atnet\[serve\]'"):
         extras.require("serve")
-    assert weights_to_ask("xxxs.imagenette").suffix == ".safetensors", "torch answers where ONNX Runtime is not"
+    assert weights_to_ask("xxxs.imagenette").path.suffix == ".safetensors", "torch answers where ONNX Runtime is not"
 
 
 def test_each_extra_brings_the_modules_that_it_is_for():
@@ -47,7 +47,7 @@ def test_networks_are_run_with_what_the_server_brings():
         f"{WITHOUT}"
         "import atnet.serve.service, atnet.serve.serve, atnet.exported.onnx\n"
         "from atnet.inference.prediction import weights_to_ask\n"
-        "print(weights_to_ask('xxxs.imagenette').suffix)"
+        "print(weights_to_ask('xxxs.imagenette').path.suffix)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == ".onnx", done.stderr

@@ -332,7 +332,7 @@ def test_nothing_is_overwritten(quick, tmp_path):
 
 def test_fewer_images_than_the_batch_are_shown_more_than_once(quick, tmp_path):
     run = atnet.train(**quick | {"batch": 512}, out=tmp_path / "run")
-    row = next(csv.DictReader((run.folder / "metrics.csv").open()))
+    (row,) = read_metrics(run.folder)
     assert int(row["step"]) == 1
     assert 0 <= float(row["train_top1"]) < 100
 

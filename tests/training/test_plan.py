@@ -77,7 +77,7 @@ def test_a_forecast_of_few_uneven_pictures_shown_again_and_again(quick, digits):
             picture.unlink()
     found = forecast(**quick | {"batch": 36, "data": quick["data"] | {"balance": "sampler"}})
     assert found.train_pictures == 38
-    assert found.steps_per_epoch == 1
+    assert found.steps_per_epoch == 2
 
 
 def test_a_time_budget_sets_the_epochs(quick, tmp_path, monkeypatch):
