@@ -10,6 +10,7 @@ import torch
 import atnet
 import atnet.timm
 from atnet.models import registry
+from atnet.weights import info as weights_info
 from atnet.weights.info import SHIPPED
 
 SCRIPT = """
@@ -52,7 +53,7 @@ def test_the_weights_that_come_with_the_package_are_a_tag_of_their_size():
 
 def test_what_a_killed_export_left_beside_the_weights_is_none(tmp_path, monkeypatch):
     (tmp_path / ".partial.safetensors").write_bytes(b"short")
-    monkeypatch.setattr(registry, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(weights_info, "WEIGHTS", tmp_path)
     registry._add_shipped()
     assert timm.list_models("atnet_*", pretrained=True) == [f"atnet_{SHIPPED}"]
 

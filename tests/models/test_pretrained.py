@@ -16,10 +16,10 @@ from timm.data import ImageNetInfo, resolve_model_data_config
 import atnet
 from atnet.cli import main
 from atnet.errors import ConfigError, HubError, WeightsError
-from atnet.models import pretrained
 from atnet.models.load import architecture_of, load_any, read_info
 from atnet.training.plan import configure, settle
 from atnet.training.transfer import from_random_weights
+from atnet.weights.info import MAX_CONFIG_BYTES, sha256_of
 
 NETWORK, TAG = "mobilenetv3_small_050", "lamb_in1k"
 NAMES = ("church", "horn", "ball", "truck", "tench")
@@ -310,10 +310,11 @@ def test_a_configuration_sends_timm_nowhere(hub, tmp_path):
     assert hub.asked == []
 
 
-def test_a_configuration_too_large_is_not_read(tmp_path, monkeypatch):
+def test_a_configuration_too_large_is_not_read(tmp_path):
     folder = folder_of(tmp_path / "net", network())
-    monkeypatch.setattr(pretrained, "MAX_CONFIG_BYTES", 100)
-    with pytest.raises(WeightsError, match="config.json: .* more than the 100 allowed"):
+    with (folder / "config.json").open("ab") as file:
+        file.write(b" " * MAX_CONFIG_BYTES)  # JSON as before, but for its size
+    with pytest.raises(WeightsError, match=f"config.json: .* more than the {MAX_CONFIG_BYTES:,} allowed"):
         atnet.load(folder)
 
 
@@ -335,7 +336,7 @@ def test_a_run_begins_with_them_says_which_and_is_resumed_without_them(hub, quic
     assert config.data.mean == model.pretrained_cfg["mean"]
     run = atnet.train(weights=f"timm:{NETWORK}", **options, out=tmp_path / "run")
     assert run.record["config"]["weights"] == f"timm:{NETWORK}.{TAG}@{commit}"
-    assert run.record["environment"]["weights_sha256"] == pretrained.sha256_of(content)
+    assert run.record["environment"]["weights_sha256"] == sha256_of(content)
     hub.repositories.clear()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     (tmp_path / "run" / "record.json").unlink()

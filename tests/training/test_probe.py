@@ -40,7 +40,7 @@ def test_the_probe_as_head_gives_the_probes_answers(name, folder, finished_run):
     _, info = load(finished_run)
     model, pictures = network(name), open_any(str(folder))["val"]
     cpu = torch.device("cpu")
-    features = features_of(model, pictures, info.preprocess, cpu, batch=16, workers=0)
+    features = features_of(model, pictures, info, cpu, batch=16, workers=0)
     probe = fit(features, 5)
     set_head(model, probe)
     images = torch.cat([batch[0] for batch in eval_loader(pictures, info.preprocess, 16, 0)])
@@ -80,7 +80,7 @@ def test_only_new_images_are_computed(folder, finished_run, monkeypatch, cache):
     monkeypatch.setattr(probing, "_compute", lambda m, p, *more: computed.append(len(p)) or real(m, p, *more))
 
     def again():
-        return features_of(model, open_any(str(folder))["val"], info.preprocess, cpu, batch=16, workers=0)
+        return features_of(model, open_any(str(folder))["val"], info, cpu, batch=16, workers=0)
 
     first = again()
     assert np.array_equal(again().vectors, first.vectors)
@@ -107,7 +107,7 @@ def test_a_network_without_one_linear_classifier_is_refused(folder, finished_run
     pictures, cpu = open_any(str(folder))["val"], torch.device("cpu")
     convolution = torch.nn.Conv2d(3, 5, 1)
     with pytest.raises(ConfigError, match="single linear classifier"):
-        features_of(convolution, pictures, info.preprocess, cpu, batch=16, workers=0)
+        features_of(convolution, pictures, info, cpu, batch=16, workers=0)
 
 
 def test_a_probe_is_a_run_like_any_other(finished_run, folder, capsys, tmp_path):

@@ -1,11 +1,11 @@
 """`atnet probe`"""
 
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from atnet.cli.tables import table_of
 from atnet.files import quoted
 from atnet.weights.info import SHIPPED
 
@@ -19,7 +19,7 @@ def probe(
     out: Path | None = None,
     batch: int = 64,
     workers: int = 2,
-    device: str = "auto",
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
 ) -> None:
     """Fit a logistic regression on a frozen network's features; of several networks, compare them.
 
@@ -39,9 +39,11 @@ def probe(
         Images at a time.
     workers
         Loader processes.
+    device
+        auto takes cuda, then mps, then cpu.
     """
     from atnet.errors import ConfigError
-    from atnet.eval.metrics import interval
+    from atnet.run.record import accuracy
     from atnet.training.loop import probe as run_probe
 
     if not weights:
@@ -54,19 +56,12 @@ def probe(
         found.append((one, run_probe(options, one, out=folder, batch=batch, device=device, **named)))
     found.sort(key=lambda pair: -pair[1].record["probe"]["cross_validated_top1"])
     console = Console(highlight=False)
-    table = Table()
-    for name in ("weights", "cross-validation", "validation (95%)", "run"):
-        table.add_column(name, overflow="fold")
+    rows = []
     for one, run in found:
-        record = run.record
-        top1, count = record["top1"]["last"], record["val_pictures"] - record["bad_pictures"]["val"]
-        low, high = interval(top1, count)
-        mean = record["probe"]["cross_validated_top1"]
-        table.add_row(
-            Text(one), f"{mean:.1f}%" if mean >= 0 else "", f"{top1:.1f}% ({low:.0f} to {high:.0f}, {count:,} images)",
-            Text(str(run.folder)),
-        )  # fmt: skip
-    console.print(table)
+        mean, (top1, low, high, count) = run.record["probe"]["cross_validated_top1"], accuracy(run.record)
+        judged = f"{top1:.1f}% ({low:.0f} to {high:.0f}, {count:,} images)"
+        rows.append((one, f"{mean:.1f}%" if mean >= 0 else "-", judged, str(run.folder)))
+    console.print(table_of(("weights", "cross-validation", "validation (95%)", "run"), rows))
     best, run = found[0]
     again = "".join(f" {option}" for option in (model and f"--model {model}", size and f"--data.size {size}") if option)
     console.print(

@@ -41,9 +41,8 @@ def train(
         Train as many epochs as fit, 20m or 3h for example, in place of --epochs.
     """
     from atnet.errors import ConfigError
-    from atnet.eval.metrics import interval
     from atnet.progress import duration
-    from atnet.run.record import kept_weights
+    from atnet.run.record import accuracy, kept_weights
     from atnet.training.distributed import is_launched, is_main_process
     from atnet.training.loop import resume_run, train_config, unfinished_run
     from atnet.training.plan import forecast_config, settle
@@ -70,8 +69,7 @@ def train(
         return
     _draw(folder)
     kept = kept_weights(run.record)
-    count = run.record["val_pictures"] - run.record["bad_pictures"]["val"]
-    low, high = interval(run.record["top1"][kept], count)
+    _, low, high, count = accuracy(run.record)
     top1 = ", ".join(
         f"{run.record['top1'][name]:.2f}% ({named[name]})"
         for name in sorted(run.record["top1"], key=lambda name: name != kept)

@@ -7,13 +7,13 @@ from atnet.models.load import read_info
 from atnet.models.pretrained import pretrained_of
 from atnet.weights.find import Source
 from atnet.weights.hub import cached
-from atnet.weights.info import HUB, TIMM, WEIGHTS
+from atnet.weights.info import HUB, TIMM, shipped_weights
 
 
 def known_weights() -> list[dict[str, str | int | float | None]]:
     """Of each: name, what --weights takes; classes, None if it does not say; mb, the file's size; and from where."""
     rows: list[dict[str, str | int | float | None]] = []
-    for path in sorted(WEIGHTS.glob("[!.]*.*.safetensors")):
+    for path in shipped_weights():
         rows.append(_row(path.stem, len(read_info(path).classes), path.stat().st_size, "atnet"))
     for one in cached():
         owner, _, network = one.repository.partition("/")

@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import logging
-import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-import atnet.models.registry  # noqa: F401  registers the names
 from atnet.errors import ConfigError, WeightsError
 from atnet.files import open_regular
 from atnet.limits import LARGEST_IMAGE
@@ -30,6 +28,7 @@ from atnet.models.pretrained import (
     read_tensors,
     without_sources,
 )
+from atnet.models.registry import registered
 from atnet.models.sizes import SIZES, split_name, written
 from atnet.weights.find import Source, find_weights, pretrained_of_timm
 from atnet.weights.info import HUB, LOCAL, MAX_WEIGHTS_BYTES, METADATA, TIMM, WeightsInfo, read_unchanged
@@ -56,10 +55,8 @@ def architecture(name: str) -> str:
     Changes of a size's layout, "xxxs+kernel=7", stay behind the name.  Raises ConfigError naming the nearest
     known names, or the change that is none.
     """
-    base, _ = split_name(name)
-    for candidate in (f"atnet_{base}", base):
-        if re.fullmatch(r"[A-Za-z0-9_.]+", base) and timm.is_model(candidate):
-            return "+".join([candidate, *name.split("+")[1:]])
+    if found := registered(name):
+        return found
     near = difflib.get_close_matches(name, [*SIZES, *timm.list_models()], n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"the sizes are {', '.join(SIZES)}"
     raise ConfigError(f"no model is called {name!r}: {hint}")
@@ -309,14 +306,22 @@ def _misfit(
 ) -> str:
     """The first tensor that does not fit, where names are the network's own; else what timm says."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    wrong = [n for n in expected if shapes.get(n) != tuple(expected[n].shape) and not n.endswith(BUFFERS)]
-    wrong += [n for n in shapes if n not in expected]
+    wanted = {name: tensor for name, tensor in expected.items() if name in shapes or not name.endswith(BUFFERS)}
+    wrong = first_misfit(shapes, wanted)
     of = f"not weights of {info.model} with {len(info.classes)} classes"
+    return f"{of}: {wrong} in the model; is --model right?" if wrong else f"{of}: {error!s:.200}"
+
+
+def first_misfit(shapes: dict[str, tuple[int, ...]], expected: dict[str, Tensor], place: str = "file") -> str:
+    """The first expected tensor of another shape, else the first that is not expected, "NAME is SHAPE in the file and
+    SHAPE"; "" if all fit.
+    """
+    wrong = [name for name in expected if shapes.get(name) != tuple(expected[name].shape)]
+    wrong += [name for name in shapes if name not in expected]
     if not wrong:
-        return f"{of}: {error!s:.200}"
-    name = wrong[0]
-    there = tuple(expected[name].shape) if name in expected else "absent"
-    return f"{of}: {name:.200} is {shapes.get(name, 'absent')} in the file and {there} in the model; is --model right?"
+        return ""
+    there = tuple(expected[wrong[0]].shape) if wrong[0] in expected else "absent"
+    return f"{wrong[0]:.200} is {shapes.get(wrong[0], 'absent')} in the {place} and {there}"
 
 
 def _require_fit(path: Path, info: WeightsInfo, expected: dict[str, Tensor]) -> None:
@@ -329,14 +334,9 @@ def _require_fit(path: Path, info: WeightsInfo, expected: dict[str, Tensor]) -> 
         slices = {names[name]: opened.get_slice(name) for name in names}
         shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
         types = {name: str(one.get_dtype()) for name, one in slices.items()}
-    wrong = [n for n in expected if shapes.get(n) != tuple(expected[n].shape)] + [
-        n for n in shapes if n not in expected
-    ]
-    if wrong:
+    if wrong := first_misfit(shapes, expected):
         raise WeightsError(
-            f"{path}: not weights of {info.model} with {len(info.classes)} classes: {wrong[0]:.200} is "
-            f"{shapes.get(wrong[0], 'absent')} in the file and "
-            f"{tuple(expected[wrong[0]].shape) if wrong[0] in expected else 'absent'} in the model"
+            f"{path}: not weights of {info.model} with {len(info.classes)} classes: {wrong} in the model"
         )
     for name, tensor in expected.items():
         if types[name] not in TYPES.get(tensor.dtype, ()):

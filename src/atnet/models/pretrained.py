@@ -21,6 +21,7 @@ from torch import Tensor
 from atnet.data.preprocess import Preprocess
 from atnet.errors import WeightsError
 from atnet.files import read_text
+from atnet.models.registry import registered
 from atnet.weights.find import Source
 from atnet.weights.info import MAX_CLASSES, MAX_CONFIG_BYTES, WeightsInfo, read_unchanged, sha256_of
 
@@ -149,10 +150,9 @@ def _of(name: str, said: dict[str, Any], path: Path, arguments: dict[str, Any] |
 
     Of where weights are, what a configuration says is not taken.
     """
-    if timm.is_model(f"atnet_{name.partition('+')[0]}"):
-        name = f"atnet_{name}"
-    base = name.partition("+")[0]
-    if not timm.is_model(base):
+    name, asked = registered(name), name
+    base = (name or asked).partition("+")[0]
+    if not name:
         near = difflib.get_close_matches(base, timm.list_models(), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise WeightsError(f"{path}: {base!r:.100} is no architecture that timm {timm.__version__} has{hint}")

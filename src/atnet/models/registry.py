@@ -3,10 +3,12 @@
 `timm.create_model("atnet_xxxs.imagenette", pretrained=True)` has the weights that come with AT-Net.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import timm
 from safetensors import safe_open
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -16,8 +18,8 @@ from timm.models.convmixer import ConvMixer
 from atnet.models.atnet import ATNet
 from atnet.models.layout import Size
 from atnet.models.legacy import current_fields
-from atnet.models.sizes import SIZES
-from atnet.weights.info import WEIGHTS, WeightsInfo
+from atnet.models.sizes import SIZES, split_name
+from atnet.weights.info import WeightsInfo, shipped_weights
 
 
 def pretrained_cfg(info: WeightsInfo) -> dict[str, Any]:
@@ -59,6 +61,15 @@ def _default_cfg(size: Size) -> dict[str, Any]:
     }
 
 
+def registered(name: str) -> str:
+    """The name that timm has of an architecture, "xxxs" being "atnet_xxxs", changes behind it left on; "" if none."""
+    base, _ = split_name(name)
+    for candidate in (f"atnet_{base}", base):
+        if re.fullmatch(r"[A-Za-z0-9_.]+", base) and timm.is_model(candidate):
+            return "+".join([candidate, *name.split("+")[1:]])
+    return ""
+
+
 CONVMIXER = "convmixer_256_19"
 """timm's ConvMixer with as many parameters as XXXS, a peer: it has none below 21 million."""
 
@@ -70,7 +81,7 @@ default_cfgs = generate_default_cfgs(
 
 def _add_shipped() -> None:
     """What comes with AT-Net is a tag of its size. Without the tag a size stays as it is: 1000 classes, no weights."""
-    for path in sorted(WEIGHTS.glob("[!.]*.*.safetensors")):
+    for path in shipped_weights():
         size, _, tag = path.stem.partition(".")
         with safe_open(path, "pt") as opened:
             info = WeightsInfo.from_metadata(opened.metadata(), path)

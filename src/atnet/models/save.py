@@ -11,7 +11,7 @@ from atnet.data.classes import display_names
 from atnet.data.preprocess import Preprocess
 from atnet.errors import ConfigError
 from atnet.files import write_whole
-from atnet.models.load import architecture, create_classifier, to_safetensors
+from atnet.models.load import architecture, create_classifier, first_misfit, to_safetensors
 from atnet.models.pretrained import preprocess_of
 from atnet.weights.info import WeightsInfo
 
@@ -52,12 +52,10 @@ def save(
     full, state = architecture(said), model.state_dict()
     with torch.device("meta"):
         expected = create_classifier(full, classes=len(classes), size=preprocess.size).state_dict()
-    shapes = [{key: tuple(tensor.shape) for key, tensor in one.items()} for one in (state, expected)]
-    wrong = next((key for key in {**shapes[1], **shapes[0]} if shapes[0].get(key) != shapes[1].get(key)), None)
-    if wrong is not None:
+    if wrong := first_misfit({key: tuple(tensor.shape) for key, tensor in state.items()}, expected, "model"):
         raise ConfigError(
-            f"not a {full} of {len(classes)} classes: {wrong} is {shapes[0].get(wrong, 'absent')} in the model and "
-            f"{shapes[1].get(wrong, 'absent')} in the architecture; give its name= and a name of each output"
+            f"not a {full} of {len(classes)} classes: {wrong} in the architecture; give its name= and a name of each "
+            "output"
         )
     info = WeightsInfo(
         model=full, classes=classes, class_names=display_names(classes), preprocess=preprocess, epoch=0,

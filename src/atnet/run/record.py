@@ -31,7 +31,7 @@ from atnet.data.classes import spreadsheet_names, spreadsheet_safe
 from atnet.data.pack import BAD_FILES
 from atnet.data.pictures import Pictures
 from atnet.errors import AtnetError, ConfigError
-from atnet.eval.metrics import Scores
+from atnet.eval.metrics import Scores, interval
 from atnet.files import UNFINISHED, csv_table, did_you_mean, quoted, read_regular, read_text, resolve_run, write_whole
 from atnet.system import process_peak_mb, processor
 from atnet.weights.find import find_weights
@@ -339,8 +339,8 @@ def _of_weights(config: Config) -> dict[str, str]:
     """Which weights a run begins with, whose name is in its configuration; nothing if they are random."""
     if not config.weights:
         return {}
-    path = find_weights(config.weights).path
-    return {"weights_sha256": sha256_of(read_regular(path, MAX_WEIGHTS_BYTES))}
+    source = find_weights(config.weights)
+    return {"weights_sha256": source.sha256 or sha256_of(read_regular(source.path, MAX_WEIGHTS_BYTES))}
 
 
 def note_resumption(run: Path) -> None:
@@ -484,6 +484,12 @@ def without_folders(command: str) -> str:
 def kept_weights(record: dict[str, Any]) -> str:
     """Whose figures stand for the run, those of the weights that `load` takes: "ema", or "last" without an average."""
     return "ema" if "ema" in record["top1"] else "last"
+
+
+def accuracy(record: dict[str, Any]) -> tuple[float, float, float, int]:
+    """Top-1 of `kept_weights`, percent; its 95% interval's ends; and of how many images."""
+    top1, count = record["top1"][kept_weights(record)], record["val_pictures"] - record["bad_pictures"]["val"]
+    return top1, *interval(top1, count), count
 
 
 def read_record(where: str | Path) -> tuple[Path, dict[str, Any]]:

@@ -4,9 +4,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from atnet.device import naming_shortage
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.files import cache_folder, read_regular, write_whole
 from atnet.progress import progress_bar
+from atnet.weights.info import WeightsInfo
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """scikit-learn's C, of features at unit variance: the inverse of the L2 penalty."""
@@ -35,6 +35,7 @@ USUAL_STRENGTH = 1e-1
 FOLDS, FEW_FOLDS, MANY = 5, 3, 1000
 """Of cross-validation; with many images fewer are enough."""
 
+MOST_ITERATIONS = 100
 MOST_WORK = 4e9
 """Images times features times classes: of more images, as many of each class as stay below are fitted."""
 
@@ -102,20 +103,21 @@ def set_head(model: nn.Module, probe: Probe) -> None:
 
 
 def features_of(
-    model: nn.Module, pictures: Pictures, preprocess: Preprocess, device: torch.device, *, batch: int, workers: int
+    model: nn.Module, pictures: Pictures, info: WeightsInfo, device: torch.device, *, batch: int, workers: int
 ) -> Features:
     """The features of each image that can be read, from the cache where it has them.
 
+    info: of the model, its name and how it sees an image.
     They are kept by the SHA-256 of the image's file and of the network before its classifier: only new images are
     computed.  Raises DataError if no image can be read, ConfigError if the network cannot be probed.
     """
     hashes, holes = _hashes(pictures)
-    place = cache_folder() / "features" / f"{_key(model, preprocess)}.safetensors"
+    place = cache_folder() / "features" / f"{_key(model, info)}.safetensors"
     kept = _read_cache(place)
     missing = [i for i, one in enumerate(hashes) if one and one not in kept]
     if missing:
         with naming_shortage(f"a batch of {batch} for the features", "use a smaller --batch or --data.size"):
-            computed, found = _compute(model, pictures.only(missing), preprocess, device, batch, workers)
+            computed, found = _compute(model, pictures.only(missing), info.preprocess, device, batch, workers)
         holes += found
         gone = {hole.picture for hole in found}
         readable = [i for i in missing if pictures.ids[i] not in gone]
@@ -137,6 +139,7 @@ def fit(features: Features, classes: int, *, balanced: bool = False) -> Probe:
     balanced: classes count alike, whatever their number of images.
     Features are standardised for the fit; the result is of the features as they are.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
 
@@ -148,9 +151,16 @@ def fit(features: Features, classes: int, *, balanced: bool = False) -> Probe:
     rows = (rows - mean) / scale
     repeated = views * heads
 
-    def regression(strength: float) -> Any:
+    def regression() -> Any:
         weight = "balanced" if balanced else None
-        return LogisticRegression(C=strength / repeated, max_iter=100, tol=1e-3, warm_start=True, class_weight=weight)
+        return LogisticRegression(max_iter=MOST_ITERATIONS, tol=1e-3, warm_start=True, class_weight=weight)
+
+    def fitted(model: Any, strength: float, some: Any = slice(None)) -> Any:
+        with warnings.catch_warnings():
+            # Weak penalties reach the last iteration; of the fit that is kept a line says so.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.set_params(C=strength / repeated)
+            return model.fit(rows[some].reshape(-1, width), np.repeat(labels[some], repeated))
 
     present = np.unique(labels)
     if len(present) < 2:
@@ -159,15 +169,13 @@ def fit(features: Features, classes: int, *, balanced: bool = False) -> Probe:
     strength, top1 = USUAL_STRENGTH, float("nan")
     if folds > 1:
         splits = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(rows[:, 0], labels))
-        models = [regression(1.0) for _ in splits]
+        models = [regression() for _ in splits]
         least = np.inf
         with progress_bar("Fitting the probe", folds * len(STRENGTHS)) as advance:
             for one in STRENGTHS:
                 loss, right = 0.0, 0
                 for model, (kept, held) in zip(models, splits, strict=True):
-                    x, y = rows[kept].reshape(-1, width), np.repeat(labels[kept], repeated)
-                    with _quiet():
-                        model.set_params(C=one / repeated).fit(x, y)
+                    fitted(model, one, kept)
                     shares = model.predict_proba(rows[held][:, :heads].reshape(-1, width))
                     shares = shares.reshape(len(held), heads, -1).mean(1)
                     place = np.searchsorted(model.classes_, labels[held])
@@ -177,8 +185,9 @@ def fit(features: Features, classes: int, *, balanced: bool = False) -> Probe:
                 if loss > least:  # weaker penalties take longest, and lead further away
                     break
                 least, strength, top1 = loss, one, 100 * right / count
-    with _quiet():
-        model = regression(strength).fit(rows.reshape(-1, width), np.repeat(labels, repeated))
+    model = fitted(regression(), strength)
+    if model.n_iter_.max() >= MOST_ITERATIONS:
+        log.info("the probe's fit ended at its %d iterations, before it had converged", MOST_ITERATIONS)
     weight, bias = model.coef_, model.intercept_
     if len(present) == 2:  # scikit-learn has one row for the second class
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
@@ -191,18 +200,6 @@ def fit(features: Features, classes: int, *, balanced: bool = False) -> Probe:
         top1=top1,
         images=count,
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warning of a fit that reached its last iteration: the weak penalties do, and are seldom chosen."""
-    import warnings
-
-    from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        yield
 
 
 def _limited(features: Features, classes: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -269,11 +266,11 @@ def _hashes(pictures: Pictures) -> tuple[list[bytes], list[BadSample]]:
     return [x if isinstance(x, bytes) else b"" for x in found], [x for x in found if isinstance(x, BadSample)]
 
 
-def _key(model: nn.Module, preprocess: Preprocess) -> str:
-    """By the network before its classifier, and by what it sees of an image."""
+def _key(model: nn.Module, info: WeightsInfo) -> str:
+    """By the network before its classifier, its layout and tensors, and by what it sees of an image."""
     head = {id(p) for p in linear_head(model).parameters()}
     own = {name for name, p in model.named_parameters() if id(p) in head}
-    found = hashlib.sha256(json.dumps([type(model).__name__, asdict(preprocess)]).encode())
+    found = hashlib.sha256(json.dumps([info.model, asdict(info.preprocess)]).encode())
     for name, tensor in model.state_dict().items():
         if name not in own:
             found.update(name.encode() + tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -150,7 +150,7 @@ class State:
         began, config = time.perf_counter(), self.config
         batch = config.batch // config.optim.accumulate
         features = features_of(
-            self.model, self.train_pictures, self.info.preprocess, self.device, batch=batch, workers=config.data.workers
+            self.model, self.train_pictures, self.info, self.device, batch=batch, workers=config.data.workers
         )
         balanced = config.data.balance != "none"
         probe = fit(features, len(self.info.classes), balanced=balanced)

@@ -13,7 +13,7 @@ from atnet.errors import ConfigError
 from atnet.models.legacy import PARTS
 from atnet.models.load import classifier_parameters, load_any, read_info
 from atnet.weights.find import find_weights
-from atnet.weights.info import TIMM, WEIGHTS
+from atnet.weights.info import TIMM, shipped_weights
 
 ALL = "all"
 SLOWER = 2
@@ -34,7 +34,7 @@ def defaults_of(config: Config) -> dict[str, Any]:
 def from_random_weights(model: str) -> str:
     """A sentence of a run without weights to begin with: that it is so, and which there would be."""
     size = model.removeprefix("atnet_")
-    shipped = sorted(path.stem for path in WEIGHTS.glob(f"{size}.*.safetensors"))
+    shipped = [path.stem for path in shipped_weights() if path.stem.partition(".")[0] == size]
     known = shipped or [f"{TIMM}{model}"] * (timm.is_model_pretrained(model.partition("+")[0]))
     return f"{size} starts from random weights" + (f"; from pretrained ones: --weights {known[0]}" if known else "")
 

@@ -60,12 +60,11 @@ def find_weights(where: str | Path, model: str = "") -> Source:
     if path.is_dir():
         for name in (EMA, LAST, MODEL, BINARY):
             if os.path.isfile(path / name):
-                config = path / TIMM_CONFIG if name in (MODEL, BINARY) else path / "absent"
-                found = config if os.path.isfile(config) else None
-                address = (
-                    f"{LOCAL}{path.resolve()}" if found or said.startswith(LOCAL) else str((path / name).resolve())
-                )
-                return Source(name=address, path=path / name, model=model, config=found)
+                beside = path / TIMM_CONFIG
+                config = beside if name in (MODEL, BINARY) and os.path.isfile(beside) else None
+                by_folder = config is not None or said.startswith(LOCAL)
+                address = f"{LOCAL}{path.resolve()}" if by_folder else str((path / name).resolve())
+                return Source(name=address, path=path / name, model=model, config=config)
         raise WeightsError(
             f"{path}: no weights in it ({EMA}, {LAST}, {MODEL} or {BINARY}): a run has them after its first epoch"
         )

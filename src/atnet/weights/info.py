@@ -20,6 +20,12 @@ WEIGHTS = Path(__file__).parent
 
 SHIPPED = "xxxs.imagenette"
 
+
+def shipped_weights() -> list[Path]:
+    """The safetensors files that come with AT-Net, called SIZE.TAG."""
+    return sorted(WEIGHTS.glob("[!.]*.*.safetensors"))
+
+
 LAST, EMA, BEST = "last.safetensors", "ema.safetensors", "best.safetensors"
 """Weights in a run's folder."""
 
