@@ -124,6 +124,18 @@ def test_a_probe_is_a_run_like_any_other(finished_run, folder, capsys, tmp_path)
     assert (tmp_path / "probed" / "report.html").is_file()
 
 
+def test_a_probe_lists_what_it_could_not_read_and_stops_if_that_is_too_much(finished_run, folder, tmp_path):
+    (folder / "train" / "five" / "broken.png").write_bytes(b"no image")
+    options = {"weights": finished_run, "batch": 20}
+    run = atnet.probe({"source": str(folder), "workers": 0, "max_bad": 0.02}, **options, out="probed")
+    assert run.record["bad_pictures"] == {"train": 1, "val": 0}
+    assert run.record["probe"]["images"] == run.record["train_pictures"] - 1
+    assert "five/broken.png" in (run.folder / "bad_files.csv").read_text()
+    (folder / "train" / "six" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="2 of 102 training pictures could not be read"):
+        atnet.probe({"source": str(folder), "workers": 0}, **options, out="stopped")
+
+
 def test_several_networks_are_compared(finished_run, folder, capsys, tmp_path):
     names = ["xxxs.imagenette", str(finished_run)]
     words = [word for name in names for word in ("--weights", name)]

@@ -282,6 +282,7 @@ def _train_epochs(
     batches.close()
     scores = scores or _validate(state, validation)  # validated here: a run that ended before its record
     if not config.epochs:
+        note_bad(state, run, state.unread)
         rows = [_probe_row(state) | _columns(scores)]
         state.seconds, state.best = state.probe["seconds"], max(found.top1 for found in scores.values())
         if distributed.rank() == 0:

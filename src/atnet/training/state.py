@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from atnet.config import Config, DataConfig
 from atnet.data.augment import make_mix
 from atnet.data.classes import display_names
-from atnet.data.loader import NO_LABEL, make_preprocess
+from atnet.data.loader import NO_LABEL, BadSample, make_preprocess
 from atnet.data.order import derive_seed, epoch_steps
 from atnet.data.pictures import Pictures
 from atnet.data.sources import open_configured
@@ -94,6 +94,7 @@ class State:
         self.sums = EpochMeter()
         self.faults = 0  # steps in a row, up to this one, that were not taken
         self.probe: dict[str, float] = {}  # what the head of a run from weights began as
+        self.unread: list[BadSample] = []  # training images without features for the probe
         self.bad: dict[str, str] = {}  # training pictures that could not be read, and why
         self.best = -1.0
         self.seconds = 0.0  # of the whole epochs
@@ -152,6 +153,7 @@ class State:
         features = features_of(
             self.model, self.train_pictures, self.info, self.device, batch=batch, workers=config.data.workers
         )
+        self.unread = list(features.bad)
         balanced = config.data.balance != "none"
         probe = fit(features, len(self.info.classes), balanced=balanced)
         logits = torch.from_numpy(probe.logits(features.vectors))
