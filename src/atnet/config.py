@@ -289,6 +289,11 @@ class Config:
     """Share of the target spread over all classes."""
     drop_path: float = 0.0
     """Stochastic depth of the last layer."""
+    batchnorm: Literal["train", "frozen"] = "train"
+    """frozen: BatchNorm keeps the running statistics of --weights, which a few images would spoil."""
+    choose: bool = True
+    """With --weights of other classes: cross-validate fine-tuning against its linear probe on the training images, and
+    where the probe is better, stop at it."""
     ema: float = 0.9998
     """Decay of the moving average of the weights; at step t at most t / (t + 9), a tenth of a short run. 0 is off."""
     checkpointing: bool = False

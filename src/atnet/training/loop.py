@@ -48,6 +48,7 @@ from atnet.run.record import (
     write_record,
 )
 from atnet.training import distributed
+from atnet.training.choose import compare_with_probe
 from atnet.training.checkpoint import load_checkpoint, require_checkpoints, save_checkpoint, saved_step
 from atnet.training.faults import note_bad, note_fault
 from atnet.training.interruption import Interruption
@@ -121,6 +122,12 @@ def train_config(
             unfinished = distributed.on_main_process(lambda: unfinished_run(config, out))
             if unfinished is not None:
                 return _resume(unfinished)
+        if config.choose and config.weights and config.epochs and not distributed.is_distributed():
+            found = compare_with_probe(config)
+            if found is not None:
+                log.info("%s", found)
+                if found.keep_probe:
+                    config = dataclasses.replace(config, epochs=0)
         state = State(config)
         log.info(state.start_from_weights() if config.weights else from_random_weights(config.model))
         run = distributed.on_main_process(lambda: new_run(config, out))
