@@ -98,7 +98,7 @@ def _judge(state: State, name: str) -> list[bool]:
     config, pictures = state.config, state.val_pictures
     loader = eval_loader(pictures, state.info.preprocess, config.batch, config.data.workers)
     networks = {name: state.networks[name]}
-    found = score_together(
-        networks, loader, classes=len(state.info.classes), device=state.device, total=len(pictures)
-    )[name]
+    found = score_together(networks, loader, classes=len(state.info.classes), device=state.device, total=len(pictures))[
+        name
+    ]
     return list(found.predicted == found.labels)
