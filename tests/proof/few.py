@@ -1,8 +1,8 @@
-"""`make proof-few`: few photos of own classes, from several starts: linear probe, fine-tuning, and what the default chooses.
+"""`make proof-few`: a few photos of one's own classes: linear probe, fine-tuning, and what the default chooses.
 
-python few.py DATA RUNS NAME=WEIGHTS[,MODEL] ... [--only FOLDER ...]. DATA holds the folders of FOLDERS, each with train/
-and val/. Of each number of photos a class, that many are drawn from train/; all figures are of the whole of val/, which
-nothing is chosen by. Each cell is a line of RUNS/few.csv; those that are there are not computed again.
+python few.py DATA RUNS NAME=WEIGHTS[,MODEL] ... [--only FOLDER ...]. DATA holds the folders of FOLDERS, each with
+train/ and val/. Of each number of photos a class, that many are drawn from train/; all figures are of the whole of
+val/, which nothing is chosen by. Each cell is a line of RUNS/few.csv; those that are there are not computed again.
 """
 
 import csv

@@ -48,8 +48,8 @@ from atnet.run.record import (
     write_record,
 )
 from atnet.training import distributed
-from atnet.training.choose import compare_with_probe
 from atnet.training.checkpoint import load_checkpoint, require_checkpoints, save_checkpoint, saved_step
+from atnet.training.choose import compare_with_probe
 from atnet.training.faults import note_bad, note_fault
 from atnet.training.interruption import Interruption
 from atnet.training.optim import lr_at
