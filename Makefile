@@ -127,7 +127,8 @@ $(PEER)/tests: $(PEER).tar.gz
 	@touch $@
 
 peer-tests: dev $(PEER)/tests
-	cd $(PEER) && PYTHONPATH=$(CURDIR)/tests/peer $(BIN)/python -m pytest -q -p atnet_peer tests/test_models.py
+	cd $(PEER) && OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/tests/peer $(BIN)/python -m pytest -q -p atnet_peer \
+		--numprocesses auto --maxprocesses 4 tests/test_models.py
 
 proof-explain: dev
 	$(BIN)/python tests/proof/explain.py $(ATNET_IMAGENETTE) docs/explain-curves.png
@@ -179,7 +180,7 @@ reference: dev
 	@echo "Written: docs/commands.md (the commands), build/reference/index.html (the Python functions)"
 
 readme: dev
-	$(BIN)/python -m pytest tests/readme
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/readme --numprocesses 2 --dist loadgroup --durations 15
 
 ci: lint types all-tests peer-tests readme demo
 

@@ -185,8 +185,8 @@ class OptimConfig:
     name: Literal["adamw", "muon"] = "muon"
     """muon: Muon for the matrices between input and classifier, AdamW for the others. adamw: AdamW for all."""
     lr: float = 0.0
-    """Peak learning rate, for the batch as it is: it is not scaled. 0: 12e-3 of muon, 1e-3 of adamw;
-    half of it if --weights are to go on from."""
+    """Peak learning rate, for the batch as it is: it is not scaled. 0: 12e-3 of muon, 1e-3 of adamw; from --weights
+    3e-3 of muon, 1e-3 if they are not of an AT-Net, and 3e-4 of adamw."""
     weight_decay: float = 0.05
     """Decay of the matrices of layers; norms, biases and tokens are not decayed."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -280,15 +280,24 @@ class Config:
     """Teacher for knowledge distillation, named as --weights are; of several, their mean
     probability is learned."""
     epochs: Whole = 20
-    """Passes over the training images; 0 trains the head of --weights alone, by logistic regression (`atnet probe`)."""
+    """Passes over the training images; 0 trains the head of --weights alone, by logistic regression (`atnet probe`).
+    Not given: 20; of fewer than 1,280 images up to 100; from --weights 320 over the square root of the number of
+    images, 8 at least."""
     batch: Annotated[int, Parameter(converter=_batch)] = 64
-    """Images for each step of the optimizer; auto takes the most that fit, up to 256, with 20 steps an epoch."""
+    """Images for each step of the optimizer; auto takes the most that fit, up to 256, with 20 steps an epoch.
+    Not given: 64; of fewer than 1,280 images 32."""
     seed: Whole = 0
     """Same seed, same run: order, augmentation, initial weights."""
     label_smoothing: float = 0.1
     """Share of the target spread over all classes."""
     drop_path: float = 0.0
     """Stochastic depth of the last layer."""
+    batchnorm: Literal["train", "frozen"] = "train"
+    """frozen: BatchNorm keeps the running statistics that it has, those of --weights, which a few images would spoil.
+    Not given: frozen if there are --weights."""
+    choose: bool = True
+    """With --weights of other classes and at most 5,000 images: cross-validate fine-tuning against its linear probe on
+    the training images, and where the probe is better, stop at it."""
     ema: float = 0.9998
     """Decay of the moving average of the weights; at step t at most t / (t + 9), a tenth of a short run. 0 is off."""
     checkpointing: bool = False
@@ -296,7 +305,8 @@ class Config:
     save_minutes: float = 10.0
     """Minutes between two checkpoints within an epoch; its end has one anyway."""
     eval_every: Whole = 1
-    """Epochs between two evaluations, at which weights are written; the last epoch has one anyway."""
+    """Epochs between two evaluations, at which weights are written; the last epoch has one anyway. Not given: 1, or so
+    many that there are 20 where epochs follow from the number of images."""
     keep: Whole = 2
     """Checkpoints that are kept, the newest ones: if one is damaged, the run goes on from the one before."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -1,34 +1,55 @@
-"""Every command and Python block of the README, and of what it links to in docs/, is run, in order, in one folder."""
+"""Every command and Python block of the README, and of what it links to in docs/, is run, in order, in two folders.
+
+Each group of pages has a folder, so that two processes can run them at once; in the second the README's first training
+is made before.
+"""
 
 import os
 import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 TUTORIAL = "docs/tutorial.md"
-PAGES = (
-    *("README.md", "docs/data.md", "docs/export.md", "docs/serve.md", "docs/web.md", "docs/publish.md"),
-    "docs/weights.md",
-    *("docs/explain.md", "docs/architecture.md", "docs/howto.md", TUTORIAL),
-)
+GROUPS = {  # the server's port is used in one of them alone
+    "first": ("README.md", "docs/data.md", "docs/export.md", "docs/serve.md", TUTORIAL),
+    "second": (
+        *("docs/web.md", "docs/publish.md", "docs/weights.md", "docs/explain.md", "docs/architecture.md"),
+        "docs/howto.md",
+    ),
+}
 BLOCKS = [
-    (page, *block)
-    for page in PAGES
+    (group, page, *block)
+    for group, pages in GROUPS.items()
+    for page in pages
     for block in re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
 ]
+FIRST_TRAINING = next(code for _, _, language, code in BLOCKS if language == "bash" and "--out runs/first" in code)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("reader")
-    for name in ("recipes", "studies"):
-        (where / name).symlink_to(ROOT / name, target_is_directory=True)
-    return where
+def folders(tmp_path_factory: pytest.TempPathFactory):
+    @cache
+    def folder(group: str) -> Path:
+        where: Path = tmp_path_factory.mktemp(group)
+        for name in ("recipes", "studies"):
+            (where / name).symlink_to(ROOT / name, target_is_directory=True)
+        if group == "second":
+            done = run(["bash", "-euo", "pipefail", "-c", FIRST_TRAINING], where)
+            assert done.returncode == 0, done.stderr
+        return where
+
+    return folder
+
+
+def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(words, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
 
 
 def lay_photos(photos: Path, where: Path) -> None:
@@ -44,17 +65,23 @@ def lay_photos(photos: Path, where: Path) -> None:
         shutil.copy(sorted((photos / "val" / code).iterdir())[0], where / "new_photos")
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_a_block_does_what_it_says(number, folder, request):
-    page, language, code = BLOCKS[number]
+@pytest.mark.parametrize(
+    ("group", "page", "language", "code"),
+    [
+        pytest.param(*block, id=f"{block[1]}-{number}", marks=pytest.mark.xdist_group(block[0]))
+        for number, block in enumerate(BLOCKS)
+    ],
+)
+def test_a_block_does_what_it_says(group, page, language, code, folders, request):
+    folder = folders(group)
     if page == TUTORIAL and not (folder / "my_photos").exists():
         lay_photos(request.getfixturevalue("photos"), folder)
     if language == "bash" and code.startswith("make"):
         targets = re.findall(r"^make (\w+)", code, re.M)
         ci = re.search(r"^ci: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
         assert ci is not None
-        run = {*ci[1].split(), "test"}  # of which all-tests is more
-        assert set(targets) <= run, "CI runs the README's make targets, one by one"
+        made = {*ci[1].split(), "test"}  # of which all-tests is more
+        assert set(targets) <= made, "CI runs the README's make targets, one by one"
         return
     if language == "text":  # what a command says
         return
@@ -76,6 +103,5 @@ def test_a_block_does_what_it_says(number, folder, request):
         assert any(words in code for words in known)
         return
     words = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(words, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    done = run(words, folder)
     assert done.returncode == 0, done.stderr

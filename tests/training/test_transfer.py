@@ -51,10 +51,11 @@ def test_weights_bring_model_size_and_colours_and_options_go_before_them(pretrai
     config = configure(weights=str(pretrained), data=str(others))
     assert (config.model, config.data.size, config.data.crop_pct) == ("atnet_xxxs+registers=2", 32, 1.0)
     assert config.data.mean == (0.1, 0.1, 0.1)
-    assert (config.optim.name, config.optim.lr, config.optim.layer_decay) == ("muon", 6e-3, 1.0)
+    assert (config.optim.name, config.optim.lr, config.optim.layer_decay) == ("muon", 3e-3, 1.0)
+    assert (config.batchnorm, config.batch, config.epochs) == ("frozen", 32, 32)
     config = configure(weights=str(pretrained), data={"source": str(others), "size": 48}, optim={"name": "adamw"})
     assert (config.data.size, config.data.crop_pct) == (48, 1.0)
-    assert (config.optim.name, config.optim.lr) == ("adamw", pytest.approx(1e-3 / 2))
+    assert (config.optim.name, config.optim.lr) == ("adamw", 3e-4)
     assert configure(weights=str(pretrained), data=str(others), optim={"lr": 5e-3}).optim.lr == 5e-3
 
 
@@ -138,3 +139,32 @@ def test_what_does_not_fit_is_said_before_anything_is_written(pretrained, others
     assert not (tmp_path / "run").exists()
     with pytest.raises(error, match=message):
         forecast(**{"weights": str(pretrained), "data": str(others), "batch": 20, **options})
+
+
+@pytest.mark.parametrize(
+    ("images", "from_nothing", "from_weights"),
+    [
+        (25, (32, 100, 5), (32, 64, 4)),
+        (300, (32, 85, 5), (32, 18, 1)),
+        (1280, (64, 20, 1), (64, 9, 1)),
+        (100_000, (64, 20, 1), (64, 8, 1)),
+    ],
+)
+def test_batch_and_epochs_follow_from_the_number_of_images(
+    images, from_nothing, from_weights, monkeypatch, pretrained, tmp_path
+):
+    monkeypatch.setattr("atnet.training.transfer.open_parts", lambda *_: (range(images), ()))
+    for weights, expected in (("", from_nothing), (str(pretrained), from_weights)):
+        config = configure(weights=weights, data=str(tmp_path))
+        assert (config.batch, config.epochs, config.eval_every) == expected
+        config = configure(weights=weights, data=str(tmp_path), batch=16, epochs=20)
+        assert (config.batch, config.epochs) == (16, 20)
+        assert configure(weights=weights, data=str(tmp_path), epochs=7).batch == expected[0]
+        assert configure(weights=weights, data=str(tmp_path), schedule={"cycle": 10}).epochs == 20
+
+
+def test_the_number_of_images_is_asked_once_and_in_silence(others, capsys, caplog):
+    (others / "classes.txt").write_text("five\nsix\nseven\neight\nnine\n")
+    assert configure(data=str(others)).epochs == 100
+    assert caplog.text == ""
+    assert configure(data=str(others / "nowhere")).epochs == 20  # a training says that it is not there

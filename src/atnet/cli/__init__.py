@@ -73,7 +73,7 @@ def _expand(words: list[str]) -> list[str]:
 
 
 def _layer(words: list[str]) -> None:
-    """Makes the recipe named on a command the layer below its options, and what suits its weights the next."""
+    """Makes the recipe named on a command the layer below its options, and what suits weights and images the next."""
     app.config = ()
     if "--help" in words or "-h" in words:
         return
@@ -88,10 +88,10 @@ def _layer(words: list[str]) -> None:
         app.config = (Dict({words[0]: values}, source=str(recipe)),)
         _, bound, _ = app.parse_args(words)
     config = bound.arguments.get("config")
-    if config is not None and config.weights:
+    if config is not None:
         from atnet.training.transfer import defaults_of
 
-        app.config = (*app.config, Dict({words[0]: defaults_of(config)}, source=config.weights))
+        app.config = (*app.config, Dict({words[0]: defaults_of(config)}, source="defaults"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

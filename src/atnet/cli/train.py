@@ -118,7 +118,9 @@ def _print_forecast(found: "Forecast") -> None:
     from atnet.progress import counted, duration
 
     config = found.config
-    setup = f", and {duration(found.setup)} before the first step" if found.setup else ""
+    before = found.setup + config.epochs * found.comparison
+    first = "before the first step" + ", with a comparison of fine-tuning and its probe" * bool(found.folds)
+    setup = f", and {duration(before)} {first}" if before else ""
     short = "; MORE THAN THERE IS: use a smaller --batch or --data.size" if found.memory > found.free else ""
     lines = [
         f"{config.model} at {config.data.size} px, batch {config.batch}, on {config.data.source_name}: "

@@ -49,6 +49,7 @@ from atnet.run.record import (
 )
 from atnet.training import distributed
 from atnet.training.checkpoint import load_checkpoint, require_checkpoints, save_checkpoint, saved_step
+from atnet.training.choose import compare_with_probe
 from atnet.training.faults import note_bad, note_fault
 from atnet.training.interruption import Interruption
 from atnet.training.optim import lr_at
@@ -121,8 +122,15 @@ def train_config(
             unfinished = distributed.on_main_process(lambda: unfinished_run(config, out))
             if unfinished is not None:
                 return _resume(unfinished)
+        compared = compare_with_probe(config)
+        if compared is not None:
+            log.info("%s", compared)
+            if compared.keep_probe:
+                config = dataclasses.replace(config, epochs=0)
         state = State(config)
         log.info(state.start_from_weights() if config.weights else from_random_weights(config.model))
+        if compared is not None:
+            state.probe |= compared.figures
         run = distributed.on_main_process(lambda: new_run(config, out))
         with _held(run):
             return _fit(state, run)

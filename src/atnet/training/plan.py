@@ -31,6 +31,7 @@ from atnet.models.load import architecture, create_classifier
 from atnet.progress import duration, progress_bar
 from atnet.run.record import peak_memory_mb
 from atnet.training import distributed
+from atnet.training.choose import FOLDS, folds_to_train
 from atnet.training.state import State, train_step
 from atnet.training.transfer import defaults_of
 from atnet.weights.find import find_weights
@@ -50,9 +51,9 @@ BACKWARD, EVALUATION = 2 / 3, 3.0
 class Forecast:
     """What a run will take. Seconds, MB.
 
-    setup: filling the cache, and the features of the weights' probe.  step, evaluation: one step, one evaluation of all
-    networks. Where training crops grow,
-    step is the mean, and memory that of the full ones.
+    setup: filling the cache, and the features of the weights' probe.  folds: trainings on two thirds of the images,
+    before the run's own.  step, evaluation: one step, one evaluation of all networks. Where training crops grow, step
+    is the mean, and memory that of the full ones.
     memory: peak of the training process, on the GPU if it is on one.  free: memory that is there.
     disk: the run folder.
     """
@@ -63,6 +64,7 @@ class Forecast:
     val_pictures: int
     steps_per_epoch: int
     setup: float
+    folds: int
     step: float
     evaluation: float
     memory: float
@@ -75,15 +77,21 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        return self.setup + self.config.epochs * self.epoch
+        return self.setup + self.config.epochs * (self.comparison + self.epoch)
+
+    @property
+    def comparison(self) -> float:
+        """For each epoch, what cross-validation trains before."""
+        return self.folds * (1 - 1 / FOLDS) * self.steps_per_epoch * self.step
 
     def within(self, time_budget: datetime.timedelta) -> "Forecast":
         """The same with as many epochs as fit. Raises ConfigError if not one does."""
         seconds = time_budget.total_seconds()
-        epochs = int((seconds - self.setup) / self.epoch)
+        one = self.comparison + self.epoch
+        epochs = int((seconds - self.setup) / one)
         if epochs < 1:
             raise ConfigError(
-                f"--time-budget {duration(seconds)} is too short: one epoch takes {duration(self.setup + self.epoch)}; "
+                f"--time-budget {duration(seconds)} is too short: one epoch takes {duration(self.setup + one)}; "
                 "give more, or a smaller --model or --data.size"
             )
         log.info("--time-budget %s: %d epochs", duration(seconds), epochs)
@@ -91,11 +99,9 @@ class Forecast:
 
 
 def configure(recipe: str | Path | None = None, **options: Any) -> Config:
-    """As `make_config`; weights to go on from bring their own defaults."""
-    config = make_config(recipe, **options)
-    if not config.weights:
-        return config
-    return make_config(recipe, below=defaults_of(config), **options)
+    """As `make_config`; weights to go on from bring their own defaults, and so do few images."""
+    found = defaults_of(make_config(recipe, **options))
+    return make_config(recipe, below=found, **options)
 
 
 def settle(config: Config) -> Config:
@@ -177,7 +183,7 @@ def forecast_config(config: Config) -> Forecast:
 
     memory = peak_memory_mb(state.device)
     setup = 0.0
-    if config.weights:  # the features of its probe, of two views
+    if config.weights and not state.head_kept:  # the features of its probe, of two views
         setup = 2 * evaluation / len(state.networks) * len(state.train_pictures)
     if cached:
         setup += caching * len(state.train_pictures) + caching_val * len(state.val_pictures)
@@ -191,6 +197,7 @@ def forecast_config(config: Config) -> Forecast:
         val_pictures=len(state.val_pictures),
         steps_per_epoch=state.steps_per_epoch,
         setup=setup,
+        folds=0 if state.head_kept else folds_to_train(config, state.train_pictures.labels),
         step=step,
         evaluation=evaluation * len(state.val_pictures),
         memory=memory,

@@ -14,6 +14,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from atnet.config import Config, DataConfig
 from atnet.data.augment import make_mix
@@ -54,14 +55,15 @@ class EpochMeter:
 class State:
     """What a run holds between two steps."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, pictures: tuple[Pictures, Pictures] | None = None) -> None:
+        """pictures: to train and to validate on; None: as the configuration says."""
         if config.threads:
             torch.set_num_threads(config.threads)
         self.config = config
         distributed.require_shares(config.optim.accumulate)
         self.device = pick_device(config.device)
         keep_freed_memory(self.device, keep=True)
-        self.train_pictures, self.val_pictures = open_configured(config.data)
+        self.train_pictures, self.val_pictures = pictures or open_configured(config.data)
         self.steps_per_epoch = epoch_steps(len(self.train_pictures), config.batch)
         classes = self.train_pictures.classes
         seed_generators(derive_seed(config.seed, "weights"), self.device)
@@ -76,6 +78,8 @@ class State:
             self.model.set_grad_checkpointing(True)  # type: ignore[operator]
         self.model = self.model.to(self.device).to(memory_format=torch.channels_last)
         self.frozen = freeze(self.model, config.freeze)
+        if config.batchnorm == "frozen":
+            self.frozen += [part for part in self.model.modules() if isinstance(part, _BatchNorm)]
         self.teachers = Teachers(config.teacher, classes, config.data, self.device) if config.teacher else None
         self._try_out()
         self.ema = None
@@ -93,6 +97,7 @@ class State:
         self.step = 0  # steps done
         self.sums = EpochMeter()
         self.faults = 0  # steps in a row, up to this one, that were not taken
+        self.head_kept = False  # the weights', whose classes are the same
         self.probe: dict[str, float] = {}  # what the head of a run from weights began as
         self.unread: list[BadSample] = []  # training images without features for the probe
         self.bad: dict[str, str] = {}  # training pictures that could not be read, and why
@@ -122,8 +127,8 @@ class State:
         """The network and its moving average begin as config.weights are, with a linear probe as the head if the
         classes differ; returns a sentence about it.
         """
-        said, kept = load_into(self.model, self.config, self.info.classes)
-        if probe and (not kept or not self.config.epochs):
+        said, self.head_kept = load_into(self.model, self.config, self.info.classes)
+        if probe and (not self.head_kept or not self.config.epochs):
             said += self._probe()
         if self.ema is not None:
             self.ema.module.load_state_dict(self.model.state_dict())

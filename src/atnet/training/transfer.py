@@ -2,33 +2,85 @@
 
 import dataclasses
 import difflib
+import logging
+import math
 from typing import Any
 
 import timm
 from torch import nn
 
-from atnet.config import LEARNING_RATES, Config
+from atnet.config import Config
 from atnet.data.classes import printable
-from atnet.errors import ConfigError
+from atnet.data.shards import is_address
+from atnet.data.sources import open_parts
+from atnet.errors import ConfigError, DataError
 from atnet.models.legacy import PARTS
 from atnet.models.load import classifier_parameters, load_any, read_info
 from atnet.weights.find import find_weights
 from atnet.weights.info import TIMM, shipped_weights
 
 ALL = "all"
-SLOWER = 2
-"""Times that the usual learning rate is divided by, where nothing else is asked for: LOG.md has other rates, layer-wise
-decay and frozen networks beside it."""
+RATES = {"adamw": 3e-4, "muon": 3e-3}
+"""Learning rates of fine-tuning, of each optimizer."""
+
+FOREIGN_RATES = {"adamw": 3e-4, "muon": 1e-3}
+"""Of networks that are not ours."""
+
+FEW = 1280
+"""Images to train on below which the batch is half of the usual one, and the epochs follow from their number."""
+
+SEEN, MOST_EPOCHS = 25_600, 100
+"""From random weights, of few images: images shown in all, and in how many epochs at most."""
+
+LEAST_EPOCHS, EPOCHS_OF_ONE = 8, 320
+"""From weights: EPOCHS_OF_ONE over the square root of the number of images, but at least so many epochs."""
+
+EVALUATIONS = 20
+"""As many at most, where the epochs follow from the number of images."""
 
 
 def defaults_of(config: Config) -> dict[str, Any]:
-    """The settings that go with config.weights: their model, input size and colours, and a lower learning rate.
+    """The settings that follow from the weights and from the number of images.
 
-    Raises WeightsError if they are none.
+    Weights bring their model, input size and colours, a lower learning rate, and BatchNorm's statistics.
+    Raises WeightsError if config.weights are none.
     """
-    info = read_info(config.weights, config.model)
-    rate = LEARNING_RATES[config.optim.name] / SLOWER
-    return {"optim": {"lr": rate}, "model": info.model, "data": dataclasses.asdict(info.preprocess)}
+    found = _schedule_of(_count(config), bool(config.weights))
+    if config.weights:
+        info = read_info(config.weights, config.model)
+        rates = RATES if info.model.startswith("atnet_") else FOREIGN_RATES
+        found |= {
+            "optim": {"lr": rates[config.optim.name]},
+            "batchnorm": "frozen",
+            "model": info.model,
+            "data": dataclasses.asdict(info.preprocess),
+        }
+    return found
+
+
+def _schedule_of(count: int, pretrained: bool) -> dict[str, Any]:
+    """Batch, epochs and evaluations for so many training images; 0: not known, the usual ones."""
+    if not count or (count >= FEW and not pretrained):
+        return {}
+    found = {"batch": Config.batch // 2} if count < FEW else {}
+    epochs = (
+        max(LEAST_EPOCHS, round(EPOCHS_OF_ONE / math.sqrt(count))) if pretrained else min(MOST_EPOCHS, SEEN // count)
+    )
+    return found | {"epochs": epochs, "eval_every": -(-epochs // EVALUATIONS)}
+
+
+def _count(config: Config) -> int:
+    """How many images there are to train on; 0 where nothing follows from it, or where they cannot be opened."""
+    named = config.epochs != Config.epochs and config.batch != Config.batch
+    if named or config.schedule.cycle or not config.data.source or is_address(config.data.source):
+        return 0
+    logging.disable(logging.WARNING)  # all of it is said when the training opens them
+    try:
+        return len(open_parts(config.data.source, config.data.val_share, config.data.classes, config.data.mismatch)[0])
+    except (ConfigError, DataError):
+        return 0
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def from_random_weights(model: str) -> str:
