@@ -98,7 +98,7 @@ def test_a_block_does_what_it_says(group, page, language, code, folders, request
             "hf download timm/",
             "python -m atnet.timm train.py",
             "atnet replay runs/last 1234",
-            "some thousand photos",
+            "--weights timm:tf_efficientnet_lite0",
         )
         assert any(words in code for words in known)
         return

@@ -55,9 +55,10 @@ def doctor(
         require_new(path)
     found = examine(source, classes=classes, mismatch=mismatch, val_share=val_share, max_bad=max_bad)
     _print_findings(source, found)
-    data = {"source": source, "size": found.advice.size, "classes": classes, "mismatch": "ignore"}
+    given = {"source": source, "classes": classes, "mismatch": "ignore", "val_share": val_share}
+    advised = found.advice.settings
     try:
-        made = forecast(model=found.advice.model, batch=found.advice.batch, data={**data, "val_share": val_share})
+        made = forecast(**advised | {"data": given | advised["data"]})
         said = f"{made.config.epochs} epochs take about {duration(made.seconds)} here"
     except AtnetError as error:
         said = f"it cannot begin: {error}"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from atnet.data.pictures import Pictures, some
 from atnet.data.sources import PARTS, Mismatch, open_whole, split
 from atnet.errors import DataError
 from atnet.progress import counted, progress_bar
+from atnet.weights.info import SHIPPED
 
 HUGE_SIDE, HUGE_BYTES = 6000, 20_000_000
 SMALL_SIDE = 32
@@ -47,19 +48,31 @@ class Finding:
     """Of duplicates: part and position of the one, part and position of the other."""
 
 
+MANY = 20_000
+"""Images to train on, from which on a larger network from random weights is advised."""
+
+LEAST_OF_PHOTOS, SIZE_OF_SHIPPED = 96, 160
+"""Sides in pixels: smaller images are hardly photos; what the weights that come with AT-Net are for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """What to train with.  size: in pixels."""
+    """What to train with.  start: the weights to go on from, or else a model.  size: in pixels; 0: the weights' own."""
 
-    model: str
+    start: Literal["weights", "model"]
+    name: str
     size: int
-    batch: int
     options: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:
-        words = (f"--model {self.model}", f"--data.size {self.size}", f"--batch {self.batch}", *self.options)
-        return " ".join(words)
+        size = (f"--data.size {self.size}",) if self.size else ()
+        return " ".join((f"--{self.start} {self.name}", *size, *self.options))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The same for `atnet.train`, but for the options."""
+        return {self.start: self.name, "data": {"size": self.size} if self.size else {}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,14 +378,18 @@ def _folders(parts: dict[str, Pictures]) -> Iterable[Finding]:
 
 
 def _advise(train: Pictures, sides: NDArray[np.int64]) -> Advice:
-    """Rules of thumb: a resolution that most images have, a size for the count of images."""
+    """Rules of thumb: a resolution that most images have; weights that know photos for photos that are few, else a size
+    for the count of images.
+    """
     shorter = float(np.median(sides.min(1))) if len(sides) else 224.0
     size = int(min(224, max(32, 32 * math.floor(shorter / 32))))
-    model = "xxxs" if len(train) < 20_000 else "xs" if len(train) < 200_000 else "s"
-    batch = 64 if len(train) >= 640 else max(8, 2 ** int(math.log2(max(len(train) / 10, 8))))
     counts = np.bincount(train.labels, minlength=len(train.classes))
     uneven = int(counts.max()) >= IMBALANCE * max(int(counts.min()), 1)
-    return Advice(model=model, size=size, batch=batch, options=("--data.balance loss",) if uneven else ())
+    options = ("--data.balance loss",) if uneven else ()
+    if len(train) < MANY and size >= LEAST_OF_PHOTOS:
+        return Advice(start="weights", name=SHIPPED, size=0 if size >= SIZE_OF_SHIPPED else size, options=options)
+    model = "xxxs" if len(train) < MANY else "xs" if len(train) < 10 * MANY else "s"
+    return Advice(start="model", name=model, size=size, options=options)
 
 
 def _called(part: str) -> str:

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from atnet.config import make_config
 from atnet.data.classes import display_names, printable
 from atnet.data.loader import TrainSet
 from atnet.data.order import Draw
 from atnet.data.pictures import Pictures
 from atnet.errors import DataError
 from atnet.eval.doctor import Diagnosis, Finding
+from atnet.training.plan import configure
 from atnet.viz.html import jpeg_address, write_page
 from atnet.viz.plots import BLUE, mosaic
 
@@ -96,7 +96,8 @@ def _class_rows(names: Sequence[str], counts: NDArray[np.int64], counts_val: NDA
 def _samples(found: Diagnosis) -> tuple[Image.Image, Image.Image]:
     """Training images over all classes, and what the first epoch makes of them."""
     train = found.parts["train"]
-    config = make_config(data={"size": found.advice.size, "cache": "none"}, augment={"randaugment": 2, "erasing": 0.25})
+    advised = found.advice.settings
+    config = configure(**advised | {"data": advised["data"] | {"cache": "none"}})
     samples = TrainSet(train, config)
     names = display_names(train.classes)
     before, after, titles = [], [], []
