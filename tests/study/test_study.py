@@ -194,7 +194,7 @@ def test_what_is_settled_at_the_start_of_a_run_does_not_make_it_another(write, q
     made = list(run_study(study, tmp_path / "shape"))
     assert made[0][1]["config"]["teacher"] == ["taught/ema.safetensors"]
     assert made[0][1]["config"]["data"]["classes"] == "names.txt"
-    assert made[1][1]["config"]["optim"]["lr"] == pytest.approx(6e-3)
+    assert made[1][1]["config"]["optim"]["lr"] == pytest.approx(3e-3)
     assert list(run_study(study, tmp_path / "shape")) == made
 
 

@@ -43,6 +43,10 @@ def test_where_fine_tuning_does_harm_the_probe_is_kept(options, others, capsys):
     assert record["epochs"] == 0
     probed = atnet.probe(options["data"], options["weights"], batch=20, out="probed")
     assert record["top1"] == probed.record["top1"]
+    main(["report", "run"])
+    page = Path("run/report.html").read_text()
+    assert "so the probe was kept" in page
+    assert f"the probe had {found['compared_probe']:.1f}% right" in page
 
 
 def test_fine_tuning_goes_on_where_it_is_as_good(options):

@@ -24,6 +24,7 @@ def known(quick):
         val_pictures=3,
         steps_per_epoch=100,
         setup=5,
+        folds=0,
         step=0.1,
         evaluation=2,
         memory=500,
@@ -61,7 +62,7 @@ def test_check_says_time_memory_and_disk_and_writes_nothing(digits, tmp_path, ca
     main(["train", "--data", str(digits), "--data.size", "32", "--data.workers", "0", "--batch", "20", "--check"])
     said = capsys.readouterr().out
     for word in (
-        "atnet_xxxs at 32 px, batch 20, on digits: 20 epochs of 10 steps",
+        "atnet_xxxs at 32 px, batch 20, on digits: 100 epochs of 10 steps",
         "time ",
         "memory ",
         "disk ",

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from atnet.eval.fitting import describe_fit
 from atnet.eval.metrics import Calibration, Scores, calibration
 from atnet.files import read_regular, require_new
 from atnet.models.load import load
-from atnet.progress import duration
-from atnet.run.record import ENVIRONMENT, kept_weights, read_metrics, read_predictions, read_record, reading
+from atnet.progress import counted, duration
+from atnet.run.record import ENVIRONMENT, accuracy, kept_weights, read_metrics, read_predictions, read_record, reading
 from atnet.viz.explain import lit, maps_of
 from atnet.viz.html import jpeg_address, png_address, write_page
 from atnet.viz.plots import (
@@ -76,6 +76,7 @@ def _contents(run: Path, record: dict[str, Any]) -> dict[str, Any]:
     begun = f"{datetime.fromisoformat(environment['started']):%d %B %Y, %H:%M} UTC".lstrip("0")
     found = calibration(scores.predicted == scores.labels, scores.confidence)
     kept = kept_weights(record)
+    top1, low, high, judged = accuracy(record)
     hardest, left_out = _class_rows(scores, display_names(classes))
     images = {name.partition(".")[0]: _embedded(run / name) for name in (CURVES, CONFUSION, *PHOTOS)}
     images["calibration"] = png_address(draw_calibration(found))
@@ -98,7 +99,7 @@ def _contents(run: Path, record: dict[str, Any]) -> dict[str, Any]:
         f"{'moving average of the weights, which --weights takes,' if kept == 'ema' else 'weights'} "
         "after the last epoch.",
         "figures": [
-            (f"{record['top1'][kept]:.2f}%", "top-1"),
+            (f"{top1:.2f}%", f"top-1; 95% interval {low:.1f} to {high:.1f} ({counted(judged, 'image')})"),
             *([(f"{record['top1']['last']:.2f}%", "top-1 of the last weights")] if kept != "last" else []),
             *([(f"{record['top5'][kept]:.2f}%", "top-5")] if record["classes"] > 5 else []),
             (f"{scores.balanced_accuracy:.2f}%", "balanced accuracy"),
@@ -107,7 +108,7 @@ def _contents(run: Path, record: dict[str, Any]) -> dict[str, Any]:
             (f"{record['parameters'] / 1e6:.2f}M", "parameters"),
             (f"{record['images_per_s']:.0f}", "training images/s"),
         ],
-        "fit": [_unbroken(sentence) for sentence in describe_fit(rows, record["config"])],
+        "fit": [_unbroken(s) for s in (*_start_in_words(record), *describe_fit(rows, record["config"]))],
         "classes": hardest,
         "left_out": left_out,
         "calibration": _calibration_in_words(found, scores),
@@ -117,6 +118,22 @@ def _contents(run: Path, record: dict[str, Any]) -> dict[str, Any]:
         "picture": picture,
         "not_looked": not_looked,
     }
+
+
+def _start_in_words(record: dict[str, Any]) -> Iterator[str]:
+    """Of a run from weights of other classes: its probe, and what cross-validation said of fine-tuning."""
+    probe = record.get("probe", {})
+    if probe:
+        top1, images = probe["cross_validated_top1"], counted(int(probe["images"]), "image")
+        judged = f": {top1:.1f}% in cross-validation" if top1 >= 0 else ""
+        yield f"It began as a linear probe, a logistic regression on the features of {images}{judged}."
+    if "compared_images" in probe:
+        kept = "so the probe was kept" if not record["epochs"] else "so fine-tuning went on"
+        yield (
+            f"Of {counted(int(probe['compared_images']), 'training image')} held back for it the probe had "
+            f"{probe['compared_probe']:.1f}% right and fine-tuning {probe['compared_tuned']:.1f}%, the standard error "
+            f"of the difference being {probe['compared_error']:.1f}: {kept}."
+        )
 
 
 def _looked_at(run: Path, scores: Scores, names: Sequence[str]) -> str:
