@@ -52,7 +52,9 @@ def test_weights_bring_model_size_and_colours_and_options_go_before_them(pretrai
     assert (config.model, config.data.size, config.data.crop_pct) == ("atnet_xxxs+registers=2", 32, 1.0)
     assert config.data.mean == (0.1, 0.1, 0.1)
     assert (config.optim.name, config.optim.lr, config.optim.layer_decay) == ("muon", 3e-3, 1.0)
-    assert (config.batchnorm, config.batch, config.epochs) == ("frozen", 32, 32)
+    assert (config.batchnorm, config.batch, config.epochs, config.augment.crop_scale) == ("frozen", 32, 32, 0.2)
+    given = configure(weights=str(pretrained), data=str(others), augment={"crop_scale": 0.5, "flip": 0.0})
+    assert (given.augment.crop_scale, given.augment.flip) == (0.5, 0.0)
     config = configure(weights=str(pretrained), data={"source": str(others), "size": 48}, optim={"name": "adamw"})
     assert (config.data.size, config.data.crop_pct) == (48, 1.0)
     assert (config.optim.name, config.optim.lr) == ("adamw", 3e-4)
@@ -83,7 +85,7 @@ def test_the_same_classes_keep_their_head(pretrained, others):
 def test_from_the_command_line_and_resumed_without_the_weights(pretrained, others, tmp_path, capsys, monkeypatch):
     weights = Path(shutil.copytree(pretrained, tmp_path / "weights"))
     words = ["train", "--weights", str(weights), "--data", str(others), "--batch", "20", "--data.workers", "0"]
-    main([*words, "--epochs", "2", "--freeze", "stem", "--freeze", "conv_mix", "--out", "run"])
+    main([*words, "--no-choose", "--epochs", "2", "--freeze", "stem", "--freeze", "conv_mix", "--out", "run"])
     record = json.loads(Path("run/record.json").read_text())
     assert (record["model"], record["size"], record["classes"]) == ("atnet_xxxs+registers=2", 32, 5)
     assert record["config"]["weights"] == "weights/ema.safetensors"

@@ -26,6 +26,9 @@ RATES = {"adamw": 3e-4, "muon": 3e-3}
 FOREIGN_RATES = {"adamw": 3e-4, "muon": 1e-3}
 """Of networks that are not ours."""
 
+CROP_SCALE = 0.2
+"""Smallest share of an image that is cropped: there are too few epochs to learn from smaller ones."""
+
 FEW = 1280
 """Images to train on below which the batch is half of the usual one, and the epochs follow from their number."""
 
@@ -42,7 +45,7 @@ EVALUATIONS = 20
 def defaults_of(config: Config) -> dict[str, Any]:
     """The settings that follow from the weights and from the number of images.
 
-    Weights bring their model, input size and colours, a lower learning rate, and BatchNorm's statistics.
+    Weights bring their model, input size and colours, a lower learning rate, larger crops, and BatchNorm's statistics.
     Raises WeightsError if config.weights are none.
     """
     found = _schedule_of(_count(config), bool(config.weights))
@@ -52,6 +55,7 @@ def defaults_of(config: Config) -> dict[str, Any]:
         found |= {
             "optim": {"lr": rates[config.optim.name]},
             "batchnorm": "frozen",
+            "augment": {"crop_scale": CROP_SCALE},
             "model": info.model,
             "data": dataclasses.asdict(info.preprocess),
         }
