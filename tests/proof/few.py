@@ -65,7 +65,10 @@ def run(config: Config, out: Path) -> tuple[float, int, float]:
 def measure(data: Path, weights: str, size: int, runs: Path) -> dict[str, Any]:
     """The figures of one draw from one start."""
     name, _, model = weights.partition(",")
-    options: dict[str, Any] = {"data": {"source": str(data), "size": size, "cache": "ram", "workers": 0}}
+    options: dict[str, Any] = {
+        "data": {"source": str(data), "size": size, "cache": "ram", "workers": 0},
+        "eval_every": 10_000,  # the last epoch alone
+    }
     options |= ({"weights": name} if name else {}) | ({"model": model} if model else {})
     config = settle(configure(**options, choose=False))
     tuned, judged, seconds = run(config, runs / "tuned")
