@@ -184,7 +184,7 @@ reference: dev
 	@echo "Written: docs/commands.md (the commands), build/reference/index.html (the Python functions)"
 
 readme: dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/readme --numprocesses 2 --dist loadgroup --durations 15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/readme --numprocesses 2 --dist loadscope --durations 15
 
 ci: lint types all-tests peer-tests readme demo
 

@@ -1,7 +1,6 @@
 """Every command and Python block of the README, and of what it links to in docs/, is run, in order, in two folders.
 
-Each group of pages has a folder, so that two processes can run them at once; in the second the README's first training
-is made before.
+Each of two groups of pages has a folder, so that two processes can run them at once.
 """
 
 import os
@@ -9,42 +8,38 @@ import re
 import shutil
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 TUTORIAL = "docs/tutorial.md"
-GROUPS = {  # the server's port is used in one of them alone
-    "first": ("README.md", "docs/data.md", "docs/export.md", "docs/serve.md", TUTORIAL),
-    "second": (
-        *("docs/web.md", "docs/publish.md", "docs/weights.md", "docs/explain.md", "docs/architecture.md"),
-        "docs/howto.md",
-    ),
-}
-BLOCKS = [
-    (group, page, *block)
-    for group, pages in GROUPS.items()
-    for page in pages
-    for block in re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
-]
-FIRST_TRAINING = next(code for _, _, language, code in BLOCKS if language == "bash" and "--out runs/first" in code)
+FIRST = ("README.md", "docs/data.md", "docs/export.md", "docs/serve.md", TUTORIAL)
+"""The server's port is used here alone."""
+
+SECOND = (
+    *("docs/web.md", "docs/publish.md", "docs/weights.md", "docs/explain.md", "docs/architecture.md"),
+    "docs/howto.md",
+)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory):
-    @cache
-    def folder(group: str) -> Path:
-        where: Path = tmp_path_factory.mktemp(group)
-        for name in ("recipes", "studies"):
-            (where / name).symlink_to(ROOT / name, target_is_directory=True)
-        if group == "second":
-            done = run(["bash", "-euo", "pipefail", "-c", FIRST_TRAINING], where)
-            assert done.returncode == 0, done.stderr
-        return where
+def blocks_of(pages: tuple[str, ...]) -> list[Any]:
+    """Page, language and code of each block."""
+    found = [
+        (page, *block)
+        for page in pages
+        for block in re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
+    ]
+    return [pytest.param(*block, id=f"{block[0]}-{number}") for number, block in enumerate(found)]
 
-    return folder
+
+@pytest.fixture(scope="class")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where: Path = tmp_path_factory.mktemp("reader")
+    for name in ("recipes", "studies"):
+        (where / name).symlink_to(ROOT / name, target_is_directory=True)
+    return where
 
 
 def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -65,15 +60,8 @@ def lay_photos(photos: Path, where: Path) -> None:
         shutil.copy(sorted((photos / "val" / code).iterdir())[0], where / "new_photos")
 
 
-@pytest.mark.parametrize(
-    ("group", "page", "language", "code"),
-    [
-        pytest.param(*block, id=f"{block[1]}-{number}", marks=pytest.mark.xdist_group(block[0]))
-        for number, block in enumerate(BLOCKS)
-    ],
-)
-def test_a_block_does_what_it_says(group, page, language, code, folders, request):
-    folder = folders(group)
+def check(page: str, language: str, code: str, folder: Path, request: pytest.FixtureRequest) -> None:
+    """Runs a block; one that is for other places than this is known."""
     if page == TUTORIAL and not (folder / "my_photos").exists():
         lay_photos(request.getfixturevalue("photos"), folder)
     if language == "bash" and code.startswith("make"):
@@ -105,3 +93,23 @@ def test_a_block_does_what_it_says(group, page, language, code, folders, request
     words = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
     done = run(words, folder)
     assert done.returncode == 0, done.stderr
+
+
+class TestReadme:
+    @pytest.mark.parametrize(("page", "language", "code"), blocks_of(FIRST))
+    def test_a_block_does_what_it_says(self, page, language, code, folder, request):
+        check(page, language, code, folder, request)
+
+
+@pytest.fixture(scope="class")
+def first_training(folder: Path) -> None:
+    """The README's, which the other pages go on from."""
+    code = next(block.values[2] for block in blocks_of(FIRST) if "--out runs/first" in block.values[2])
+    assert run(["bash", "-euo", "pipefail", "-c", code], folder).returncode == 0
+
+
+@pytest.mark.usefixtures("first_training")
+class TestOtherPages:
+    @pytest.mark.parametrize(("page", "language", "code"), blocks_of(SECOND))
+    def test_a_block_does_what_it_says(self, page, language, code, folder, request):
+        check(page, language, code, folder, request)
