@@ -75,7 +75,7 @@ def test_chance_keeps_fine_tuning(images, kept):
     ("counts", "folds"),
     [([5] * 5, 3), ([20] * 5, 3), ([60] * 5, 1), ([30] * 5, 2), ([2, 40], 2), ([1, 400], 0), ([3000] * 2, 0)],
 )
-def test_as_few_folds_are_trained_as_judge_a_hundred_images(counts, folds, options):
+def test_as_few_folds_are_trained_as_judge_eighty_images(counts, folds, options):
     labels = np.repeat(np.arange(len(counts)), counts)
     assert folds_to_train(settle(configure(**options)), labels) == folds
 

@@ -18,7 +18,7 @@ from atnet.training.state import State, train_step
 from atnet.weights.info import EMA, LAST
 
 FOLDS = 3
-ENOUGH = 100
+ENOUGH = 80
 """Images that are judged, if there are as many: no further fold is trained then."""
 
 MOST_IMAGES = 5000
