@@ -103,6 +103,22 @@ def finished_run(_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
+def five_digits(digits: Path) -> Path:
+    """Five of the ten digits, 20 images of each to train on."""
+    for part in ("train", "val"):
+        for name in ("zero", "one", "two", "three", "four"):
+            shutil.rmtree(digits / part / name)
+    return digits
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own."""
+    monkeypatch.setenv("ATNET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def quick(digits: Path) -> dict:
     """Options of a training that takes seconds."""
     return {**QUICK, "data": {**QUICK["data"], "source": str(digits)}}

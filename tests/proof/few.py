@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from atnet.config import Config
+from atnet.data.sources import open_configured
 from atnet.eval.metrics import interval
 from atnet.files import csv_table, write_whole
 from atnet.run.record import commit, kept_weights
@@ -81,7 +82,8 @@ def measure(data: Path, weights: str, size: int, runs: Path) -> dict[str, Any]:
         return found
     probe, _, seconds = run(settle(configure(**options, epochs=0)), runs / "probe")
     began = time.perf_counter()
-    compared = compare_with_probe(settle(configure(**options)))
+    config = settle(configure(**options))
+    compared = compare_with_probe(config, open_configured(config.data)[0])
     found |= {"probe": probe, "probe_seconds": seconds, "cv_seconds": time.perf_counter() - began}
     found["keeps"] = "probe" if compared and compared.keep_probe else "tuned"
     if compared:

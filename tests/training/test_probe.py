@@ -14,20 +14,7 @@ from atnet.models.load import create_classifier, load
 from atnet.training import probe as probing
 from atnet.training.probe import Features, features_of, fit, set_head
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ATNET_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def folder(digits):
-    """Half of the digits, as a folder on its own."""
-    for part in ("train", "val"):
-        for name in ("zero", "one", "two", "three", "four"):
-            shutil.rmtree(digits / part / name)
-    return digits
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def network(name="xxxs"):
@@ -36,9 +23,9 @@ def network(name="xxxs"):
 
 
 @pytest.mark.parametrize("name", ["xxxs", "xxxs_star", "mobilenetv3_small_050", "regnetx_002"])
-def test_the_probe_as_head_gives_the_probes_answers(name, folder, finished_run):
+def test_the_probe_as_head_gives_the_probes_answers(name, five_digits, finished_run):
     _, info = load(finished_run)
-    model, pictures = network(name), open_any(str(folder))["val"]
+    model, pictures = network(name), open_any(str(five_digits))["val"]
     cpu = torch.device("cpu")
     features = features_of(model, pictures, info, cpu, batch=16, workers=0)
     probe = fit(features, 5)
@@ -72,7 +59,7 @@ def test_a_class_without_images_is_never_the_answer_and_one_image_a_class_is_eno
         fit(Features(vectors=vectors, labels=np.array([1, 1, 1]), bad=()), 5)
 
 
-def test_only_new_images_are_computed(folder, finished_run, monkeypatch, cache):
+def test_only_new_images_are_computed(five_digits, finished_run, monkeypatch, cache):
     _, info = load(finished_run)
     model, cpu = network(), torch.device("cpu")
     computed = []
@@ -80,15 +67,15 @@ def test_only_new_images_are_computed(folder, finished_run, monkeypatch, cache):
     monkeypatch.setattr(probing, "_compute", lambda m, p, *more: computed.append(len(p)) or real(m, p, *more))
 
     def again():
-        return features_of(model, open_any(str(folder))["val"], info, cpu, batch=16, workers=0)
+        return features_of(model, open_any(str(five_digits))["val"], info, cpu, batch=16, workers=0)
 
     first = again()
     assert np.array_equal(again().vectors, first.vectors)
     assert computed == [len(first.labels)]
-    image = next((folder / "val").rglob("*.png"))
-    other = next((folder / "train").rglob("*.png"))
+    image = next((five_digits / "val").rglob("*.png"))
+    other = next((five_digits / "train").rglob("*.png"))
     shutil.copy(other, image)
-    (folder / "val" / "five" / "broken.png").write_bytes(b"no image")
+    (five_digits / "val" / "five" / "broken.png").write_bytes(b"no image")
     changed = again()
     assert computed == [len(first.labels), 2]
     assert [hole.picture for hole in changed.bad] == ["five/broken.png"]
@@ -102,44 +89,44 @@ def test_only_new_images_are_computed(folder, finished_run, monkeypatch, cache):
     assert computed[-1] == len(first.labels) + 1
 
 
-def test_a_network_without_one_linear_classifier_is_refused(folder, finished_run):
+def test_a_network_without_one_linear_classifier_is_refused(five_digits, finished_run):
     _, info = load(finished_run)
-    pictures, cpu = open_any(str(folder))["val"], torch.device("cpu")
+    pictures, cpu = open_any(str(five_digits))["val"], torch.device("cpu")
     convolution = torch.nn.Conv2d(3, 5, 1)
     with pytest.raises(ConfigError, match="single linear classifier"):
         features_of(convolution, pictures, info, cpu, batch=16, workers=0)
 
 
-def test_a_probe_is_a_run_like_any_other(finished_run, folder, capsys, tmp_path):
-    main(["probe", "--data", str(folder), "--weights", str(finished_run), "--out", "probed", "--workers", "0"])
+def test_a_probe_is_a_run_like_any_other(finished_run, five_digits, capsys, tmp_path):
+    main(["probe", "--data", str(five_digits), "--weights", str(finished_run), "--out", "probed", "--workers", "0"])
     assert "95%" in capsys.readouterr().out
     record = json.loads((tmp_path / "probed" / "record.json").read_text())
     assert record["epochs"] == 0
     assert record["probe"]["images"] == record["train_pictures"]
     assert 40 < record["top1"]["last"] <= 100, "far above the 20% of chance"
     assert atnet.evaluate("probed").scores.top1 == pytest.approx(record["top1"]["last"])
-    image = next((folder / "val" / "seven").iterdir())
+    image = next((five_digits / "val" / "seven").iterdir())
     assert atnet.predict(image, "probed")[0].top[0][0] in ("five", "six", "seven", "eight", "nine")
     main(["report", "probed"])
     assert (tmp_path / "probed" / "report.html").is_file()
 
 
-def test_a_probe_lists_what_it_could_not_read_and_stops_if_that_is_too_much(finished_run, folder, tmp_path):
-    (folder / "train" / "five" / "broken.png").write_bytes(b"no image")
+def test_a_probe_lists_what_it_could_not_read_and_stops_if_that_is_too_much(finished_run, five_digits, tmp_path):
+    (five_digits / "train" / "five" / "broken.png").write_bytes(b"no image")
     options = {"weights": finished_run, "batch": 20}
-    run = atnet.probe({"source": str(folder), "workers": 0, "max_bad": 0.02}, **options, out="probed")
+    run = atnet.probe({"source": str(five_digits), "workers": 0, "max_bad": 0.02}, **options, out="probed")
     assert run.record["bad_pictures"] == {"train": 1, "val": 0}
     assert run.record["probe"]["images"] == run.record["train_pictures"] - 1
     assert "five/broken.png" in (run.folder / "bad_files.csv").read_text()
-    (folder / "train" / "six" / "broken.png").write_bytes(b"no image")
+    (five_digits / "train" / "six" / "broken.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="2 of 102 training pictures could not be read"):
-        atnet.probe({"source": str(folder), "workers": 0}, **options, out="stopped")
+        atnet.probe({"source": str(five_digits), "workers": 0}, **options, out="stopped")
 
 
-def test_several_networks_are_compared(finished_run, folder, capsys, tmp_path):
+def test_several_networks_are_compared(finished_run, five_digits, capsys, tmp_path):
     names = ["xxxs.imagenette", str(finished_run)]
     words = [word for name in names for word in ("--weights", name)]
-    main(["probe", "--data", str(folder), *words, "--size", "32", "--out", "both", "--workers", "0"])
+    main(["probe", "--data", str(five_digits), *words, "--size", "32", "--out", "both", "--workers", "0"])
     said = capsys.readouterr().out
     records = [json.loads(path.read_text()) for path in (tmp_path / "both").glob("*/record.json")]
     assert len(records) == 2
@@ -147,8 +134,8 @@ def test_several_networks_are_compared(finished_run, folder, capsys, tmp_path):
     assert f"--weights {names[0] if 'imagenette' in best['config']['weights'] else names[1]}" in said
 
 
-def test_training_from_weights_begins_with_the_probe(finished_run, folder):
-    options = {"data": {"source": str(folder), "workers": 0}, "weights": str(finished_run), "batch": 20}
+def test_training_from_weights_begins_with_the_probe(finished_run, five_digits):
+    options = {"data": {"source": str(five_digits), "workers": 0}, "weights": str(finished_run), "batch": 20}
     probed = atnet.train(**options, epochs=0, out="probed")
     tuned = atnet.train(**options, epochs=1, optim={"lr": 1e-9}, ema=0.0, choose=False, out="tuned")
     seconds = {"seconds": tuned.record["probe"]["seconds"]}

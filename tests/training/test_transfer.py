@@ -38,31 +38,22 @@ def pretrained(_digits, tmp_path_factory) -> Path:
         return atnet.train(**options, out="run").folder.absolute()
 
 
-@pytest.fixture
-def others(digits) -> Path:
-    """The other five digits."""
-    for part in ("train", "val"):
-        for name in ("zero", "one", "two", "three", "four"):
-            shutil.rmtree(digits / part / name)
-    return digits
-
-
-def test_weights_bring_model_size_and_colours_and_options_go_before_them(pretrained, others):
-    config = configure(weights=str(pretrained), data=str(others))
+def test_weights_bring_model_size_and_colours_and_options_go_before_them(pretrained, five_digits):
+    config = configure(weights=str(pretrained), data=str(five_digits))
     assert (config.model, config.data.size, config.data.crop_pct) == ("atnet_xxxs+registers=2", 32, 1.0)
     assert config.data.mean == (0.1, 0.1, 0.1)
     assert (config.optim.name, config.optim.lr, config.optim.layer_decay) == ("muon", 3e-3, 1.0)
     assert (config.batchnorm, config.batch, config.epochs, config.augment.crop_scale) == ("frozen", 32, 32, 0.2)
-    given = configure(weights=str(pretrained), data=str(others), augment={"crop_scale": 0.5, "flip": 0.0})
+    given = configure(weights=str(pretrained), data=str(five_digits), augment={"crop_scale": 0.5, "flip": 0.0})
     assert (given.augment.crop_scale, given.augment.flip) == (0.5, 0.0)
-    config = configure(weights=str(pretrained), data={"source": str(others), "size": 48}, optim={"name": "adamw"})
+    config = configure(weights=str(pretrained), data={"source": str(five_digits), "size": 48}, optim={"name": "adamw"})
     assert (config.data.size, config.data.crop_pct) == (48, 1.0)
     assert (config.optim.name, config.optim.lr) == ("adamw", 3e-4)
-    assert configure(weights=str(pretrained), data=str(others), optim={"lr": 5e-3}).optim.lr == 5e-3
+    assert configure(weights=str(pretrained), data=str(five_digits), optim={"lr": 5e-3}).optim.lr == 5e-3
 
 
-def test_training_goes_on_from_the_average_with_a_probe_as_its_head(pretrained, others):
-    config = settle(configure(weights=str(pretrained), data={"source": str(others), "workers": 0}, batch=20))
+def test_training_goes_on_from_the_average_with_a_probe_as_its_head(pretrained, five_digits):
+    config = settle(configure(weights=str(pretrained), data={"source": str(five_digits), "workers": 0}, batch=20))
     state = State(config)
     fresh = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     state.start_from_weights()
@@ -75,16 +66,16 @@ def test_training_goes_on_from_the_average_with_a_probe_as_its_head(pretrained, 
         assert [n for n in before if not n.startswith("head") and not torch.equal(after[n], before[n])] == []
 
 
-def test_the_same_classes_keep_their_head(pretrained, others):
+def test_the_same_classes_keep_their_head(pretrained, five_digits):
     source = pretrained.parent / "five"
     state = State(settle(configure(weights=str(pretrained), data={"source": str(source), "workers": 0}, batch=20)))
     state.start_from_weights()
     assert torch.equal(state.model.head.weight, load_file(pretrained / "ema.safetensors")["head.weight"])
 
 
-def test_from_the_command_line_and_resumed_without_the_weights(pretrained, others, tmp_path, capsys, monkeypatch):
+def test_from_the_command_line_and_resumed_without_the_weights(pretrained, five_digits, tmp_path, capsys, monkeypatch):
     weights = Path(shutil.copytree(pretrained, tmp_path / "weights"))
-    words = ["train", "--weights", str(weights), "--data", str(others), "--batch", "20", "--data.workers", "0"]
+    words = ["train", "--weights", str(weights), "--data", str(five_digits), "--batch", "20", "--data.workers", "0"]
     main([*words, "--no-choose", "--epochs", "2", "--freeze", "stem", "--freeze", "conv_mix", "--out", "run"])
     record = json.loads(Path("run/record.json").read_text())
     assert (record["model"], record["size"], record["classes"]) == ("atnet_xxxs+registers=2", 32, 5)
@@ -135,12 +126,16 @@ def test_each_layer_learns_slower_than_the_next(name, optimizer):
         ({"weights": "nowhere"}, WeightsError, "nowhere: no such run"),
     ],
 )
-def test_what_does_not_fit_is_said_before_anything_is_written(pretrained, others, options, error, message, tmp_path):
+def test_what_does_not_fit_is_said_before_anything_is_written(
+    pretrained, five_digits, options, error, message, tmp_path
+):
     with pytest.raises(error, match=message):
-        atnet.train(**{"weights": str(pretrained), "data": str(others), "batch": 20, **options}, out=tmp_path / "run")
+        atnet.train(
+            **{"weights": str(pretrained), "data": str(five_digits), "batch": 20, **options}, out=tmp_path / "run"
+        )
     assert not (tmp_path / "run").exists()
     with pytest.raises(error, match=message):
-        forecast(**{"weights": str(pretrained), "data": str(others), "batch": 20, **options})
+        forecast(**{"weights": str(pretrained), "data": str(five_digits), "batch": 20, **options})
 
 
 @pytest.mark.parametrize(
@@ -165,8 +160,8 @@ def test_batch_and_epochs_follow_from_the_number_of_images(
         assert configure(weights=weights, data=str(tmp_path), schedule={"cycle": 10}).epochs == 20
 
 
-def test_the_number_of_images_is_asked_once_and_in_silence(others, capsys, caplog):
-    (others / "classes.txt").write_text("five\nsix\nseven\neight\nnine\n")
-    assert configure(data=str(others)).epochs == 100
+def test_the_number_of_images_is_asked_once_and_in_silence(five_digits, capsys, caplog):
+    (five_digits / "classes.txt").write_text("five\nsix\nseven\neight\nnine\n")
+    assert configure(data=str(five_digits)).epochs == 100
     assert caplog.text == ""
-    assert configure(data=str(others / "nowhere")).epochs == 20  # a training says that it is not there
+    assert configure(data=str(five_digits / "nowhere")).epochs == 20  # a training says that it is not there

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from atnet.config import Config
 from atnet.data.loader import batches_of, eval_loader, train_loader
-from atnet.data.sources import open_configured
+from atnet.data.pictures import Pictures
 from atnet.eval.evaluate import score_together
 from atnet.progress import progress_bar
 from atnet.training import distributed
@@ -57,35 +57,38 @@ class Comparison:
         )
 
 
+def _folds(labels: NDArray[np.int64]) -> int:
+    """Folds of the training images, so that each has an image of every class."""
+    counts = np.bincount(labels)
+    return int(min(FOLDS, counts[counts > 0].min()))
+
+
 def folds_to_train(config: Config, labels: NDArray[np.int64]) -> int:
     """How many trainings the comparison takes, each on all but a fold; 0: there is none.
 
     labels: of the training images.
     """
-    counts = np.bincount(labels)
-    folds = int(min(FOLDS, counts[counts > 0].min()))
+    folds = _folds(labels)
     wanted = config.choose and config.weights and config.epochs and not distributed.is_distributed()
     if not wanted or folds < 2 or len(labels) > MOST_IMAGES:
         return 0
     return min(folds, -(-ENOUGH * folds // len(labels)))
 
 
-def compare_with_probe(config: Config) -> Comparison | None:
+def compare_with_probe(config: Config, train: Pictures) -> Comparison | None:
     """Trains as configured on all but a fold of the training images, and judges its probe and its end by that fold.
 
     None if there is nothing to compare: the head of the weights is kept, a class has one image alone, there are very
     many images or several processes.
     """
-    from sklearn.model_selection import StratifiedKFold
-
-    if not config.weights:
-        return None
-    train, _ = open_configured(config.data)
     wanted = folds_to_train(config, train.labels)
     if not wanted:
         return None
-    folds = min(FOLDS, int(np.bincount(train.labels)[np.unique(train.labels)].min()))
-    splits = StratifiedKFold(folds, shuffle=True, random_state=config.seed).split(train.labels, train.labels)
+    from sklearn.model_selection import StratifiedKFold
+
+    splits = StratifiedKFold(_folds(train.labels), shuffle=True, random_state=config.seed).split(
+        train.labels, train.labels
+    )
     right: list[tuple[bool, bool]] = []
     for number, (kept, held) in enumerate(splits, 1):
         state = State(config, (train.only(kept.tolist()), train.only(held.tolist())))
@@ -123,7 +126,8 @@ def _train(state: State, title: str) -> None:
 def _judge(state: State, name: str) -> list[bool]:
     """Whether each image of the fold that can be read is recognised."""
     config, pictures = state.config, state.val_pictures
-    loader = eval_loader(pictures, state.info.preprocess, config.batch, config.data.workers)
+    batch = config.batch // config.optim.accumulate
+    loader = eval_loader(pictures, state.info.preprocess, batch, config.data.workers)
     networks = {name: state.networks[name]}
     found = score_together(networks, loader, classes=len(state.info.classes), device=state.device, total=len(pictures))
     return list(found[name].predicted == found[name].labels)

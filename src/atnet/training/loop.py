@@ -20,6 +20,7 @@ from atnet.config import Config, read_yaml
 from atnet.data.classes import printable
 from atnet.data.loader import BadSample, batches_of, eval_loader, train_loader
 from atnet.data.pack import BAD_FILES, write_bad_files
+from atnet.data.sources import open_configured
 from atnet.device import keep_freed_memory
 from atnet.errors import AtnetError, ConfigError, Stopped, TrainingError
 from atnet.eval.evaluate import score_together, scored
@@ -122,12 +123,13 @@ def train_config(
             unfinished = distributed.on_main_process(lambda: unfinished_run(config, out))
             if unfinished is not None:
                 return _resume(unfinished)
-        compared = compare_with_probe(config)
+        pictures = open_configured(config.data)
+        compared = compare_with_probe(config, pictures[0])
         if compared is not None:
             log.info("%s", compared)
             if compared.keep_probe:
                 config = dataclasses.replace(config, epochs=0)
-        state = State(config)
+        state = State(config, pictures)
         log.info(state.start_from_weights() if config.weights else from_random_weights(config.model))
         if compared is not None:
             state.probe |= compared.figures

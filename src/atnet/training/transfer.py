@@ -41,6 +41,8 @@ LEAST_EPOCHS, EPOCHS_OF_ONE = 8, 320
 EVALUATIONS = 20
 """As many at most, where the epochs follow from the number of images."""
 
+log = logging.getLogger("atnet")
+
 
 def defaults_of(config: Config) -> dict[str, Any]:
     """The settings that follow from the weights and from the number of images.
@@ -78,13 +80,18 @@ def _count(config: Config) -> int:
     named = config.epochs != Config.epochs and config.batch != Config.batch
     if named or config.schedule.cycle or not config.data.source or is_address(config.data.source):
         return 0
-    logging.disable(logging.WARNING)  # all of it is said when the training opens them
+    log.addFilter(_nothing)  # all of it is said when the training opens them
     try:
         return len(open_parts(config.data.source, config.data.val_share, config.data.classes, config.data.mismatch)[0])
     except (ConfigError, DataError):
         return 0
     finally:
-        logging.disable(logging.NOTSET)
+        log.removeFilter(_nothing)
+
+
+def _nothing(_: logging.LogRecord) -> bool:
+    """Lets no line through; progress bars are shown."""
+    return False
 
 
 def from_random_weights(model: str) -> str:
