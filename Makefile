@@ -1,8 +1,8 @@
 # make demo and make test need Python 3.11 to 3.13 and make, nothing else.
 #   make demo                  set up, train on the embedded digits, evaluate, predict
 #   make test                  the tests but the slow ones; photos are tested if ATNET_IMAGENETTE names Imagenette's folder
-#   make bench                 the tables and pictures of docs/performance.md
-#   make table                 README's table and picture, from the records under results/
+#   make bench                 the tables and images of docs/performance.md
+#   make table                 README's table and image, from the records under results/
 #   make weights               the network that comes with the package, trained on Imagenette's photos
 #   make proof-transfer        going on from weights beside random ones, on five other classes (40 minutes)
 #   make web-picture           docs/web.png: the page of `atnet web` with the network WEIGHTS, in Chromium
@@ -10,8 +10,8 @@
 #   make proof-few             few photos of a class, probe and fine-tuned: DATA=FOLDER STARTS="NAME=WEIGHTS[,MODEL]..." (hours; resumes)
 #   make proof-faults          trainings killed, stopped, starved and spoilt, and that each goes on to the same bits
 #   make proof-fuzz            every reader and command fed with spoilt files, the server with spoilt requests (an hour)
-#   make proof-data            damaged, odd and malicious pictures, copies, readers fed with anything (50 minutes)
-#   make proof-data-speed      our loader beside timm's and torchvision's, on the same pictures (5 minutes)
+#   make proof-data            damaged, odd and malicious images, copies, readers fed with anything (50 minutes)
+#   make proof-data-speed      our loader beside timm's and torchvision's, on the same images (5 minutes)
 #   make proof-augment         our augmentation beside torchvision's: accuracy on three seeds (15 minutes)
 #   make proof-training-speed  our training beside one of timm's parts, on the same network and photos (12 minutes)
 #   make proof-products        the matrix products of S's training step beside the same ones alone (2 minutes)
@@ -59,7 +59,7 @@ demo: setup
 	$(BIN)/atnet digits $(DEMO)/digits
 	cd $(DEMO) && $(BIN)/atnet predict $$(find digits/val -name '*0.png' | sort | awk 'NR % 10 == 1') --weights . --top 2
 	$(BIN)/atnet report $(DEMO)
-	@echo "Demo done: weights, metrics, pictures and report.html are in $(DEMO)."
+	@echo "Demo done: weights, metrics, images and report.html are in $(DEMO)."
 	@echo "Next: $(VENV)/bin/atnet train --data FOLDER   (a folder with a folder of photos for each class)"
 
 # An hour by one thread of an AMD Zen 4.
@@ -80,7 +80,7 @@ PHOTO = $$($(BIN)/python -c 'import sklearn.datasets as d; print(d.__path__[0])'
 web-picture: dev
 	rm -rf build/web
 	$(BIN)/atnet web --weights $(WEIGHTS) build/web
-	$(BIN)/python tests/export/web_pictures.py build/web $(PHOTO) docs/web.png
+	$(BIN)/python tests/export/screenshots.py build/web $(PHOTO) docs/web.png
 
 explain-picture: dev
 	rm -rf build/explain
@@ -153,7 +153,7 @@ proof-fuzz: dev
 	$(BIN)/python tests/proof/fuzz.py all 30 $(ATNET_IMAGENETTE)
 
 proof-heads: dev
-	$(BIN)/python tests/proof/heads.py $(ATNET_IMAGENETTE)/val --plain $(PLAIN) --starred $(STARRED) --picture docs/heads.png
+	$(BIN)/python tests/proof/heads.py $(ATNET_IMAGENETTE)/val --plain $(PLAIN) --starred $(STARRED) --plot docs/heads.png
 
 proof-malicious: dev
 	$(BIN)/python tests/proof/malicious.py

@@ -1,4 +1,4 @@
-"""Real pictures for the tests: handwritten digits as files, and Imagenette's photos where they are."""
+"""Real images for the tests: handwritten digits as files, and Imagenette's photos where they are."""
 
 import os
 import shutil
@@ -37,12 +37,12 @@ def photos() -> Path:
 @pytest.fixture(scope="session")
 def _digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("digits")
-    for part, pictures in zip(("train", "val"), open_parts("digits", 0.2), strict=True):
-        for i in range(0, len(pictures), 20):
-            name = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"][pictures.labels[i]]
+    for part, images in zip(("train", "val"), open_parts("digits", 0.2), strict=True):
+        for i in range(0, len(images), 20):
+            name = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"][images.labels[i]]
             folder = root / part / name
             folder.mkdir(parents=True, exist_ok=True)
-            pictures.read(i).save(folder / f"{pictures.ids[i]}.png")
+            images.read(i).save(folder / f"{images.ids[i]}.png")
     return root
 
 
@@ -59,8 +59,8 @@ def few_photos(photos: Path, tmp_path: Path) -> Path:
         for name in ("n01440764", "n03394916", "n03445777"):
             folder = tmp_path / "photos" / part / name
             folder.mkdir(parents=True)
-            for picture in sorted((photos / part / name).iterdir())[:count]:
-                shutil.copy(picture, folder)
+            for image in sorted((photos / part / name).iterdir())[:count]:
+                shutil.copy(image, folder)
     return tmp_path / "photos"
 
 

@@ -114,7 +114,7 @@ def a_negative_learning_rate(data, run):
     return ["train", "--data", str(data), "--optim.lr=-1"]
 
 
-@case("neither a count of pictures nor auto")
+@case("neither a count of images nor auto")
 def a_batch_that_is_no_count(data, run):
     return ["train", "--data", str(data), "--batch", "most"]
 
@@ -135,7 +135,7 @@ def a_checkpoint_for_weights(data, run):
     return ["eval", "--weights", str(checkpoints(run)[0])]
 
 
-@case("empty: no pictures in this folder")
+@case("empty: no images in this folder")
 def an_empty_folder_to_predict(data, run):
     Path("empty").mkdir()
     return ["predict", "empty", "--weights", str(run)]
@@ -146,13 +146,13 @@ def no_such_command(data, run):
     return ["tran"]
 
 
-@case("photo.jpg: no such picture")
-def no_such_picture(data, run):
+@case("photo.jpg: no such image")
+def no_such_image(data, run):
     return ["predict", "photo.jpg", "--weights", str(run)]
 
 
 @case("notes.jpg: text, not a whole JPEG")
-def not_a_picture(data, run):
+def not_an_image(data, run):
     Path("notes.jpg").write_text("a shopping list")
     return ["predict", "notes.jpg", "--weights", str(run)]
 
@@ -216,13 +216,13 @@ def a_queue_without_room(data, run):
     return ["serve", "--weights", str(run), "--queue", "0"]
 
 
-@case("no class folders with pictures in it; expected empty/CLASS/PICTURE")
+@case("no class folders with images in it; expected empty/CLASS/IMAGE")
 def an_empty_folder(data, run):
     Path("empty").mkdir()
     return ["train", "--data", "empty"]
 
 
-@case("its pictures lie in no class folder; give the folder above it if it is one class")
+@case("its images lie in no class folder; give the folder above it if it is one class")
 def the_folder_of_one_class(data, run):
     return ["train", "--data", str(data / "train" / "one")]
 
@@ -233,7 +233,7 @@ def a_misspelt_folder(data, run):
     return ["train", "--data", "photo"]
 
 
-@case("1 class folder with pictures; a classifier needs two or more")
+@case("1 class folder with images; a classifier needs two or more")
 def one_class(data, run):
     for folder in sorted((data / "train").iterdir())[1:]:
         shutil.rmtree(folder)
@@ -252,7 +252,7 @@ def an_input_below_the_stride(data, run):
     return ["train", "--data", str(data), "--data.size", "4"]
 
 
-@case("does not take pictures of 32 px")
+@case("does not take images of 32 px")
 def an_input_that_the_peer_does_not_take(data, run):
     return ["train", "--data", str(data), *QUICK, "--model", "crossvit_9_240"]
 
@@ -274,8 +274,8 @@ def a_run_folder_below_a_file(data, run):
     return ["train", "--data", str(data), *QUICK, "--out", "file/run"]
 
 
-@case("2 of 202 training pictures could not be read, more than --data.max-bad 0.005 allows")
-def truncated_pictures(data, run):
+@case("2 of 202 training images could not be read, more than --data.max-bad 0.005 allows")
+def truncated_images(data, run):
     whole = next((data / "train" / "one").iterdir())
     for name in ("broken.png", "again.png"):
         (data / "train" / "one" / name).write_bytes(whole.read_bytes()[:60])

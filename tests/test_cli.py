@@ -41,15 +41,15 @@ def test_train_eval_predict_from_the_command_line(digits, tmp_path):
     assert f"top-1 {record['top1']['ema']:.4f}%" in evaluated.stdout
     assert "balanced accuracy" in evaluated.stdout
 
-    pictures = sorted((digits / "val" / "seven").iterdir())[:2]
-    shown = command("predict", *pictures, where=tmp_path)
+    images = sorted((digits / "val" / "seven").iterdir())[:2]
+    shown = command("predict", *images, where=tmp_path)
     assert shown.returncode == 0, shown.stderr
-    assert str(pictures[1]) in shown.stdout.replace("\n", "")
+    assert str(images[1]) in shown.stdout.replace("\n", "")
     assert shown.stdout.count("%") == 10
 
-    answers = json.loads(command("predict", *pictures, "--json", "--top", 3, where=tmp_path).stdout)
+    answers = json.loads(command("predict", *images, "--json", "--top", 3, where=tmp_path).stdout)
     assert [len(answer["top"]) for answer in answers] == [3, 3]
-    [again] = atnet.predict(pictures[0], tmp_path / "runs" / "last", top=3)
+    [again] = atnet.predict(images[0], tmp_path / "runs" / "last", top=3)
     assert again.top[0][0] == answers[0]["top"][0]["class"]
     assert again.top[0][2] == pytest.approx(answers[0]["top"][0]["probability"], abs=1e-6)
 
@@ -63,11 +63,11 @@ def test_sizes_prints_the_table():
 
 @pytest.mark.slow
 def test_sizes_draws_where_parameters_lie(tmp_path):
-    words = ("sizes", "xxxs", "xxxs+kernel=7", "--picture", tmp_path / "parts.png")
+    words = ("sizes", "xxxs", "xxxs+kernel=7", "--plot", tmp_path / "parts.png")
     shown = command(*words).stdout
     assert [line.split()[0] for line in shown.splitlines()[1:3]] == ["xxxs", "xxxs+kernel=7"]
-    with Image.open(tmp_path / "parts.png") as picture:
-        assert picture.width == 1100
+    with Image.open(tmp_path / "parts.png") as image:
+        assert image.width == 1100
     again = command(*words)
     assert (again.returncode, "exists" in again.stderr) == (2, True)
     assert "no size of AT-Net" in command("sizes", "resnet18").stderr
@@ -75,7 +75,7 @@ def test_sizes_draws_where_parameters_lie(tmp_path):
 
 def test_digits_writes_a_folder_that_can_be_trained_on(tmp_path):
     done = command("digits", tmp_path / "d")
-    assert "4,000 training and 1,000 validation pictures" in done.stdout
+    assert "4,000 training and 1,000 validation images" in done.stdout
     assert len(list((tmp_path / "d" / "val" / "7").iterdir())) == 100
     assert command("digits", tmp_path / "d").returncode == 2
 
@@ -93,7 +93,7 @@ def test_digits_writes_a_folder_that_can_be_trained_on(tmp_path):
         (["train", "--resume", "nowhere"], "nowhere: no such run"),
         (["train", "--resume", "nowhere", "--epochs", "3"], "give no recipe or option with it"),
         (["eval", "--weights", "nowhere"], "no such run, folder or weights file"),
-        (["predict"], "no picture given"),
+        (["predict"], "no image given"),
         (["predict", "a.jpg", "--weights", "nowhere"], "no such run, folder or weights file"),
         (["train", "--optim", "3e-4"], "--optim is a section of options: give --optim.NAME"),
         (["tran"], "tran: there is no such command; did you mean train?"),
@@ -118,8 +118,8 @@ def test_names_cannot_command_the_terminal(digits, tmp_path):
     evaluated = command("eval", where=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     assert "[bold]?[2Jsix" in evaluated.stdout
-    picture = next((digits / "val" / "one").iterdir())
-    predicted = command("predict", picture, "--top", 10, where=tmp_path)
+    image = next((digits / "val" / "one").iterdir())
+    predicted = command("predict", image, "--top", 10, where=tmp_path)
     assert "[bold]?[2Jsix" in predicted.stdout
     assert "\x1b" not in evaluated.stdout + predicted.stdout
 

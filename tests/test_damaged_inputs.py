@@ -35,7 +35,7 @@ ODD = [
 COMMANDS = {
     "compare run other --json": ["record.json", "config.yaml", "predictions.csv", "metrics.csv"],
     "report run": ["environment.yaml", "predictions.csv", "metrics.csv", "record.json"],
-    "table --add run --results results --readme README.md --picture table.png": ["record.json", "README.md"],
+    "table --add run --results results --readme README.md --plot table.png": ["record.json", "README.md"],
     "predict photo.png --weights run --json": ["ema.safetensors", "sha256.json", "photo.png"],
     "predict photo.png --weights xxxs.imagenette --json": ["photo.png"],
     "eval --weights run --workers 0": ["config.yaml", "sha256.json"],
@@ -70,9 +70,9 @@ def sound(_digits, tmp_path_factory):
     shutil.copy(place / "run" / "config.yaml", place / "recipe.yaml")
     (place / "study.yaml").write_text("recipe: recipe.yaml\nseeds: [0]\nvariants: {one: {}, two: {drop_path: 0.1}}\n")
     (place / "README.md").write_text("<!-- table: begin, made by `make table` -->\n<!-- table: end -->\n")
-    pictures = sorted(_digits.rglob("*.png"))
-    shutil.copy(pictures[0], place / "photo.png")
-    rows = [{"path": str(one), "label": one.parent.name} for one in pictures[::40]]
+    images = sorted(_digits.rglob("*.png"))
+    shutil.copy(images[0], place / "photo.png")
+    rows = [{"path": str(one), "label": one.parent.name} for one in images[::40]]
     (place / "list.json").write_text(json.dumps(rows))
     (place / "list.csv").write_text("path,label\n" + "".join(f"{row['path']},{row['label']}\n" for row in rows))
     return place

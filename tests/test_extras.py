@@ -45,7 +45,7 @@ def test_networks_are_run_with_what_the_server_brings():
     """onnxscript, which the extra serve has not, is for writing them."""
     code = (
         f"{WITHOUT}"
-        "import atnet.serve.service, atnet.serve.serve, atnet.exported.onnx\n"
+        "import atnet.serve.app, atnet.serve.serve, atnet.exported.onnx\n"
         "from atnet.inference.prediction import weights_to_ask\n"
         "print(weights_to_ask('xxxs.imagenette').path.suffix)"
     )

@@ -57,7 +57,7 @@ def _batch(kind: type, tokens: Sequence[Token]) -> int:
     if word == "auto":
         return 0
     if not word.isdecimal() or not 0 < float(word) < 1e18:
-        raise ValueError(f"{word[:80]!r} is neither a count of pictures nor auto")
+        raise ValueError(f"{word[:80]!r} is neither a count of images nor auto")
     return int(word)
 
 
@@ -316,7 +316,7 @@ class Config:
     """Of matrix products; auto is bf16 on GPUs and processors (AVX512-BF16, AMX) that have it, else fp32."""
     threads: Whole = 0
     """CPU threads; 0 leaves it to torch."""
-    data: Annotated[DataConfig, Parameter(group=Group("Pictures", sort_key=1))] = field(default_factory=DataConfig)
+    data: Annotated[DataConfig, Parameter(group=Group("Images", sort_key=1))] = field(default_factory=DataConfig)
     augment: Annotated[AugmentConfig, Parameter(group=Group("Augmentation", sort_key=2))] = field(
         default_factory=AugmentConfig
     )

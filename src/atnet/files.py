@@ -142,6 +142,18 @@ def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (heads, ["---"] * len(heads), *rows))
 
 
+RENAMED = {
+    "picture": "image", "pictures": "images", "train_pictures": "train_images", "val_pictures": "val_images",
+    "bad_pictures": "bad_images",
+}  # fmt: skip
+"""Of keys and columns in files of before version 0.2, what they are called now."""
+
+
+def renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """What an older file says, by the names of now."""
+    return {RENAMED.get(name, name): value for name, value in values.items()}
+
+
 def csv_table(rows: Sequence[dict[str, Any]]) -> str:
     """A line of CSV a row, below the first row's names."""
     table = io.StringIO()

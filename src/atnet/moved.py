@@ -16,7 +16,7 @@ _HOMES = {
     },
     "deploy": {
         "export": "export quantize web runtime publish card", "exported": "onnx untrusted trial preprocessing",
-        "serve": "serve service openapi connections decoder decoders batching",
+        "serve": "serve openapi connections decoder batching",
     },
     "show": {"viz": "doctor embed explain html report"},
 }  # fmt: skip
@@ -29,11 +29,14 @@ MOVED = {
     for module in modules.split()
 } | {
     "atnet.model.blocks": "atnet.models.atnet",
+    "atnet.data.pictures": "atnet.data.samples",
     "atnet.show.pictures": "atnet.viz.plots",
     "atnet.show.layout": "atnet.viz.parts",
     "atnet.measure.trust": "atnet.eval.selective",
     "atnet.measure.bench_worker": "atnet.bench.worker",
     "atnet.training.ranks": "atnet.training.distributed",
+    "atnet.deploy.service": "atnet.serve.app",
+    "atnet.deploy.decoders": "atnet.serve.decoder",
     "atnet.prediction": "atnet.inference.prediction",
     "atnet.hub": "atnet.weights.hub",
 }

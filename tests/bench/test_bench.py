@@ -71,7 +71,7 @@ def test_another_reference_is_added_if_it_is_not_among_them():
 def test_a_network_that_cannot_run_is_named():
     with pytest.raises(ConfigError, match="no model is called 'xxss'"):
         bench(["xxss"])
-    with pytest.raises(ConfigError, match=r"crossvit_9_240 on train: .*does not take pictures of 64 px"):
+    with pytest.raises(ConfigError, match=r"crossvit_9_240 on train: .*does not take images of 64 px"):
         bench(["crossvit_9_240"], size=64, engine="train", rounds=1)
 
 
@@ -94,7 +94,7 @@ def test_a_documents_table_is_put_between_its_markers(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_prints_and_keeps_a_table_and_a_picture(tmp_path, capsys):
+def test_the_command_prints_and_keeps_a_table_and_an_image(tmp_path, capsys):
     words = ["bench", "xxxs", "--size", "32", "--rounds", "1", "--seconds", "0.01", "--engine", "onnx", "--batch", "1",
              "--batch", "2", "--out", "bench"]  # fmt: skip
     main(words)

@@ -42,9 +42,9 @@ def photo(photos):
         return opened.convert("RGB")
 
 
-def jpeg(picture, **options):
+def jpeg(image, **options):
     stream = io.BytesIO()
-    picture.save(stream, "JPEG", **options)
+    image.save(stream, "JPEG", **options)
     return stream.getvalue()
 
 
@@ -73,7 +73,7 @@ def test_an_operation_is_torchvisions(photo, name, magnitude):
 
 def test_each_operation_is_drawn_equally_often(monkeypatch, photo):
     drawn = []
-    monkeypatch.setattr("atnet.data.augment.operate", lambda picture, name, m, sign, fill: drawn.append((name, sign)))
+    monkeypatch.setattr("atnet.data.augment.operate", lambda image, name, m, sign, fill: drawn.append((name, sign)))
     chance = random.Random(0)
     for _ in range(14_000):
         rand_augment(photo, 9, FILL, chance)

@@ -25,9 +25,9 @@ def whole(content, name):
         return image.decode((0, 0, image.width, image.height), 1)[0]
 
 
-def encoded(picture: Image.Image, kind: str, **options) -> bytes:
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -43,7 +43,7 @@ def test_lossless_formats_give_the_same_pixels(photo, kind):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_is_turned_upright_by_its_exif_flag(photo, orientation):
+def test_an_image_is_turned_upright_by_its_exif_flag(photo, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
@@ -56,11 +56,11 @@ def test_16_bit_grey_is_scaled_not_cut():
     assert np.asarray(decode(encoded(deep, "PNG")))[0, :, 0].tolist() == [0, 128, 255]
 
 
-def test_32_bit_pictures_are_scaled_right_or_refused():
+def test_32_bit_images_are_scaled_right_or_refused():
     assert np.asarray(decode(encoded(Image.new("I", (2, 2), 200), "TIFF"))).max() == 200
-    for picture in (Image.new("I", (2, 2), 2**20), Image.new("F", (2, 2), 0.5)):
+    for image in (Image.new("I", (2, 2), 2**20), Image.new("F", (2, 2), 0.5)):
         with pytest.raises(DataError, match="8 or 16 bits"):
-            decode(encoded(picture, "TIFF"))
+            decode(encoded(image, "TIFF"))
 
 
 def test_a_sliver_is_refused_it_would_be_a_bomb_once_scaled():
@@ -91,7 +91,7 @@ def test_the_content_counts_not_the_name(photo, tmp_path):
 )
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
 @pytest.mark.filterwarnings("ignore:.*(EXIF|Truncated File)")  # Pillow's own word on a damaged header, besides
-def test_a_broken_picture_is_an_error_that_names_it(photo, kind, spoil, tmp_path):
+def test_a_broken_image_is_an_error_that_names_it(photo, kind, spoil, tmp_path):
     path = tmp_path / "img_7.jpg"
     path.write_bytes(spoil(encoded(photo, kind)))
     with pytest.raises(DataError, match="img_7.jpg"):
@@ -100,7 +100,7 @@ def test_a_broken_picture_is_an_error_that_names_it(photo, kind, spoil, tmp_path
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "GIF", "BMP", "JPEG"])
 @pytest.mark.filterwarnings("ignore:.*(EXIF|Truncated File|Skipping tag)")  # Pillow's own word on it, besides
-def test_training_refuses_a_damaged_picture_as_evaluation_does(kind):
+def test_training_refuses_a_damaged_image_as_evaluation_does(kind):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
     sound = encoded(noise, kind)
     refused = 0
@@ -130,17 +130,17 @@ def test_the_pixel_cap_is_said(photo):
         decode(encoded(photo, "PNG"), max_pixels=1000)
 
 
-def test_postscript_is_not_a_picture():
+def test_postscript_is_not_an_image():
     with pytest.raises(DataError):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
 
 
 def test_an_absent_file_is_said(tmp_path):
-    with pytest.raises(DataError, match="no such picture"):
+    with pytest.raises(DataError, match="no such image"):
         decode(tmp_path / "gone.jpg")
 
 
-def test_damaged_exif_does_not_cost_the_picture(photo):
+def test_damaged_exif_does_not_cost_the_image(photo):
     content = encoded(photo, "JPEG", exif=b"Exif\0\0MM\0*\0\0\xff\xff" + b"\xff" * 40)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow says that the EXIF is damaged, as it is
@@ -168,7 +168,7 @@ def test_a_profile_that_is_no_use_changes_nothing():
         (b"name,age\n", "text"),
     ],
 )
-def test_what_is_no_picture_is_called_what_it_seems_to_be(content, what):
+def test_what_is_no_image_is_called_what_it_seems_to_be(content, what):
     with pytest.raises(DataError, match=f"x.jpg: {what}"):
         decode(content, "x.jpg")
 
@@ -234,7 +234,7 @@ def test_fewer_bits_in_16_are_scaled_where_the_file_says_how_many():
 
 
 @pytest.mark.parametrize("top", [1024, 4096, 16384])
-def test_a_picture_that_fewer_bits_make_nearly_black_is_odd(top):
+def test_an_image_that_fewer_bits_make_nearly_black_is_odd(top):
     content = encoded(sixteen_bits(top), "PNG")
     shade = brightest_of(decode(content))
     assert describe(content, ".png", shade).odd == (
@@ -273,8 +273,8 @@ def test_colour_profiles_are_kept_as_far_as_their_bytes_allow(monkeypatch):
             decode(profiled(number, size))
             assert sum(len(profile) for profile, _ in kept._kept) == kept._bytes <= 400_000
     assert 1 <= len(kept._kept) <= 20
-    with Image.open(io.BytesIO(profiled(1, 20_000))) as picture:
-        profile = picture.info["icc_profile"]
+    with Image.open(io.BytesIO(profiled(1, 20_000))) as image:
+        profile = image.info["icc_profile"]
     assert kept.of(profile, "RGB") is kept.of(profile, "RGB") is not None
 
 
@@ -287,7 +287,7 @@ def test_to_look_at_a_tiff_takes_no_walk_over_its_directories(monkeypatch):
     assert set(sought) <= {0}
 
 
-def test_a_picture_of_palette_colours_without_a_palette_is_refused():
+def test_an_image_of_palette_colours_without_a_palette_is_refused():
     stream = io.BytesIO()
     Image.new("RGB", (20, 10), "red").quantize(4).save(stream, "PNG")
     content = stream.getvalue()

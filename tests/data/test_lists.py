@@ -19,9 +19,9 @@ def rows(digits):
     """Of each digit its path from the folder's top, class and part."""
     train, val = open_parts(str(digits), 0.2)
     return [
-        {"path": f"{part}/{name}", "label": pictures.classes[label], "split": part}
-        for part, pictures in (("train", train), ("val", val))
-        for name, label in zip(pictures.ids, pictures.labels, strict=True)
+        {"path": f"{part}/{name}", "label": images.classes[label], "split": part}
+        for part, images in (("train", train), ("val", val))
+        for name, label in zip(images.ids, images.labels, strict=True)
     ]
 
 
@@ -99,13 +99,13 @@ def test_a_long_list_stays_small_in_memory(tmp_path):
     count = 100_000
     lines = [f"train/n{i % 1000:08}/n{i % 1000:08}_{i:08}.JPEG,n{i % 1000:08}" for i in range(count)]
     (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(lines))
-    pictures = open_list(tmp_path / "list.csv")[""]
-    assert len(pictures) == count
-    assert len(pictures.classes) == 1000
-    assert pictures.ids[0] == "train/n00000000/n00000000_00000000.JPEG"
-    assert pictures.ids[-1] == "train/n00000999/n00000999_00099999.JPEG"
+    images = open_list(tmp_path / "list.csv")[""]
+    assert len(images) == count
+    assert len(images.classes) == 1000
+    assert images.ids[0] == "train/n00000000/n00000000_00000000.JPEG"
+    assert images.ids[-1] == "train/n00000999/n00000999_00099999.JPEG"
     # What worker processes get: no objects, whose counts of references would be written to, and so copied.
-    assert {type(value) for value in vars(pictures.ids).values()} == {np.ndarray}
+    assert {type(value) for value in vars(images.ids).values()} == {np.ndarray}
 
 
 @pytest.mark.parametrize(("text", "other"), [(b"path", b"pa\x80h"), (b"train/", b"tr\x80in/")])
@@ -119,8 +119,8 @@ def test_a_parquet_list_with_names_or_values_that_are_no_text_is_refused(tmp_pat
 def test_blanks_around_labels_make_no_classes(tmp_path):
     labels = ["cat", "cat ", " cat", "\u00a0cat", "cat\u200b", "caf\u00e9", "cafe\u0301", "caf\u00e9\t"]
     (tmp_path / "list.csv").write_text("path, label\n" + "".join(f"{i}.png,{one}\n" for i, one in enumerate(labels)))
-    pictures = open_list(tmp_path / "list.csv")[""]
-    assert (pictures.classes, pictures.labels.tolist()) == (("caf\u00e9", "cat"), [0] * 3 + [1] * 5)
+    images = open_list(tmp_path / "list.csv")[""]
+    assert (images.classes, images.labels.tolist()) == (("caf\u00e9", "cat"), [0] * 3 + [1] * 5)
     (tmp_path / "classes.txt").write_text("cat \n caf\u00e9\n")
     assert read_class_list(tmp_path / "classes.txt") == ("cat", "caf\u00e9")
 
@@ -137,7 +137,7 @@ def test_labels_that_are_numbers_are_one_class_each_and_others_are_refused(tmp_p
 
 def test_parts_written_in_two_ways_are_one(tmp_path):
     (tmp_path / "list.csv").write_text("path,label,split\na,x,Train\nb,y,train \nc,x,VAL\n")
-    assert {part: len(pictures) for part, pictures in open_list(tmp_path / "list.csv").items()} == {
+    assert {part: len(images) for part, images in open_list(tmp_path / "list.csv").items()} == {
         "train": 2,
         "val": 1,
     }

@@ -45,21 +45,21 @@ def test_loader_processes_wait_for_the_end_of_a_step_and_not_for_ever(digits, mo
     among = batches_of(loader)
     seen = [next(among)]
     assert not free.value  # a step is taken now
-    seen += among  # it never ends, for the loader is asked again; each picture is read all the same
+    seen += among  # it never ends, for the loader is asked again; each image is read all the same
     assert same(seen, batches(digits))
     assert train_loader(open_parts(str(digits), 0.2)[0], config(digits), 0, 6).dataset.free is None
 
 
-def test_a_picture_waits_until_the_processor_is_free(digits):
+def test_an_image_waits_until_the_processor_is_free(digits):
     free = ctypes.c_bool(False)
-    pictures = TrainSet(open_parts(str(digits), 0.2)[0], config(digits), free)
+    samples = TrainSet(open_parts(str(digits), 0.2)[0], config(digits), free)
     found = []
-    reader = threading.Thread(target=lambda: found.append(pictures[Draw(0, 3, 0)][0]))
+    reader = threading.Thread(target=lambda: found.append(samples[Draw(0, 3, 0)][0]))
     reader.start()
     assert not found  # it waits
     free.value = True
     reader.join()
-    assert torch.equal(found[0], pictures.at(3, Draw(0, 3, 0))[0])
+    assert torch.equal(found[0], samples.at(3, Draw(0, 3, 0))[0])
 
 
 def test_a_loader_process_that_is_killed_while_it_waits_is_noticed(digits, monkeypatch):
@@ -97,7 +97,7 @@ def test_training_crops_grow_from_epoch_to_epoch(digits, crop_scale):
         data={"source": str(digits), "size": 48, "first_size": 20, "workers": 0},
     )
     train, _ = open_parts(str(digits), 0.2)
-    Path(train.locate(0)).write_bytes(b"no picture")
+    Path(train.locate(0)).write_bytes(b"no image")
     found = list(train_loader(train, made, 0, 8))
     assert [pixels.shape for pixels, _, _ in found] == [
         (100, 3, side, side) for side in (20, 20, 32, 32, 32, 32, 48, 48)
@@ -124,7 +124,7 @@ def test_an_epoch_of_few_batches_shows_every_sample(count, batch, steps):
     keys = list(BatchOrder(seed=0, count=count, batch=batch, first=0, last=2 * steps))
     assert {len(one) for one in keys} == {batch}
     first = list(itertools.chain.from_iterable(keys[:steps]))
-    assert {draw.picture for draw in first} == set(range(count))
+    assert {draw.image for draw in first} == set(range(count))
     assert {draw.epoch for draw in first} == {0}
     assert len(set(first)) == len(first), "what is shown again is augmented anew"
     most = max(draw.repeat for draw in first)
@@ -133,7 +133,7 @@ def test_an_epoch_of_few_batches_shows_every_sample(count, batch, steps):
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_evaluation_sees_each_picture_once_in_order(digits, cache):
+def test_evaluation_sees_each_image_once_in_order(digits, cache):
     _, val = open_parts(str(digits), 0.2)
     preprocess = make_preprocess(config(digits).data)
     seen = list(eval_loader(val, preprocess, batch=16, workers=0, cache=cache))
@@ -143,7 +143,7 @@ def test_evaluation_sees_each_picture_once_in_order(digits, cache):
     assert torch.equal(last, torch.from_numpy(preprocess(val.read(49))))
 
 
-def test_without_augmentation_training_sees_the_whole_picture(digits):
+def test_without_augmentation_training_sees_the_whole_image(digits):
     made = make_config(
         batch=10,
         augment={"crop_scale": 1.0, "flip": 0.0},
@@ -158,13 +158,13 @@ def test_without_augmentation_training_sees_the_whole_picture(digits):
 
 
 @pytest.mark.parametrize("cache", ["none", "ram"])
-def test_a_picture_that_cannot_be_read_is_a_hole_and_the_others_are_what_they_were(digits, cache):
+def test_an_image_that_cannot_be_read_is_a_hole_and_the_others_are_what_they_were(digits, cache):
     made = config(digits, cache=cache)
     train, _ = open_parts(str(digits), 0.2)
     whole = list(train_loader(train, made, 0, 6))
     batch, row = 2, 5
     draw = list(BatchOrder(seed=3, count=200, batch=16, first=0, last=6))[batch][row]
-    Path(train.locate(draw.picture)).write_bytes(b"no picture")
+    Path(train.locate(draw.image)).write_bytes(b"no image")
     broken = list(train_loader(train, made, 0, 6))
     for number, ((pixels, labels, holes), (had, said, none)) in enumerate(zip(broken, whole, strict=True)):
         keep = torch.ones(16, dtype=torch.bool)
@@ -172,9 +172,9 @@ def test_a_picture_that_cannot_be_read_is_a_hole_and_the_others_are_what_they_we
         assert torch.equal(pixels[keep], had[keep])
         assert torch.equal(labels[keep], said[keep])
         assert none == []
-        assert [hole.picture for hole in holes] == ([train.ids[draw.picture]] if number == batch else [])
+        assert [hole.image for hole in holes] == ([train.ids[draw.image]] if number == batch else [])
     assert broken[batch][1][row] == NO_LABEL
-    assert "no picture" not in broken[batch][2][0].reason
+    assert "no image" not in broken[batch][2][0].reason
     assert "text, not a whole JPEG" in broken[batch][2][0].reason
 
 
@@ -188,30 +188,30 @@ def test_a_balanced_epoch_shows_each_class_equally_often():
         itertools.chain.from_iterable(BatchOrder(seed=0, count=100, batch=10, first=0, last=10, labels=labels))
     )
     assert len(set(draws)) == 100
-    assert max(draw.repeat for draw in draws if labels[draw.picture] == 2) == 6
+    assert max(draw.repeat for draw in draws if labels[draw.image] == 2) == 6
 
 
-def test_a_picture_shown_again_is_augmented_anew(digits):
-    samples = TrainSet(open_parts(str(digits), 0.2)[0], config(digits))
-    first, again, later = (samples.at(0, draw)[0] for draw in (Draw(0, 0), Draw(0, 0, 1), Draw(1, 0)))
+def test_an_image_shown_again_is_augmented_anew(digits):
+    train_set = TrainSet(open_parts(str(digits), 0.2)[0], config(digits))
+    first, again, later = (train_set.at(0, draw)[0] for draw in (Draw(0, 0), Draw(0, 0, 1), Draw(1, 0)))
     assert not torch.equal(first, again)
     assert not torch.equal(first, later)
-    assert torch.equal(first, samples.at(0, Draw(0, 0))[0])
+    assert torch.equal(first, train_set.at(0, Draw(0, 0))[0])
 
 
 def test_where_shared_memory_is_full_batches_are_the_same(digits, monkeypatch, caplog):
     def full(tensor):
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
 
-    pictures, made = open_parts(str(digits), 0.2)[0], config(digits, workers=2)
-    expected = list(batches_of(train_loader(pictures, made, 0, 6)))
+    samples, made = open_parts(str(digits), 0.2)[0], config(digits, workers=2)
+    expected = list(batches_of(train_loader(samples, made, 0, 6)))
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)  # and in the processes, which are forked
-    found = list(batches_of(train_loader(pictures, made, 0, 6)))
+    found = list(batches_of(train_loader(samples, made, 0, 6)))
     assert same(found, expected)
     assert [one.stride() for one, _, _ in found] == [one.stride() for one, _, _ in expected]
     assert caplog.text.count("--shm-size") == 1
     preprocess = make_preprocess(made.data)
-    plain, piped = ([*batches_of(eval_loader(pictures, preprocess, 64, workers))] for workers in (0, 2))
+    plain, piped = ([*batches_of(eval_loader(samples, preprocess, 64, workers))] for workers in (0, 2))
     assert same(plain, piped)
 
 

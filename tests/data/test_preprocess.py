@@ -14,7 +14,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_it_is_timms_evaluation_transform(sides, size, crop_pct, interpolation):
     pixels = np.random.default_rng(0).integers(0, 256, (sides[1], sides[0], 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     ours = Preprocess(size=size, crop_pct=crop_pct, interpolation=interpolation, mean=MEAN, std=STD)
     theirs = create_transform(
         (3, size, size),
@@ -24,7 +24,7 @@ def test_it_is_timms_evaluation_transform(sides, size, crop_pct, interpolation):
         std=STD,
         crop_mode="center",
     )
-    torch.testing.assert_close(torch.from_numpy(ours(picture)), theirs(picture), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(torch.from_numpy(ours(image)), theirs(image), rtol=1e-6, atol=1e-6)
 
 
 def test_values_that_cannot_be_right_are_refused():

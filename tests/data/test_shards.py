@@ -58,9 +58,9 @@ def png(shade=0):
     return stream.getvalue()
 
 
-def test_a_pack_gives_the_pictures_it_was_made_of(digits, tmp_path):
+def test_a_pack_gives_the_images_it_was_made_of(digits, tmp_path):
     done = packed(digits, tmp_path / "pack", shard=64)
-    assert (done.pictures, done.shards, done.bad) == (250, 5, ())
+    assert (done.images, done.shards, done.bad) == (250, 5, ())
     assert same(open_parts(str(digits), 0.2), open_parts(str(tmp_path / "pack"), 0.2))
     sums = [line.split("  ") for line in (tmp_path / "pack" / "SHA256SUMS").read_text().splitlines()]
     assert [name for _, name in sums] == sorted(path.name for path in (tmp_path / "pack").glob("*.tar"))
@@ -114,18 +114,18 @@ def test_a_pack_goes_nowhere_where_something_else_is(digits, tmp_path):
         packed(digits, tmp_path / "pack")
     (tmp_path / "pack" / "thesis.txt").unlink()
     packed(digits, tmp_path / "pack")
-    with pytest.raises(ConfigError, match="other pictures or settings"):
+    with pytest.raises(ConfigError, match="other images or settings"):
         packed(digits, tmp_path / "pack", size=64)
 
 
-def test_a_broken_picture_is_not_packed_but_listed(digits, tmp_path):
+def test_a_broken_image_is_not_packed_but_listed(digits, tmp_path):
     first = min((digits / "train" / "one").iterdir())
     first.write_bytes(first.read_bytes()[:60])
     for _ in range(2):
         done = packed(digits, tmp_path / "pack")
-        assert done.pictures == 249
+        assert done.images == 249
         [row] = read_rows(tmp_path / "pack" / "bad_files.csv")
-        assert row["picture"] == f"one{os.sep}{first.name}"
+        assert row["image"] == f"one{os.sep}{first.name}"
         assert "not a whole" in row["reason"]
 
 
@@ -199,7 +199,7 @@ def test_processes_that_begin_at_once_unpack_parquet_files_once(few_photos, tmp_
     for process in together:
         said, wrong = process.communicate()
         assert (process.returncode, said.strip()) == (0, str(len(photos))), wrong
-    assert len(list((tmp_path / "cache").rglob("pictures.tar"))) == 1
+    assert len(list((tmp_path / "cache").rglob("images.tar"))) == 1
     assert not list((tmp_path / "cache").rglob("*.tmp"))
 
 
@@ -220,8 +220,8 @@ def test_shards_at_an_address(digits, tmp_path):
     ("samples", "message"),
     [
         ([("a", {"png": b"1"}), ("b", {"png": b"2", "cls": b"1"})], "a.png has no label"),
-        ([("a", {"png": b"1", "jpg": b"1", "cls": b"1"})], "two pictures have the key 'a'"),
-        ([("a", {"cls": b"1"})], "no pictures"),
+        ([("a", {"png": b"1", "jpg": b"1", "cls": b"1"})], "two images have the key 'a'"),
+        ([("a", {"cls": b"1"})], "no images"),
         ([("a", {"png": b"1", "json": b"{"})], "not a label"),
         ([("a", {"png": b"1", "cls": b"\xff"})], "not a label"),
         ([("a", {"png": b"1", "json": b'{"size": 3}'})], "has no label"),
@@ -266,8 +266,8 @@ def test_links_and_paths_in_a_tar_lead_nowhere(tmp_path):
                 member = tarfile.TarInfo(f"../../up{i}.{extension}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    pictures = open_labelled(str(tmp_path / "a.tar"))
-    assert [pictures.read(i).size for i in range(len(pictures))] == [(8, 8)] * 4
+    images = open_labelled(str(tmp_path / "a.tar"))
+    assert [images.read(i).size for i in range(len(images))] == [(8, 8)] * 4
     assert not list(tmp_path.parent.glob("up*"))
 
 
@@ -283,10 +283,10 @@ def test_parquet_files_of_hugging_face(few_photos, tmp_path, names):
     folder = tmp_path / "hub" / "data"
     folder.mkdir(parents=True)
     parts = open_parts(str(few_photos), 0.2)
-    for part, pictures in zip(("train", "validation"), parts, strict=True):
+    for part, images in zip(("train", "validation"), parts, strict=True):
         rows = [
-            {"image": {"bytes": pictures.read_bytes(i), "path": None}, "label": int(pictures.labels[i])}
-            for i in range(len(pictures))
+            {"image": {"bytes": images.read_bytes(i), "path": None}, "label": int(images.labels[i])}
+            for i in range(len(images))
         ]
         table = pyarrow.Table.from_pylist(rows)
         if names:
@@ -308,11 +308,11 @@ def kaggle(photos, root, truth=False):
     shutil.copytree(photos / "train", inner / "train")
     (inner / "val").mkdir()
     labels = {}
-    pictures = sorted((photos / "val").rglob("*.*"), key=lambda path: path.name)
-    for number, picture in enumerate(pictures, 1):
+    images = sorted((photos / "val").rglob("*.*"), key=lambda path: path.name)
+    for number, image in enumerate(images, 1):
         name = f"ILSVRC2012_val_{number:08}"
-        labels[name] = picture.parent.name
-        shutil.copy(picture, inner / "val" / f"{name}.JPEG")
+        labels[name] = image.parent.name
+        shutil.copy(image, inner / "val" / f"{name}.JPEG")
     if truth:
         wordnet = ["n03445777", "n01440764", "n03394916"]
         kit = root / "ILSVRC2012_devkit_t12" / "data"
@@ -414,7 +414,7 @@ def test_a_tar_file_that_leads_back_to_itself_ends(tmp_path):
         open_whole(str(tmp_path))
 
 
-def test_pictures_in_a_tar_file_that_are_not_read_are_named(tmp_path, caplog):
+def test_images_in_a_tar_file_that_are_not_read_are_named(tmp_path, caplog):
     samples = [(f"{i}", {"png": png(i), "cls": b"%d" % (i % 2)}) for i in range(4)]
     webdataset(tmp_path / "a.tar", [*samples, ("4", {"heic": b"x", "cls": b"1"})])
     assert len(open_whole(str(tmp_path))[""]) == 4
@@ -435,7 +435,7 @@ INDEX = {"id": ["0.png", "1.png"], "label": ["0", "1"], "offset": [512, 512], "l
         ({"offset": [512, -512]}, "before the beginning"),
         ({"offset": [512, 2**63 - 5]}, "truncated"),
         ({"length": None}, "no column 'length'"),
-        ({name: values * 1000 for name, values in INDEX.items()}, "2,000 pictures cannot be in a shard"),
+        ({name: values * 1000 for name, values in INDEX.items()}, "2,000 images cannot be in a shard"),
     ],
 )
 def test_an_index_that_is_none_is_refused(tmp_path, changes, message):
@@ -465,9 +465,9 @@ def test_names_that_are_not_utf8_are_packed(digits, tmp_path):
     assert same(open_parts(str(digits), 0.2), open_parts(str(tmp_path / "pack"), 0.2))
 
 
-def hugging_face(path, pictures, labels, names=None, **options):
+def hugging_face(path, images, labels, names=None, **options):
     noted = {"info": {"features": {"label": {"names": names}}}}
-    table = pyarrow.table({"image": pictures, "label": labels})
+    table = pyarrow.table({"image": images, "label": labels})
     pyarrow.parquet.write_table(
         table.replace_schema_metadata({"huggingface": json.dumps(noted)}) if names else table, path, **options
     )

@@ -42,27 +42,27 @@ def test_a_part_is_no_class(digits):
     assert [len(part) for part in open_parts(str(digits), 0.2)] == [160, 40]
 
 
-def test_one_picture_a_class_is_too_few(digits):
+def test_one_image_a_class_is_too_few(digits):
     for name in NAMES:
-        for picture in sorted((digits / "train" / name).iterdir())[1:]:
-            picture.unlink()
+        for image in sorted((digits / "train" / name).iterdir())[1:]:
+            image.unlink()
     with pytest.raises(DataError, match="leaves none to validate on"):
         open_parts(str(digits / "train"), 0.2)
 
 
 def test_a_missing_class_in_validation_does_not_shift_labels(digits, caplog):
     shutil.rmtree(digits / "val" / "four")
-    with pytest.raises(DataError, match="no pictures of 'four'.*--data.mismatch ignore"):
+    with pytest.raises(DataError, match="no images of 'four'.*--data.mismatch ignore"):
         open_parts(str(digits), 0.2)
     _, val = open_parts(str(digits), 0.2, mismatch="ignore")
     assert {NAMES[label] for label in val.labels} == set(NAMES) - {"four"}
     assert all(name.startswith(val.classes[label] + os.sep) for name, label in zip(val.ids, val.labels, strict=True))
-    assert "no pictures of 'four'" in caplog.text
+    assert "no images of 'four'" in caplog.text
 
 
 def test_an_empty_class_in_validation_does_not_shift_labels(digits):
-    for picture in (digits / "val" / "eight").iterdir():
-        picture.unlink()
+    for image in (digits / "val" / "eight").iterdir():
+        image.unlink()
     _, val = open_parts(str(digits), 0.2, mismatch="ignore")
     assert len(val) == 45
     assert all(name.startswith(val.classes[label] + os.sep) for name, label in zip(val.ids, val.labels, strict=True))
@@ -84,13 +84,13 @@ def test_hidden_folders_are_no_classes(digits):
     assert (train.classes, len(train)) == (NAMES, 200)
 
 
-def test_a_link_loop_counts_each_picture_once(digits):
+def test_a_link_loop_counts_each_image_once(digits):
     (digits / "train" / "one" / "again").symlink_to(digits / "train" / "one", target_is_directory=True)
     assert len(open_parts(str(digits), 0.2)[0]) == 200
 
 
 def test_other_files_are_left_out_and_said(digits, caplog):
-    (digits / "train" / "one" / "notes.txt").write_text("no picture")
+    (digits / "train" / "one" / "notes.txt").write_text("no image")
     assert len(open_parts(str(digits), 0.2)[0]) == 200
     assert "1 .txt" in caplog.text
 
@@ -106,7 +106,7 @@ def test_a_flat_folder_is_split_by_class_and_always_alike(digits):
 @pytest.mark.parametrize("folder", ["nowhere", "val/one", "empty"])
 def test_no_classes_is_an_error_that_says_what_was_expected(digits, folder):
     (digits / "empty").mkdir()
-    with pytest.raises(DataError, match="no such folder|CLASS/PICTURE|a folder for each class"):
+    with pytest.raises(DataError, match="no such folder|CLASS/IMAGE|a folder for each class"):
         open_parts(str(digits / folder), 0.2)
 
 
@@ -122,7 +122,7 @@ def test_any_labelled_folder_can_be_opened(digits):
     assert len(open_labelled(str(digits / "train"))) == 200
 
 
-def test_a_broken_picture_names_its_file(digits):
+def test_a_broken_image_names_its_file(digits):
     train, _ = open_parts(str(digits), 0.2)
     path = Path(train.locate(3))
     assert path == digits / "train" / train.ids[3]
@@ -158,7 +158,7 @@ def test_accents_written_in_two_ways_are_one_class(digits):
         open_parts(str(digits), 0.2)
 
 
-def test_any_character_may_stand_in_a_pictures_name(digits):
+def test_any_character_may_stand_in_an_images_name(digits):
     folder = digits / "train" / "one"
     names = ["new\nline.png", 'a,b;c"d.png', "=1+1.png", os.fsdecode(b"not-utf8-\xff.png"), "-rf.png"]
     for name, path in zip(names, sorted(folder.iterdir()), strict=False):
@@ -176,11 +176,11 @@ def test_what_is_no_file_is_left_out_and_said(digits, caplog):
     assert "1 that is no file" in caplog.text
 
 
-def test_a_link_to_nothing_or_to_a_device_is_a_picture_that_cannot_be_read(digits):
+def test_a_link_to_nothing_or_to_a_device_is_an_image_that_cannot_be_read(digits):
     (digits / "train" / "one" / "gone.png").symlink_to(digits / "nowhere.png")
     (digits / "train" / "one" / "zero.png").symlink_to("/dev/zero")
     train, _ = open_parts(str(digits), 0.2)
-    for name, reason in (("gone.png", "no such picture"), ("zero.png", "a device or socket")):
+    for name, reason in (("gone.png", "no such image"), ("zero.png", "a device or socket")):
         with pytest.raises(DataError, match=reason):
             train.read(list(train.ids).index(os.path.join("one", name)))
 
@@ -221,7 +221,7 @@ def test_a_class_list_gives_the_order_of_the_labels(digits, place):
         ("one\ntwo\none\n", "'one' stands on line 1 and on line 3"),
         ("", "no classes in it"),
         ("one\ntwo\n", "'eight', 'five', 'four', 'nine', 'seven' and 3 more not among the 2 known"),
-        ("\n".join([*NAMES, "eleven"]), "no pictures of 'eleven'"),
+        ("\n".join([*NAMES, "eleven"]), "no images of 'eleven'"),
     ],
 )
 def test_a_class_list_that_does_not_fit_is_an_error(digits, text, message):
@@ -250,7 +250,7 @@ def test_wordnet_ids_get_imagenets_names():
     assert display_names(("n02012849", "n03126707")) == ("crane (n02012849)", "crane (n03126707)")
 
 
-def test_the_studies_hold_out_the_pictures_that_are_listed(photos):
+def test_the_studies_hold_out_the_images_that_are_listed(photos):
     listed = (Path(__file__).parents[2] / "studies" / "held_out.txt").read_text().split()
     train, held_out = open_parts(str(photos / "train"), 0.15)
     assert sorted(held_out.ids) == listed
@@ -259,20 +259,20 @@ def test_the_studies_hold_out_the_pictures_that_are_listed(photos):
 
 
 @pytest.mark.parametrize("suffix", [".jfif", ".JPE", ".pjpeg", ".dib", ".apng", ".TIFF"])
-def test_relatives_of_the_usual_suffixes_are_pictures(digits, suffix):
+def test_relatives_of_the_usual_suffixes_are_images(digits, suffix):
     for path in (digits / "train" / "one").iterdir():
         path.rename(path.with_suffix(suffix))
     assert len(open_parts(str(digits), 0.2)[0]) == 200
 
 
 @pytest.mark.parametrize("name", ["a.heic", "a.AVIF", "a.ppm", "scan.svg", "a", "a.jpg_large", "a.png.bak"])
-def test_what_looks_like_a_picture_but_is_not_read_is_named(digits, caplog, name):
+def test_what_looks_like_an_image_but_is_not_read_is_named(digits, caplog, name):
     shutil.copy(min((digits / "train" / "one").iterdir()), digits / "train" / "one" / name)
     assert len(open_parts(str(digits), 0.2)[0]) == 200
-    assert f"1 of these look like pictures ({os.path.join('one', name)!r})" in caplog.text
+    assert f"1 of these look like images ({os.path.join('one', name)!r})" in caplog.text
 
 
-def test_pictures_beside_the_class_folders_are_named(digits, caplog):
+def test_images_beside_the_class_folders_are_named(digits, caplog):
     shutil.copy(min((digits / "train" / "one").iterdir()), digits / "train" / "stray.png")
     assert len(open_parts(str(digits), 0.2)[0]) == 200
     assert "stray.png" in caplog.text

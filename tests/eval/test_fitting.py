@@ -33,7 +33,7 @@ def test_a_gap_is_named_with_its_epoch():
 def test_a_gap_of_exactly_ten_points_is_none():
     said = describe_fit(rows([2, 1, 0.5, 0.3], [2, 1.5, 1.4, 1.4], [20, 60, 70, 80], [20, 60, 70, 70]), PLAIN)
     assert said == [
-        "No over-fitting, and nothing gained in the last epochs: a larger --model or more pictures come next."
+        "No over-fitting, and nothing gained in the last epochs: a larger --model or more images come next."
     ]
 
 
@@ -43,10 +43,10 @@ def test_a_run_that_still_learns_is_told_to_go_on():
     assert said.endswith("train anew with --epochs 6 and another --out.")
 
 
-def test_mixed_pictures_make_no_gap():
+def test_mixed_images_make_no_gap():
     config = asdict(make_config(augment={"mixup": 0.2}))
     said = describe_fit(rows([2, 1, 0.5, 0.3], [2, 1.5, 1.4, 1.4], [20, 75, 80, 90], [20, 60, 70, 70]), config)
-    assert said[0].startswith("Training top-1 is measured on mixed pictures")
+    assert said[0].startswith("Training top-1 is measured on mixed images")
     assert len(said) == 2
 
 

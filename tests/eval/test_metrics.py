@@ -24,15 +24,15 @@ def answers():
 
 
 def batches_of(logits, labels):
-    """Pictures that a flattening network answers with these logits."""
+    """Images that a flattening network answers with these logits."""
     data = TensorDataset(logits[:, :, None, None], labels)
     return DataLoader(data, batch_size=50, collate_fn=lambda rows: collate([(*row, None) for row in rows]))
 
 
 def test_scores_are_scikit_learns(answers):
     logits, labels = answers
-    pictures = batches_of(logits, labels)
-    found = score(torch.nn.Flatten(), pictures, classes=7, device=torch.device("cpu"), total=203)
+    samples = batches_of(logits, labels)
+    found = score(torch.nn.Flatten(), samples, classes=7, device=torch.device("cpu"), total=203)
     truth, called = labels.numpy(), logits.argmax(1).numpy()
     assert found.count == 203
     assert found.top1 == pytest.approx(100 * (truth == called).mean())
@@ -45,12 +45,12 @@ def test_scores_are_scikit_learns(answers):
 
 
 def test_models_scored_together_have_the_scores_they_have_alone(answers):
-    pictures = batches_of(*answers)
+    samples = batches_of(*answers)
     models = {"as it is": torch.nn.Flatten(), "turned": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.ReLU())}
     options = {"classes": 7, "device": torch.device("cpu"), "total": 203}
-    together = score_together(models, pictures, **options)
+    together = score_together(models, samples, **options)
     for name, model in models.items():
-        alone = score(model, pictures, **options)
+        alone = score(model, samples, **options)
         assert (together[name].loss, together[name].top1, together[name].top5) == (alone.loss, alone.top1, alone.top5)
         assert np.array_equal(together[name].predicted, alone.predicted)
         assert np.array_equal(together[name].confidence, alone.confidence)
@@ -61,7 +61,7 @@ def test_top5_of_three_classes_is_everything():
     assert topk_correct(torch.randn(10, 3), torch.zeros(10, dtype=torch.long), 5) == 10
 
 
-def test_a_class_without_pictures_counts_in_no_mean():
+def test_a_class_without_images_counts_in_no_mean():
     labels, predicted = np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array([0, 0, 0, 1, 1, 1, 1, 1])
     scores = Scores(loss=0, top1=0, top5=0, classes=3, labels=labels, predicted=predicted, confidence=np.ones(8, "f4"))
     assert scores.confusion.tolist() == [[3, 1, 0], [0, 4, 0], [0, 0, 0]]

@@ -17,7 +17,7 @@ def answers():
 
 
 @pytest.mark.parametrize("accuracy", [0.8, 0.9, 0.95, 0.98])
-def test_what_is_promised_holds_on_other_pictures(answers, accuracy):
+def test_what_is_promised_holds_on_other_images(answers, accuracy):
     confidence, correct = answers
     facts = {TRUST: fit_trust(confidence[::2], correct[::2])}
     least, share = least_confidence(facts, accuracy)
@@ -40,7 +40,7 @@ def test_answers_that_are_equally_sure_go_together():
     assert least_confidence({TRUST: fit_trust(confidence, correct)}, 0.9) == (0.9, 0.5)
 
 
-def test_a_promise_takes_as_many_pictures_as_bear_it_out():
+def test_a_promise_takes_as_many_images_as_bear_it_out():
     """59 right answers of 59: of an accuracy of 95% they had a probability of 0.95 to the 59, 4.85%; 58 had 5.1%."""
     for count, most in ((59, 0.95), (58, 0.94)):
         sure = np.linspace(0.9, 0.8, count)
@@ -63,12 +63,12 @@ def test_an_accuracy_between_two_levels_is_taken_as_the_higher(answers):
     assert least_confidence(facts, 0.945) == least_confidence(facts, 0.95)
 
 
-def test_as_few_pictures_as_promise_an_accuracy_are_those_that_it_names():
-    for level, pictures in ((0.95, 59), (0.99, 299)):
-        for count in (pictures - 1, pictures):
+def test_as_few_images_as_promise_an_accuracy_are_those_that_it_names():
+    for level, images in ((0.95, 59), (0.99, 299)):
+        for count in (images - 1, images):
             facts = {TRUST: fit_trust(np.linspace(0.6, 0.9, count), np.ones(count, dtype=bool))}
             promised = {held for held, *_ in facts[TRUST]["levels"]}
-            assert (level in promised) == (count == pictures)
+            assert (level in promised) == (count == images)
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,12 @@ def test_as_few_pictures_as_promise_an_accuracy_are_those_that_it_names():
         ({TRUST: {"levels": [[0.5, 0.4, 1.0]]}}, 0.9, "the most that could be promised is 0.5"),
         ({TRUST: {"levels": []}}, 0.9, "nothing could be promised$"),
         (
-            {TRUST: {"pictures": 32, "levels": [[0.91, 0.4, 1.0]]}},
+            {TRUST: {"images": 32, "levels": [[0.91, 0.4, 1.0]]}},
             0.95,
             "is 0.91; 32 are too few, 59 it takes if",
         ),
         ({TRUST: {"pictures": 298, "levels": []}}, 0.985, "nothing could be promised; 298 are too few, 299 it takes"),
-        ({TRUST: {"pictures": 299, "levels": []}}, 0.99, "nothing could be promised$"),
+        ({TRUST: {"images": 299, "levels": []}}, 0.99, "nothing could be promised$"),
         ({}, 1.0, "out of range"),
         ({}, 95, "out of range"),
     ],

@@ -1,4 +1,4 @@
-"""A page in Debian's or anyone's Chromium, as the tests, the proofs and `make web-pictures` open it."""
+"""A page in Debian's or anyone's Chromium, as the tests, the proofs and `make web-images` open it."""
 
 import base64
 import re

@@ -28,20 +28,20 @@ def run(quick, tmp_path):
 def test_an_exported_network_gives_the_same_answers_without_torch(run, digits):
     done = export(run)
     assert done.path == run / "model.onnx"
-    assert done.pictures == 50
+    assert done.images == 50
     assert 0 < done.difference < 1e-4
-    pictures = [str(path) for path in sorted((digits / "val").rglob("*.png"))[:7]]
+    samples = [str(path) for path in sorted((digits / "val").rglob("*.png"))[:7]]
     code = (
         "import json, sys, atnet\n"
-        f"answers = atnet.predict({pictures}, {str(done.path)!r}, top=10)\n"
-        "print(json.dumps([[a.picture, a.top] for a in answers]), 'torch' in sys.modules)"
+        f"answers = atnet.predict({samples}, {str(done.path)!r}, top=10)\n"
+        "print(json.dumps([[a.image, a.top] for a in answers]), 'torch' in sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.strip().endswith(" False")
     there = json.loads(said.rpartition(" ")[0])
-    here = atnet.predict(pictures, run, top=10)
-    for (picture, top), answer in zip(there, here, strict=True):
-        assert picture == answer.picture
+    here = atnet.predict(samples, run, top=10)
+    for (image, top), answer in zip(there, here, strict=True):
+        assert image == answer.image
         assert [name for name, _, _ in top] == [name for name, _, _ in answer.top]
         assert [p for _, _, p in top] == pytest.approx([p for _, _, p in answer.top], abs=1e-5)
 
@@ -66,8 +66,8 @@ def test_nothing_is_sent_or_noted_by_onnx_runtime(run, digits, tmp_path):
     """It reports the files it opens, unless told not to before it starts, and leaves files where it did."""
     place = tmp_path / "tmp"
     place.mkdir()
-    picture = str(next((digits / "val").rglob("*.png")))
-    words = [sys.executable, "-m", "atnet", "predict", picture, "--weights", str(export(run).path)]
+    image = str(next((digits / "val").rglob("*.png")))
+    words = [sys.executable, "-m", "atnet", "predict", image, "--weights", str(export(run).path)]
     where = {"TMPDIR": str(place), "HOME": str(place), "ATNET_CACHE": str(tmp_path / "cache"), "CI": ""}
     subprocess.run(words, check=True, env=os.environ | where)
     assert list(place.iterdir()) == []
@@ -84,12 +84,12 @@ def test_a_peer_of_timms_is_exported_too(quick, tmp_path):
 def test_half_as_large_says_the_same(run, digits, to):
     whole, half = (export(run, run / f"{half}.{to}", to=to, half=half).path for half in (False, True))
     assert 0.45 < half.stat().st_size / whole.stat().st_size < (0.65 if to == "onnx" else 0.52)
-    pictures = sorted((digits / "val").rglob("*.png"))
-    one, other = (atnet.predict(pictures, path) for path in (whole, half))
+    samples = sorted((digits / "val").rglob("*.png"))
+    one, other = (atnet.predict(samples, path) for path in (whole, half))
     assert [answer.name for answer in one] == [answer.name for answer in other]
     apart = max(abs(a.top[0][2] - b.top[0][2]) for a, b in zip(one, other, strict=True))
     assert 0 < apart < 0.01
-    same = atnet.predict(pictures, run)
+    same = atnet.predict(samples, run)
     assert max(abs(a.top[0][2] - b.top[0][2]) for a, b in zip(one, same, strict=True)) < 1e-4
 
 
@@ -151,18 +151,18 @@ def test_of_what_comes_with_atnet_the_file_has_its_name_and_lies_here(digits):
 
 
 def test_a_file_that_is_no_such_file_is_named(run, digits, tmp_path):
-    picture = next((digits / "val").rglob("*.png"))
+    image = next((digits / "val").rglob("*.png"))
     (tmp_path / "text.onnx").write_text("text")
     with pytest.raises(WeightsError, match=r"text.onnx: not an ONNX file, or a damaged one"):
-        atnet.predict(picture, tmp_path / "text.onnx")
+        atnet.predict(image, tmp_path / "text.onnx")
     whole = export(run).path
     model = onnx.load(whole)
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "bare.onnx")
     with pytest.raises(WeightsError, match=r"bare.onnx: without AT-Net's metadata"):
-        atnet.predict(picture, tmp_path / "bare.onnx")
+        atnet.predict(image, tmp_path / "bare.onnx")
     with pytest.raises(ConfigError, match="an ONNX file runs on the CPU here"):
-        atnet.predict(picture, whole, device="cuda")
+        atnet.predict(image, whole, device="cuda")
     with pytest.raises(WeightsError, match=r"model.onnx: an exported network; give the run"):
         atnet.evaluate(whole, str(digits))
 
@@ -171,10 +171,10 @@ def test_the_commands_work_together(run, digits, capsys):
     main(["export", "--weights", str(run)])
     said = capsys.readouterr().out
     assert f"Written: {run / 'model.onnx'}" in said
-    assert f"Next: atnet predict PICTURE --weights {run / 'model.onnx'}" in said
-    picture = str(next(Path(digits / "val" / "six").iterdir()))
-    main(["predict", picture, "--weights", str(run / "model.onnx"), "--json"])
-    assert json.loads(capsys.readouterr().out)[0]["picture"] == picture
+    assert f"Next: atnet predict IMAGE --weights {run / 'model.onnx'}" in said
+    image = str(next(Path(digits / "val" / "six").iterdir()))
+    main(["predict", image, "--weights", str(run / "model.onnx"), "--json"])
+    assert json.loads(capsys.readouterr().out)[0]["image"] == image
 
 
 def test_the_file_names_no_folder_of_the_machine_that_wrote_it(quick, tmp_path):

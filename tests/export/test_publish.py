@@ -73,10 +73,10 @@ def test_a_folder_is_the_same_network_in_timm_and_here(model, tmp_path, digits):
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
     with torch.inference_mode():
         for path in sorted((digits / "val").rglob("*.png"))[:3]:
-            image = info.preprocess(decode(path))
-            with Image.open(path) as picture:
-                assert np.array_equal(transform(picture.convert("RGB")).numpy(), image)
-            assert torch.equal(theirs(torch.from_numpy(image)[None]), ours(torch.from_numpy(image)[None]))
+            prepared = info.preprocess(decode(path))
+            with Image.open(path) as image:
+                assert np.array_equal(transform(image.convert("RGB")).numpy(), prepared)
+            assert torch.equal(theirs(torch.from_numpy(prepared)[None]), ours(torch.from_numpy(prepared)[None]))
     assert tuple(theirs.pretrained_cfg["label_names"]) == info.class_names
     assert theirs.pretrained_cfg["label_descriptions"]["French horn"] == "French horn (n03394916)"
     config = json.loads((folder / "config.json").read_text())
@@ -112,8 +112,8 @@ def test_a_runs_card_tells_of_its_training(quick, digits, tmp_path):
     assert result["metrics"][0]["value"] == pytest.approx(info.facts["val_top1"] / 100, abs=1e-6)
     for words in (
         f"top-1 {info.facts['val_top1']:.2f}%",
-        "on 50 validation pictures of digits",
-        "200 pictures of digits",
+        "on 50 validation images of digits",
+        "200 images of digits",
         "1 epoch, batch 20, muon",
         f"{run.record['parameters']:,} parameters, 10 million multiply-adds",
         "Photographed in *June*.",
@@ -130,19 +130,19 @@ def test_the_card_takes_no_markup_from_names_and_says_what_is_not_known(weights,
     card = (tmp_path / "horn" / "README.md").read_text()
     assert r"French horn, a\|b\<c\>, owl" in card
     assert metadata_of(card)["license"] == "unknown"
-    assert "top-1 87.50%, top-5 100.00%, on the validation pictures of horns" in card
+    assert "top-1 87.50%, top-5 100.00%, on the validation images of horns" in card
     assert "## Limits" in card
 
 
 def test_the_network_that_comes_with_the_package_is_published_with_its_card(tmp_path, capsys, digits):
     main(["publish", "--weights", SHIPPED, "--to", str(tmp_path / "ten"), "--onnx"])
-    assert f"Next: atnet predict PICTURE --weights {tmp_path / 'ten'}" in capsys.readouterr().out
+    assert f"Next: atnet predict IMAGE --weights {tmp_path / 'ten'}" in capsys.readouterr().out
     card = (tmp_path / "ten" / "README.md").read_text()
     assert metadata_of(card)["license"] == "apache-2.0"
     assert "Imagenette's training part alone" in card
-    picture = next((digits / "val").rglob("*.png"))
+    image = next((digits / "val").rglob("*.png"))
     here, there = (
-        {name: share for name, _, share in atnet.predict(picture, asked, top=10)[0].top}
+        {name: share for name, _, share in atnet.predict(image, asked, top=10)[0].top}
         for asked in (tmp_path / "ten", tmp_path / "ten" / "model.onnx")
     )
     assert here == pytest.approx(there, abs=1e-2)
@@ -225,31 +225,31 @@ def test_what_is_pushed_comes_back_by_every_way(hub, weights, digits, tmp_path, 
 
     said = run("-m", "atnet", "publish", "--weights", str(weights), "--to", "alice/horn", "--private")
     assert "to alice/horn on the hub, as alice, private, in one commit:" in said
-    assert "Next: atnet predict PICTURE --weights hf-hub:alice/horn" in said
+    assert "Next: atnet predict IMAGE --weights hf-hub:alice/horn" in said
     repository = hub.repositories["alice/horn"]
     assert [message for _, message, _ in repository.commits] == ["initial commit", "Published by atnet"]
     assert repository.private
     commit, _, files = repository.commits[-1]
     assert set(files) == {".gitattributes", "model.safetensors", "config.json", "sha256.json", "README.md"}
     hub.asked.clear()
-    picture = str(next((digits / "val").rglob("*.png")))
+    image = str(next((digits / "val").rglob("*.png")))
     code = f"""
 import json, timm, torch, atnet, atnet.timm
 here, info = atnet.load("hf-hub:alice/horn@{commit}")
 there = timm.create_model("hf-hub:alice/horn", pretrained=True).eval()
 image = torch.randn(1, 3, 32, 32)
 print(torch.equal(here(image), there(image)), list(info.class_names) == list(there.pretrained_cfg["label_names"]))
-print(json.dumps(atnet.predict({picture!r}, "hf-hub:alice/horn")[0].top))
+print(json.dumps(atnet.predict({image!r}, "hf-hub:alice/horn")[0].top))
 """
     same, top = run("-c", code).splitlines()[-2:]
     assert same == "True True"
-    expected = atnet.predict(picture, weights)[0].top
+    expected = atnet.predict(image, weights)[0].top
     assert [name for name, _, _ in json.loads(top)] == [name for name, _, _ in expected]
     assert [share for *_, share in json.loads(top)] == pytest.approx([share for *_, share in expected], abs=1e-6)
     fetched = {path.rpartition("/")[2] for method, path in hub.asked if method == "GET" and "/resolve/" in path}
     assert fetched <= {"config.json", "sha256.json", "model.safetensors"}
     variables["HF_HUB_OFFLINE"] = "1"
-    assert "French horn" in run("-m", "atnet", "predict", picture, "--weights", "hf-hub:alice/horn")
+    assert "French horn" in run("-m", "atnet", "predict", image, "--weights", "hf-hub:alice/horn")
 
 
 @pytest.mark.slow

@@ -38,23 +38,23 @@ def test_a_network_in_8_bits_holds_its_accuracy_and_tells_what_it_did(run, digit
     for path in (file, run / "model.int8.csv", run / "model.int8.png"):
         assert str(path) in said
         assert path.is_file()
-    assert f"Next: atnet predict PICTURE --weights {file}" in said
+    assert f"Next: atnet predict IMAGE --weights {file}" in said
     whole = export(run, run / "whole.onnx").path
     assert file.stat().st_size < 0.35 * whole.stat().st_size
-    pictures = sorted((digits / "val").rglob("*.png"))
+    images = sorted((digits / "val").rglob("*.png"))
     small, large = OnnxNetwork(file), OnnxNetwork(whole)
-    asked = [(small.answer(Image.open(p).convert("RGB")), large.answer(Image.open(p).convert("RGB"))) for p in pictures]
+    asked = [(small.answer(Image.open(p).convert("RGB")), large.answer(Image.open(p).convert("RGB"))) for p in images]
     assert max(np.abs(one - other).max() for one, other in asked) > 0, "8 bits change the logits"
     right = [
         [small.info.class_names[answer[0].argmax()] == path.parent.name for answer in pair]
-        for path, pair in zip(pictures, asked, strict=True)
+        for path, pair in zip(images, asked, strict=True)
     ]
     top1, top1_fp32 = 100 * np.mean(right, axis=0)
     agreement = 100 * np.mean([one[0].argmax() == other[0].argmax() for one, other in asked])
     facts = small.info.facts
     assert facts["int8"] == {
         "top1": pytest.approx(top1), "top1_fp32": pytest.approx(top1_fp32), "agreement": pytest.approx(agreement),
-        "pictures": 50, "float": facts["int8"]["float"],
+        "images": 50, "float": facts["int8"]["float"],
     }  # fmt: skip
     assert top1 >= top1_fp32 - 10
     assert facts["licence"] == "CC0-1.0"
@@ -108,20 +108,20 @@ def test_nothing_is_written_where_accuracy_is_not_held(quick, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_several_heads_and_a_file_that_takes_pictures(quick_star, digits, tmp_path):
+def test_several_heads_and_a_file_that_takes_images(quick_star, digits, tmp_path):
     run = atnet.train(**quick_star, out=tmp_path / "star").folder
     few = Path(shutil.copytree(digits, tmp_path / "few"))
     for folder in (few / "val").iterdir():
         next(folder.iterdir()).unlink()
     done = quantize(run, max_drop=50, preprocessing=True, data=str(few))
     network = OnnxNetwork(done.path)
-    assert atnet.load(run)[1].facts["trust"]["pictures"] == 50
-    assert network.info.facts["trust"]["pictures"] == 40, "it is fitted to the answers in 8 bits"
-    assert network.takes_pictures
-    picture = Image.open(next((digits / "val").rglob("*.png"))).convert("RGB")
-    said = network.answer(picture)
+    assert atnet.load(run)[1].facts["trust"]["images"] == 50
+    assert network.info.facts["trust"]["images"] == 40, "it is fitted to the answers in 8 bits"
+    assert network.takes_images
+    image = Image.open(next((digits / "val").rglob("*.png"))).convert("RGB")
+    said = network.answer(image)
     assert said.shape == (1 + network.info.facts["heads"], 10)
-    plain = OnnxNetwork(export(run).path).answer(picture)
+    plain = OnnxNetwork(export(run).path).answer(image)
     assert np.abs(said - plain).max() < 0.3 * np.abs(plain).max()
 
 
@@ -129,12 +129,12 @@ def test_how_sure_answers_have_to_be_is_fitted_to_those_of_the_network_in_questi
     network = OnnxNetwork(WEIGHTS / f"{SHIPPED}.onnx")
     paths = sorted((few_photos / "val").rglob("*.JPEG"))
     paths[0].with_name("spoilt.JPEG").write_bytes(b"spoilt")
-    pictures = open_labelled(str(few_photos), "val").relabel(network.info.classes)
+    images = open_labelled(str(few_photos), "val").relabel(network.info.classes)
     answers = [answer.top[0] for answer in atnet.predict(paths, network.path)]
     right = np.array([name == path.parent.name for (name, _, _), path in zip(answers, paths, strict=True)])
     expected = fit_trust(np.array([share for *_, share in answers]), right)
-    found = quantizing._Exam(network, pictures).trust(network)
-    assert found["pictures"] == 30
+    found = quantizing._Exam(network, images).trust(network)
+    assert found["images"] == 30
     assert found["levels"]
     assert np.array(found["levels"]) == pytest.approx(np.array(expected["levels"]), abs=1e-6)
 
@@ -153,6 +153,6 @@ def test_what_cannot_be_is_said_before_any_work(run, digits, tmp_path, capsys):
     assert (run / "model.int8.csv").read_text() == "mine"
     for path in (digits / "val").rglob("*.png"):
         path.write_bytes(b"spoilt")
-    with pytest.raises(DataError, match=r"none of .* pictures"):
+    with pytest.raises(DataError, match=r"none of .* images"):
         quantize(run, tmp_path / "other.onnx", data=str(digits))
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((".partial", "other"))]

@@ -96,9 +96,9 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     assert [text for text in wrong if "404" not in text] == []
 
 
-def saved(picture: Image.Image, kind: str, **options) -> bytes:
+def saved(image: Image.Image, kind: str, **options) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -106,12 +106,12 @@ def photo() -> Image.Image:
     return Image.fromarray(load_sample_image("china.jpg"))
 
 
-def seen_through(picture: Image.Image) -> Image.Image:
+def seen_through(image: Image.Image) -> Image.Image:
     """Transparent at the left and at the top."""
-    picture = picture.convert("RGBA")
-    across, down = np.linspace(0, 127, picture.width), np.linspace(0, 128, picture.height)
-    picture.putalpha(Image.fromarray(np.add.outer(down, across).astype(np.uint8)))
-    return picture
+    image = image.convert("RGBA")
+    across, down = np.linspace(0, 127, image.width), np.linspace(0, 128, image.height)
+    image.putalpha(Image.fromarray(np.add.outer(down, across).astype(np.uint8)))
+    return image
 
 
 def turned(flag: int) -> Image.Exif:
@@ -146,7 +146,7 @@ def wide_colours() -> bytes:
     return head + xyz(0.9642, 1, 0.8249)[8:] + bytes(48) + whole
 
 
-PICTURES = {
+IMAGES = {
     "photo.jpg": lambda: saved(photo(), "JPEG", quality=90),
     "large.jpg": lambda: saved(photo().resize((4500, 3000)), "JPEG", quality=80, progressive=True),
     "upright.jpg": lambda: saved(photo(), "JPEG", exif=turned(6)),
@@ -162,9 +162,9 @@ PICTURES = {
 }
 
 
-def test_a_picture_gets_the_answer_it_gets_in_python(site, visit, tmp_path):
+def test_an_image_gets_the_answer_it_gets_in_python(site, visit, tmp_path):
     page = visit(site)
-    for i, (name, make) in enumerate(PICTURES.items()):
+    for i, (name, make) in enumerate(IMAGES.items()):
         content = make()
         Path(name).write_bytes(content)
         [there] = atnet.predict(name, site / "model.onnx")
@@ -179,9 +179,9 @@ def test_a_picture_gets_the_answer_it_gets_in_python(site, visit, tmp_path):
 
 def test_the_page_agrees_with_the_weights_before_their_export(run, site, visit, digits):
     page = visit(site)
-    for picture in sorted((digits / "val").rglob("*.png"))[::12]:
-        [there] = atnet.predict(picture, run)
-        give(page, picture.name, picture.read_bytes())
+    for image in sorted((digits / "val").rglob("*.png"))[::12]:
+        [there] = atnet.predict(image, run)
+        give(page, image.name, image.read_bytes())
         assert answers(page) == pytest.approx({name: share for _, name, share in there.top}, abs=1e-2), "16 bits"
 
 
@@ -194,7 +194,7 @@ def test_where_it_looked_is_what_explain_says(site, visit, tmp_path):
     page = visit(shipped, viewport={"width": 900, "height": 900})
     expect(page.locator("#look")).to_be_hidden()
     for name in ("photo.jpg", "upright.jpg"):
-        content = PICTURES[name]()
+        content = IMAGES[name]()
         Path(name).write_bytes(content)
         [there] = atnet.explain(name, SHIPPED)
         expected = there.maps.attention[-1, 0].mean(0)
@@ -203,11 +203,11 @@ def test_where_it_looked_is_what_explain_says(site, visit, tmp_path):
         shown = 1 - np.reshape(page.locator("#map").evaluate(MAP), (*expected.shape, 4))[..., 3] / 166
         assert shown.min() < 0.1, "attention that is even would prove nothing"
         np.testing.assert_allclose(shown, np.sqrt(expected / expected.max()), atol=0.02, err_msg=name)
-        over, picture = page.locator("#map").bounding_box(), page.locator("#picture").bounding_box()
-        square = about["size"] / int(about["size"] / about["crop_pct"]) * min(picture["width"], picture["height"])
+        over, image = page.locator("#map").bounding_box(), page.locator("#image").bounding_box()
+        square = about["size"] / int(about["size"] / about["crop_pct"]) * min(image["width"], image["height"])
         assert (over["width"], over["height"]) == pytest.approx((square, square), abs=1.5)
         for side, begin in (("width", "x"), ("height", "y")):
-            middle = picture[begin] + picture[side] / 2
+            middle = image[begin] + image[side] / 2
             assert over[begin] + over[side] / 2 == pytest.approx(middle, abs=1.5)
 
 
@@ -215,7 +215,7 @@ def test_where_it_looked_is_what_explain_says(site, visit, tmp_path):
 def test_a_network_without_attention_shows_no_map(quick, site, visit, tmp_path):
     weights = atnet.train(**quick | {"model": "xxxs+attention_depths=0,0"}, out=tmp_path / "without").folder
     page = visit(write_web(tmp_path / "no-map", weights).path)
-    assert "Answered in " in give(page, "photo.jpg", PICTURES["photo.jpg"]())
+    assert "Answered in " in give(page, "photo.jpg", IMAGES["photo.jpg"]())
     expect(page.locator("#look")).to_be_hidden()
 
 
@@ -223,18 +223,16 @@ def test_a_network_without_attention_shows_no_map(quick, site, visit, tmp_path):
 def test_several_heads_say_how_many_agree(quick_star, site, visit, tmp_path):
     weights = atnet.train(**quick_star, out=tmp_path / "several").folder
     page = visit(write_web(tmp_path / "of-several", weights).path)
-    for picture in sorted((tmp_path / "digits" / "val").rglob("*.png"))[::10]:
-        [there] = atnet.predict(picture, tmp_path / "of-several" / "model.onnx")
+    for image in sorted((tmp_path / "digits" / "val").rglob("*.png"))[::10]:
+        [there] = atnet.predict(image, tmp_path / "of-several" / "model.onnx")
         agree = sum(head[1] == there.name for head in there.heads)
-        assert f"%. {agree} of 5 heads say so by themselves. Answered in " in give(
-            page, picture.name, picture.read_bytes()
-        )
+        assert f"%. {agree} of 5 heads say so by themselves. Answered in " in give(page, image.name, image.read_bytes())
 
 
 INPUT = """async ([content, preprocess, limits]) => {
-    const [picture, transform] = [await import("./picture.js"), await import("./preprocess.js")];
+    const [image, transform] = [await import("./image.js"), await import("./preprocess.js")];
     const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
-    const { bitmap } = await picture.openPicture(new File([bytes], "it"), limits);
+    const { bitmap } = await image.openImage(new File([bytes], "it"), limits);
     return [...transform.preprocess(bitmap, preprocess)];
 }"""
 
@@ -246,18 +244,18 @@ def test_the_networks_input_is_pythons_to_the_last_bit(site, visit):
     photos = [photo().resize(size) for size in ((640, 427), (333, 500), (64, 64), (70, 69), (37, 51), (1999, 72))]
     for change in ({}, {"interpolation": "bilinear"}, {"size": 75, "crop_pct": 1.0}, {"size": 33, "crop_pct": 0.5}):
         transform = replace(ours, **change)
-        for picture in photos:
-            content = saved(picture, "PNG")
+        for image in photos:
+            content = saved(image, "PNG")
             asked = [base64.b64encode(content).decode(), asdict(transform), about["limits"]]
             found = np.array(page.evaluate(INPUT, asked), np.float32).reshape(3, transform.size, transform.size)
-            assert np.array_equal(found, transform(decode(content))), (picture.size, change)
+            assert np.array_equal(found, transform(decode(content))), (image.size, change)
 
 
-def test_what_is_no_picture_gets_a_message_and_the_next_one_an_answer(site, visit):
+def test_what_is_no_image_gets_a_message_and_the_next_one_an_answer(site, visit):
     page = visit(site)
-    whole, whole_png = PICTURES["photo.jpg"](), PICTURES["grey.png"]()
+    whole, whole_png = IMAGES["photo.jpg"](), IMAGES["grey.png"]()
     half = len(whole_png) // 2
-    unreadable = "damaged, or no picture that this browser can read; choose a JPEG, PNG or WebP picture"
+    unreadable = "damaged, or no image that this browser can read; choose a JPEG, PNG or WebP image"
     for name, content, message in (
         ("text.jpg", b"only text", unreadable),
         ("half.jpg", whole[: len(whole) // 2], unreadable),
@@ -273,7 +271,7 @@ def test_what_is_no_picture_gets_a_message_and_the_next_one_an_answer(site, visi
         assert give(page, name, content) == f"{name}: {message}"
         assert page.locator("#result").is_hidden()
     page.evaluate(DROP.replace("data.items.add", "void "), ["drop", "", ""])
-    expect(page.locator("#status")).to_have_text("No picture in it: save the picture as a file, and choose that.")
+    expect(page.locator("#status")).to_have_text("No image in it: save the image as a file, and choose that.")
     assert "Answered in" in give(page, "photo.jpg", whole)
     assert len(answers(page)) == 5
 
@@ -287,7 +285,7 @@ def test_a_file_of_too_many_bytes_is_refused_unread(site, visit, tmp_path):
     (page_folder / "network.json").unlink()
     about["limits"]["bytes"] = 1000
     (page_folder / "network.json").write_text(json.dumps(about))
-    said = give(visit(page_folder), "large.jpg", PICTURES["photo.jpg"]()[:1001])
+    said = give(visit(page_folder), "large.jpg", IMAGES["photo.jpg"]()[:1001])
     assert said == "large.jpg: 1,001 bytes are more than the 1,000 allowed; make it smaller"
 
 
@@ -302,9 +300,9 @@ def test_a_network_that_cannot_be_loaded_is_said(site, visit, tmp_path):
 def test_the_keyboard_is_enough(site, visit, tmp_path):
     page = visit(site)
     page.on("filechooser", lambda chooser: None)  # listening from here on: begun at the key press, it may come too late
-    (tmp_path / "photo.jpg").write_bytes(PICTURES["photo.jpg"]())
+    (tmp_path / "photo.jpg").write_bytes(IMAGES["photo.jpg"]())
     page.keyboard.press("Tab")
-    expect(page.get_by_label("Choose a picture")).to_be_focused()
+    expect(page.get_by_label("Choose an image")).to_be_focused()
     outline = page.locator("label.way").first.evaluate("label => getComputedStyle(label).outlineStyle")
     assert outline == "solid", "the focus can be seen"
     with page.expect_file_chooser() as chooser:
@@ -322,14 +320,14 @@ def test_the_keyboard_is_enough(site, visit, tmp_path):
 
 def test_a_screen_reader_hears_the_answer(site, visit):
     page = visit(site)
-    said = give(page, "photo.jpg", PICTURES["photo.jpg"]())
+    said = give(page, "photo.jpg", IMAGES["photo.jpg"]())
     assert page.locator("#status").get_attribute("aria-live") == "polite"
     heard = page.locator("main").aria_snapshot()
     shown = [f"{name} {100 * share:.1f}%" for name, share in answers(page).items()]
     assert f'- status: "{said}"' in heard
     assert re.findall(r"- listitem: (.*)", heard) == shown
     assert 'img "photo.jpg"' in heard
-    assert 'button "Choose a picture"' in heard
+    assert 'button "Choose an image"' in heard
 
 
 def test_a_phones_width_needs_no_sideways_scrolling(hostile_site, visit):
@@ -337,7 +335,7 @@ def test_a_phones_width_needs_no_sideways_scrolling(hostile_site, visit):
     expect(page.get_by_text("Take a photo")).to_be_visible()
     assert page.locator("#take").get_attribute("capture") == "environment"
     page.locator("summary").click()
-    for name, content in ((f"{LONG}.jpg", PICTURES["large.jpg"]()), (f"{LONG}.png", b"text")):
+    for name, content in ((f"{LONG}.jpg", IMAGES["large.jpg"]()), (f"{LONG}.png", b"text")):
         give(page, name, content)
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         assert page.evaluate("window.innerWidth") == 360
@@ -345,7 +343,7 @@ def test_a_phones_width_needs_no_sideways_scrolling(hostile_site, visit):
 
 def test_names_are_shown_as_they_are_and_do_nothing(hostile_site, visit):
     page = visit(hostile_site)
-    said = give(page, f"{HOSTILE}.jpg", PICTURES["photo.jpg"]())
+    said = give(page, f"{HOSTILE}.jpg", IMAGES["photo.jpg"]())
     assert said.startswith(f"{HOSTILE}.jpg: ")
     page.locator("summary").click()
     shown = [*answers(page), *page.locator("#classes").inner_text().split(", ")]

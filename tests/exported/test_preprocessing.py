@@ -58,28 +58,28 @@ def test_taking_the_steps_out_gives_the_network_back_unless_they_were_changed():
 
 
 @pytest.mark.slow
-def test_a_file_that_takes_pictures_answers_as_the_weights_do(run, digits):
+def test_a_file_that_takes_images_answers_as_the_weights_do(run, digits):
     done = export(run, preprocessing=True)
     assert 0 <= done.difference < 1e-2
     network = OnnxNetwork(done.path)
-    assert network.takes_pictures
+    assert network.takes_images
     assert network.info.facts["input"].startswith("picture: uint8 (height, width, 3)")
     plain = OnnxNetwork(export(run, run / "plain.onnx").path)
     for photo in PHOTOS.values():
         assert probabilities_apart(network.answer(photo), plain.answer(photo)) < 1e-2
-    pictures = sorted((digits / "val").rglob("*.png"))
-    said, expected = ([answer.name for answer in atnet.predict(pictures, weights)] for weights in (done.path, run))
+    images = sorted((digits / "val").rglob("*.png"))
+    said, expected = ([answer.name for answer in atnet.predict(images, weights)] for weights in (done.path, run))
     assert said == expected
 
 
-def test_what_prepares_pictures_itself_refuses_such_a_file(run, tmp_path, capsys):
+def test_what_prepares_images_itself_refuses_such_a_file(run, tmp_path, capsys):
     done = export(run, preprocessing=True)
-    with pytest.raises(WeightsError, match=r"model\.onnx: takes whole pictures, and the page prepares them itself"):
+    with pytest.raises(WeightsError, match=r"model\.onnx: takes whole images, and the page prepares them itself"):
         write_web(tmp_path / "site", done.path)
     with pytest.raises(SystemExit) as ended:
         main(["serve", "--weights", str(done.path), "--port", "0"])
     assert ended.value.code == 2
-    assert "takes whole pictures, and the server prepares them itself" in capsys.readouterr().err
+    assert "takes whole images, and the server prepares them itself" in capsys.readouterr().err
 
 
 def test_steps_of_a_graph_are_of_onnx(run):

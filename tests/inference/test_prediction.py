@@ -33,8 +33,8 @@ def test_photos_are_trained_on_evaluated_and_named(few_photos, tmp_path):
     scores = atnet.evaluate(run.folder).scores
     assert scores.count == 30
     assert round(scores.top1, 4) == run.record["top1"]["ema"]
-    picture = next((few_photos / "val" / "n03394916").iterdir())
-    [answer] = atnet.predict(picture, run.folder)
+    image = next((few_photos / "val" / "n03394916").iterdir())
+    [answer] = atnet.predict(image, run.folder)
     assert {name for _, name, _ in answer.top} == {"tench", "French horn", "golf ball"}
     assert sum(p for _, _, p in answer.top) == pytest.approx(1, abs=1e-5)
 
@@ -50,16 +50,16 @@ def test_a_peer_without_stochastic_depth_says_so(quick, tmp_path):
         atnet.train(**quick | {"model": "vgg11", "drop_path": 0.1}, out=tmp_path / "run")
 
 
-def test_a_broken_picture_is_named(quick, tmp_path):
+def test_a_broken_image_is_named(quick, tmp_path):
     run = atnet.train(**quick, out=tmp_path / "run")
-    (tmp_path / "not_a_picture.jpg").write_text("text")
-    with pytest.raises(DataError, match=r"not_a_picture.jpg: text, not a whole JPEG"):
-        atnet.predict([tmp_path / "not_a_picture.jpg"], run.folder)
-    with pytest.raises(DataError, match=r"gone.jpg: no such picture"):
+    (tmp_path / "not_a_image.jpg").write_text("text")
+    with pytest.raises(DataError, match=r"not_a_image.jpg: text, not a whole JPEG"):
+        atnet.predict([tmp_path / "not_a_image.jpg"], run.folder)
+    with pytest.raises(DataError, match=r"gone.jpg: no such image"):
         atnet.predict(tmp_path / "gone.jpg", run.folder)
 
 
-def test_a_folders_pictures_are_named_and_one_bad_picture_keeps_the_others(quick, digits, tmp_path, capsys):
+def test_a_folders_images_are_named_and_one_bad_image_keeps_the_others(quick, digits, tmp_path, capsys):
     run = atnet.train(**quick, out=tmp_path / "run")
     folder = digits / "val" / "seven"
     whole = sorted(map(str, folder.iterdir()))
@@ -70,7 +70,7 @@ def test_a_folders_pictures_are_named_and_one_bad_picture_keeps_the_others(quick
     said = capsys.readouterr()
     assert ended.value.code == 2
     assert "broken.png: text, not a whole JPEG" in said.err
-    assert [answer["picture"] for answer in json.loads(said.out)] == whole
+    assert [answer["image"] for answer in json.loads(said.out)] == whole
 
 
 def test_the_network_that_comes_with_the_package_names_photos_without_torch(photos, tmp_path):
@@ -84,7 +84,7 @@ def test_the_network_that_comes_with_the_package_names_photos_without_torch(phot
          "sys.exit('torch was imported' if 'torch' in sys.modules else 0)"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    answers = {Path(answer["picture"]).stem: answer["top"][0] for answer in json.loads(said.stdout)}
+    answers = {Path(answer["image"]).stem: answer["top"][0] for answer in json.loads(said.stdout)}
     assert {code: top["name"] for code, top in answers.items()} == names
     assert {code: top["class"] for code, top in answers.items()} == {code: code for code in names}
     said = subprocess.run(
@@ -128,8 +128,8 @@ def test_several_heads_answer_and_abstain_alike_in_torch_and_onnx(quick_star, di
     options = quick_star | {"epochs": 8, "optim": {"lr": 3e-3}}
     run = atnet.train(**options, out=tmp_path / "run").folder
     exported = export(run).path
-    pictures = sorted((digits / "val").rglob("*.png"))[:12]
-    here, there = (atnet.predict(pictures, weights, abstain=0.5) for weights in (run, exported))
+    samples = sorted((digits / "val").rglob("*.png"))[:12]
+    here, there = (atnet.predict(samples, weights, abstain=0.5) for weights in (run, exported))
     least, share = least_confidence(atnet.load(run)[1].facts, 0.5)
     assert 0 < share <= 1
     for one, other in zip(here, there, strict=True):
@@ -138,11 +138,11 @@ def test_several_heads_answer_and_abstain_alike_in_torch_and_onnx(quick_star, di
         assert [p for _, _, p in one.heads] == pytest.approx([p for _, _, p in other.heads], abs=1e-5)
         assert one.top[0][2] == pytest.approx(other.top[0][2], abs=1e-5)
         assert one.ask_a_person == (one.top[0][2] < least)
-    main(["predict", str(pictures[0]), "--weights", str(exported), "--abstain", "0.5", "--json"])
+    main(["predict", str(samples[0]), "--weights", str(exported), "--abstain", "0.5", "--json"])
     [said] = json.loads(capsys.readouterr().out)
     assert len(said["heads"]) == 5
     assert said["ask_a_person"] == here[0].ask_a_person
-    main(["predict", str(pictures[0]), "--weights", str(exported)])
+    main(["predict", str(samples[0]), "--weights", str(exported)])
     assert "of 5 heads agree" in capsys.readouterr().out
     main(["eval", "--weights", str(run)])
     told = capsys.readouterr().out
@@ -151,20 +151,20 @@ def test_several_heads_answer_and_abstain_alike_in_torch_and_onnx(quick_star, di
 
 def test_weights_that_can_promise_nothing_say_so(quick, digits, tmp_path):
     run = atnet.train(**quick, out=tmp_path / "run").folder
-    picture = next((digits / "val").rglob("*.png"))
+    image = next((digits / "val").rglob("*.png"))
     with pytest.raises(ConfigError, match=r"--abstain 0.999 was not reached"):
-        atnet.predict(picture, run, abstain=0.999)
-    assert not atnet.predict(picture, run)[0].ask_a_person
+        atnet.predict(image, run, abstain=0.999)
+    assert not atnet.predict(image, run)[0].ask_a_person
 
 
 def test_a_newest_run_that_is_gone_is_said_and_nothing_else_answers(quick, digits, capsys):
     run = atnet.train(**quick, out="run").folder
-    picture = next((digits / "val").rglob("*.png"))
-    main(["predict", str(picture)])
+    image = next((digits / "val").rglob("*.png"))
+    main(["predict", str(image)])
     assert "Answered by the newest run, run\n" in capsys.readouterr().out
     shutil.rmtree(run)
     with pytest.raises(WeightsError, match="last: the run that it points to is gone; name another by --weights"):
-        atnet.predict(picture)
+        atnet.predict(image)
 
 
 def test_answers_that_are_no_numbers_are_refused_and_never_printed(digits, tmp_path, capsys):
@@ -176,14 +176,14 @@ def test_answers_that_are_no_numbers_are_refused_and_never_printed(digits, tmp_p
     )
     state = atnet.create_model("xxxs", num_classes=10).state_dict()
     state["head.weight"].fill_(3e38)
-    path, picture = tmp_path / "large.safetensors", next((digits / "val").rglob("*.png"))
+    path, image = tmp_path / "large.safetensors", next((digits / "val").rglob("*.png"))
     path.write_bytes(to_safetensors(state, info))
     with pytest.raises(WeightsError, match=r"large\.safetensors: its answers are not finite"):
-        atnet.predict(picture, path)
+        atnet.predict(image, path)
     with pytest.raises(WeightsError, match=r"large\.safetensors: its answers are not finite"):
         atnet.evaluate(path, str(digits), workers=0)
     with pytest.raises(SystemExit) as ended:
-        main(["predict", str(picture), "--weights", str(path), "--json"])
+        main(["predict", str(image), "--weights", str(path), "--json"])
     said = capsys.readouterr()
     assert ended.value.code == 2
     assert not said.out

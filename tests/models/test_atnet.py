@@ -240,7 +240,7 @@ def test_no_registers_is_a_size_too():
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 5)
 
 
-def test_groups_follow_the_pictures_way():
+def test_groups_follow_the_images_way():
     from timm.models._manipulate import group_parameters
 
     model = ATNet(**LAYOUT)

@@ -292,7 +292,7 @@ DROPPED = DropPath(1 / 3)
 
 @pytest.fixture(autouse=True)
 def _known_choice(monkeypatch):
-    """Of three pictures DROPPED drops one, and the others count 1.5 times."""
+    """Of three images DROPPED drops one, and the others count 1.5 times."""
     drop_path = drop.drop_path
 
     def choose(x, drop_prob=0.0, *options):
@@ -376,7 +376,7 @@ def test_half_a_block_that_is_looked_into_runs_its_parts(images):
 
 
 @has_compiler
-def test_stochastic_depth_drops_the_same_pictures_in_one_operation_as_in_parts(images):
+def test_stochastic_depth_drops_the_same_images_in_one_operation_as_in_parts(images):
     conv, norm = halves(8, 5)
     grid, drop_path = images(64, 8, 6, 6), DropPath(0.4)
     outs = []

@@ -356,11 +356,11 @@ def test_every_command_takes_the_names(tmp_path, digits, capsys):
     names = sorted(path.name for path in (digits / "val").iterdir())
     model = network(num_classes=10)
     folder = folder_of(tmp_path / "net", model, label_names=names)
-    picture = str(next((digits / "val").rglob("*.png")))
+    image = str(next((digits / "val").rglob("*.png")))
     main(["eval", "--weights", f"local-dir:{folder}", "--data", str(digits), "--workers", "0"])
-    main(["predict", picture, "--weights", f"local-dir:{folder}"])
+    main(["predict", image, "--weights", f"local-dir:{folder}"])
     main(["embed", str(digits / "val"), "--weights", f"local-dir:{folder}", "--workers", "0", "--out", "v.parquet"])
-    main(["explain", picture, "--weights", f"local-dir:{folder}"])
+    main(["explain", image, "--weights", f"local-dir:{folder}"])
     Path("bare.pth").write_bytes(pickled(model.state_dict()))
     Path("classes.txt").write_text("\n".join(names))
     bare = ["--weights", "bare.pth", "--model", NETWORK]
@@ -380,7 +380,7 @@ def test_every_command_takes_the_names(tmp_path, digits, capsys):
     )
     assert read_info("o.safetensors").classes == tuple(names)
     require_same(atnet.load("o.safetensors")[0], model)
-    main(["predict", picture, *bare])
+    main(["predict", image, *bare])
     assert "class " in capsys.readouterr().out
     assert architecture_of(f"local-dir:{folder}") == architecture_of(f"timm:{NETWORK}") == NETWORK
     Path("classes.txt").write_text("a\nb\n")

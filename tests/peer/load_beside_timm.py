@@ -1,4 +1,4 @@
-"""`make proof-data-speed`: our training loader beside timm's and torchvision's reference, on the same pictures.
+"""`make proof-data-speed`: our training loader beside timm's and torchvision's reference, on the same images.
 
 python load_beside_timm.py PHOTOS [ROUNDS]. Mosaics of the photos, 500 x 375, JPEG of quality 90 to 95, and the same
 packed by `atnet pack`; two loader processes; random resized crop to 224, flip, RandAugment 2 x m9, erasing 0.25,
@@ -24,7 +24,7 @@ from atnet.config import Config, make_config
 from atnet.data.decode import open_encoded
 from atnet.data.loader import train_loader
 from atnet.data.pack import pack
-from atnet.data.pictures import Pictures
+from atnet.data.samples import Samples
 from atnet.data.sources import open_whole
 from atnet.models.ops import normalised
 from atnet.training.state import mean_and_std
@@ -35,7 +35,7 @@ FILL = [124, 116, 104]
 
 
 def make_mosaics(photos: Path, root: Path) -> None:
-    """Pieces of mosaics of six photos, so that a picture has a photo's entropy."""
+    """Pieces of mosaics of six photos, so that an image has a photo's entropy."""
     chance = random.Random(0)
     sources = sorted((photos / "train").rglob("*.*"))
     for number in range(COUNT):
@@ -49,14 +49,14 @@ def make_mosaics(photos: Path, root: Path) -> None:
         sheet.crop((left, top, left + 500, top + 375)).save(folder / f"{number:05}.jpg", quality=90 + number % 6)
 
 
-def ours(pictures: Pictures) -> Callable[[], Iterable[Tensor]]:
+def ours(samples: Samples) -> Callable[[], Iterable[Tensor]]:
     config: Config = make_config(
         batch=BATCH, data={"size": SIDE, "workers": WORKERS}, augment={"randaugment": 2, "erasing": 0.25}
     )
     mean, std = mean_and_std(config.data, torch.device("cpu"))
 
     def batches() -> Iterable[Tensor]:
-        for pixels, _, _ in train_loader(pictures, config, 0, COUNT // BATCH):
+        for pixels, _, _ in train_loader(samples, config, 0, COUNT // BATCH):
             yield normalised(pixels, mean, std)
 
     return batches
@@ -85,7 +85,7 @@ def timms(root: Path, probability: float) -> Callable[[], Iterable[Tensor]]:
 
 
 def torchvisions(root: Path) -> Callable[[], Iterable[Tensor]]:
-    """As its references/classification do on pictures."""
+    """As its references/classification do on images."""
     transform = v2.Compose(
         [
             v2.RandomResizedCrop(SIDE, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
@@ -107,15 +107,15 @@ def torchvisions(root: Path) -> Callable[[], Iterable[Tensor]]:
     return batches
 
 
-def decoding(pictures: Pictures) -> Callable[[], Iterable[Tensor]]:
+def decoding(samples: Samples) -> Callable[[], Iterable[Tensor]]:
     """The limit: the same files decoded, and nothing else."""
 
     class Decoded(torch.utils.data.Dataset[Tensor]):
         def __len__(self) -> int:
-            return len(pictures)
+            return len(samples)
 
         def __getitem__(self, index: int) -> Tensor:
-            with open_encoded(pictures.read_bytes(index), "") as image:
+            with open_encoded(samples.read_bytes(index), "") as image:
                 image.decode((0, 0, image.width, image.height), 1)
             return torch.zeros(1)
 

@@ -2,9 +2,9 @@
 
 First a step without its loader, in processes that take turns: as we train here, and in fp32 with all left to torch.
 Then whole commands, loaders included. timm's own train.py is not in its package; `train_with_timm.py` puts timm's
-loader, optimizer and moving average together as that does. The same network, pictures, policy (flip and crop, AdamW,
+loader, optimizer and moving average together as that does. The same network, images, policy (flip and crop, AdamW,
 channels-last), batch and worker count, no cache, in alternated rounds: the wall time of each command; timm's in fp32
-and in bf16 in the first round, then in the faster of the two. The argument is a folder of pictures with train/ and
+and in bf16 in the first round, then in the faster of the two. The argument is a folder of images with train/ and
 val/, of which the first of each class are taken.
 """
 
@@ -22,16 +22,16 @@ from atnet.bench.bench import take_turns
 
 ROUNDS = 3
 STEP_ROUNDS, STEP_SECONDS, THREADS = 7, 5.0, 2
-PICTURES = {"train": 500, "val": 20}
+IMAGES = {"train": 500, "val": 20}
 
 
 def some_of(source: Path, target: Path) -> None:
-    """Links to the first pictures of each class."""
-    for part, count in PICTURES.items():
+    """Links to the first images of each class."""
+    for part, count in IMAGES.items():
         for folder in sorted((source / part).iterdir()):
             (target / part / folder.name).mkdir(parents=True)
-            for picture in sorted(folder.iterdir())[:count]:
-                (target / part / folder.name / picture.name).symlink_to(picture.resolve())
+            for image in sorted(folder.iterdir())[:count]:
+                (target / part / folder.name / image.name).symlink_to(image.resolve())
 
 
 def time_step() -> None:

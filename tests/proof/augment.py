@@ -1,7 +1,7 @@
 """`make proof-augment`: our augmentation and torchvision's of the same policy train to the same accuracy.
 
 python augment.py PHOTOS [KIND-SEED ...]. Random resized crop, flip, RandAugment 2 x m9 and erasing 0.25, three epochs
-on three seeds each, 15% of the training pictures held out; KIND is atnet or torchvision, and all six are run unless
+on three seeds each, 15% of the training images held out; KIND is atnet or torchvision, and all six are run unless
 named.
 """
 
@@ -33,7 +33,7 @@ class Torchvision:
         augment, data = config.augment, config.data
         fill = [round(255 * value) for value in data.mean]
         bicubic = v2.InterpolationMode.BICUBIC
-        self.picture = v2.Compose(
+        self.image = v2.Compose(
             [
                 v2.RandomResizedCrop(data.train_side, (augment.crop_scale, 1), interpolation=bicubic, antialias=True),
                 v2.RandomHorizontalFlip(augment.flip),
@@ -53,7 +53,7 @@ class Torchvision:
         turn = draw if draw.repeat else draw[:2]
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self.config.seed, "augment", *turn))
-            augmented: NDArray[np.uint8] = self.picture(Image.fromarray(pixels)).permute(1, 2, 0).contiguous().numpy()
+            augmented: NDArray[np.uint8] = self.image(Image.fromarray(pixels)).permute(1, 2, 0).contiguous().numpy()
         return augmented
 
 

@@ -1,4 +1,4 @@
-"""`make proof-data`: damaged, odd and malicious pictures, copies between the parts, and readers fed with anything.
+"""`make proof-data`: damaged, odd and malicious images, copies between the parts, and readers fed with anything.
 
 python data.py PHOTOS [NUMBER ...]: the points to prove, all of them if none is named. PHOTOS is a folder with train/
 and val/. A line a point; exit code 1 if a point fails. FUZZ_MINUTES sets how long each reader is fed, 10 if not.
@@ -47,9 +47,9 @@ def point(number: int, claim: str) -> Callable[[Callable[[Path, Path], Finding]]
     return register
 
 
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -59,8 +59,8 @@ def exif(orientation: int) -> Image.Exif:
     return made
 
 
-def sixteen(picture: Image.Image) -> Image.Image:
-    return Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+def sixteen(image: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
 
 
 GOOD_KINDS: dict[str, Callable[[Image.Image], tuple[bytes, str]]] = {
@@ -107,8 +107,8 @@ BAD_KINDS: dict[str, tuple[Callable[[Image.Image], tuple[bytes, str]], str]] = {
 }
 
 
-@point(1, f"24 kinds of odd and damaged pictures, {EACH} each, among {GOOD:,} good ones: what becomes of each")
-def odd_pictures(photos: Path, folder: Path) -> Finding:
+@point(1, f"24 kinds of odd and damaged images, {EACH} each, among {GOOD:,} good ones: what becomes of each")
+def odd_images(photos: Path, folder: Path) -> Finding:
     chance = random.Random(0)
     sources = chance.sample(sorted((photos / "train").rglob("*.*")), GOOD)
     expected: dict[str, str] = {}
@@ -122,8 +122,8 @@ def odd_pictures(photos: Path, folder: Path) -> Finding:
     assert len(makers) == 24
     for kind, (maker, reason) in enumerate(makers):
         for _ in range(EACH):
-            with Image.open(sources[number % GOOD]) as picture:
-                content, suffix = maker(picture.convert("RGB").resize((96, 80)))
+            with Image.open(sources[number % GOOD]) as image:
+                content, suffix = maker(image.convert("RGB").resize((96, 80)))
             name = f"{classes[number % 10]}/odd-{kind:02}-{number:05}{suffix}"
             (folder / "data" / "train" / name).write_bytes(content)
             expected[name] = reason
@@ -138,14 +138,14 @@ def odd_pictures(photos: Path, folder: Path) -> Finding:
         "data": {"source": str(folder / "data"), "size": 32, "max_bad": 0.2, "workers": 2},
     }
     run = train(**options, out=folder / "run")
-    listed = {row["picture"]: row["reason"] for row in read_rows(run.folder / "bad_files.csv")}
+    listed = {row["image"]: row["reason"] for row in read_rows(run.folder / "bad_files.csv")}
     outcomes = sum(bad[name] in listed.get(name, "") and name in listed[name] for name in bad if name in listed)
     trained, _ = open_parts(str(folder / "data"), 0.2)
     config = make_config(data={"size": 32})
-    samples, evaluation = TrainSet(trained, config), EvalSet(trained, make_preprocess(config.data))
+    train_set, evaluation = TrainSet(trained, config), EvalSet(trained, make_preprocess(config.data))
     whole, lost = 0, 0
     for index, name in enumerate(trained.ids):
-        _, label, hole = samples[Draw(0, index)]
+        _, label, hole = train_set[Draw(0, index)]
         pixels, seen, missing = evaluation[index]
         if name in bad:
             lost += label != -1 or seen != -1 or hole is None or missing is None
@@ -175,7 +175,7 @@ def jpeg(width: int, height: int, scans: int = 0) -> bytes:
 
 
 def bombs() -> dict[str, bytes]:
-    picture = encoded(Image.new("RGB", (40, 40)), "JPEG")
+    image = encoded(Image.new("RGB", (40, 40)), "JPEG")
     deflated = zlib.compress(bytes(400_000_000), 9)
     tiff = encoded(Image.new("L", (9, 9)), "TIFF")
     gif = encoded(Image.new("P", (9, 9)), "GIF")
@@ -188,7 +188,7 @@ def bombs() -> dict[str, bytes]:
         "PNG, text of 400 MB": png(50, 50, b"zTXta\0\0" + deflated),
         "PNG, profile of 400 MB": png(50, 50, b"iCCPa\0\0" + deflated),
         "PNG, long and thin": png(40_000_000, 1),
-        "PNG, pixels of another picture": png(7000, 7000, data=deflated[:9000]),
+        "PNG, pixels of another image": png(7000, 7000, data=deflated[:9000]),
         "JPEG of 65,500 x 65,500": jpeg(65_500, 65_500),
         "JPEG of 500 scans": jpeg(6000, 6000, 500),
         "GIF of 65,535 x 65,535": gif[:6] + b"\xff\xff\xff\xff" + gif[10:],
@@ -202,8 +202,8 @@ def bombs() -> dict[str, bytes]:
         "WebP of 16,384 x 16,384": webp,
         "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) (w) file\n",
         "EPS in a DOS binary": b"\xc5\xd0\xd3\xc6" + bytes(28) + b"%!PS-Adobe\n",
-        "PDF and JPEG in one": b"%PDF-1.4\n" + picture,
-        "ZIP and JPEG in one": b"PK\x03\x04" + bytes(26) + picture,
+        "PDF and JPEG in one": b"%PDF-1.4\n" + image,
+        "ZIP and JPEG in one": b"PK\x03\x04" + bytes(26) + image,
         "HTML and GIF in one": b"<html><script>/*" + gif + b"*/alert(1)</script>",
         "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
         "XPM": b'/* XPM */\nstatic char *a[] = {"9999 9999 1 1", "a c #fff"};',
@@ -260,20 +260,20 @@ def refused(photos: Path, folder: Path) -> Finding:
 @point(3, "eight orientations, 16 bits, CMYK, grey with alpha, palette, profile: equal pixels on all paths")
 def equal_pixels(photos: Path, folder: Path) -> Finding:
     with Image.open(min((photos / "val").rglob("*.*"))) as opened:
-        picture = opened.convert("RGB")
+        image = opened.convert("RGB")
     upright = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
-    grey = np.repeat(np.asarray(picture.convert("L"))[..., None], 3, 2)
+    grey = np.repeat(np.asarray(image.convert("L"))[..., None], 3, 2)
     cases: list[tuple[str, bytes, np.ndarray]] = []
     for flag, turn in upright.items():
-        seen = picture if turn is None else picture.transpose(Image.Transpose(turn))
-        cases.append((f"orientation {flag}", encoded(picture, "PNG", exif=exif(flag)), np.asarray(seen)))
-    cmyk = picture.convert("CMYK")
+        seen = image if turn is None else image.transpose(Image.Transpose(turn))
+        cases.append((f"orientation {flag}", encoded(image, "PNG", exif=exif(flag)), np.asarray(seen)))
+    cmyk = image.convert("CMYK")
     cases += [
-        ("16 bits", encoded(sixteen(picture), "PNG"), grey),
+        ("16 bits", encoded(sixteen(image), "PNG"), grey),
         ("CMYK", encoded(cmyk, "TIFF"), np.asarray(cmyk.convert("RGB"))),
-        ("grey with alpha", encoded(picture.convert("LA"), "PNG"), grey),
-        ("palette", encoded(picture.quantize(256), "PNG"), np.asarray(picture.quantize(256).convert("RGB"))),
-        ("profile", encoded(picture, "PNG", icc_profile=wide_profile()), in_srgb(picture)),
+        ("grey with alpha", encoded(image.convert("LA"), "PNG"), grey),
+        ("palette", encoded(image.quantize(256), "PNG"), np.asarray(image.quantize(256).convert("RGB"))),
+        ("profile", encoded(image, "PNG", icc_profile=wide_profile()), in_srgb(image)),
     ]
     root = folder / "equal"
     for i, (_, content, _) in enumerate(cases):
@@ -283,12 +283,12 @@ def equal_pixels(photos: Path, folder: Path) -> Finding:
     trained, validated = open_parts(str(root), 0.2)
     config = make_config(data={"source": str(root), "size": 128}, augment={"crop_scale": 1.0, "flip": 0.0})
     preprocess = make_preprocess(config.data)
-    samples, evaluation = TrainSet(trained, config), EvalSet(validated, preprocess)
+    train_set, evaluation = TrainSet(trained, config), EvalSet(validated, preprocess)
     worst, wrong = 0.0, []
     for i, (name, content, pixels) in enumerate(cases):
         expected = preprocess.resize_and_crop(Image.fromarray(pixels)).astype(float)
         paths = {
-            "training": samples[Draw(0, i)][0].permute(1, 2, 0).numpy(),
+            "training": train_set[Draw(0, i)][0].permute(1, 2, 0).numpy(),
             "evaluation": colours(evaluation[i][0].numpy(), preprocess),
             "prediction": colours(preprocess(decode(root / "val" / f"c{i:02}" / "a.png")), preprocess),
             "Python": preprocess.resize_and_crop(decode(content)),
@@ -336,9 +336,9 @@ def wide_profile() -> bytes:
     return head + bytes(128 - len(head)) + struct.pack(">I", len(tags)) + table + body
 
 
-def in_srgb(picture: Image.Image) -> np.ndarray:
-    """The Adobe RGB picture in sRGB, by arithmetic: to XYZ, and to sRGB's primaries and curve."""
-    light = (np.asarray(picture) / 255) ** 2.19921875
+def in_srgb(image: Image.Image) -> np.ndarray:
+    """The Adobe RGB image in sRGB, by arithmetic: to XYZ, and to sRGB's primaries and curve."""
+    light = (np.asarray(image) / 255) ** 2.19921875
     to_xyz = np.array([[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], [0.01947, 0.06087, 0.74457]])
     from_srgb = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
     linear = np.clip(light @ (np.linalg.inv(from_srgb) @ to_xyz).T, 0, 1)
@@ -351,7 +351,7 @@ def copies(photos: Path, folder: Path) -> Finding:
     before = examine(str(photos))
     kinds = {finding.what: finding.pairs for finding in before.findings if finding.pairs}
     own = {pair for pairs in kinds.values() for pair in pairs}
-    pictures = sum(map(len, before.parts.values()))
+    images = sum(map(len, before.parts.values()))
     root = folder / "copies"
     for part in ("train", "val"):
         shutil.copytree(photos / part, root / part, symlinks=True)
@@ -362,10 +362,10 @@ def copies(photos: Path, folder: Path) -> Finding:
         if number < 200:
             shutil.copy(source, name)
         else:
-            with Image.open(source) as picture:
+            with Image.open(source) as image:
                 scale = chance.uniform(0.5, 1.3)
-                size = (round(picture.width * scale), round(picture.height * scale))
-                name.write_bytes(encoded(picture.convert("RGB").resize(size), "JPEG", quality=chance.randint(30, 95)))
+                size = (round(image.width * scale), round(image.height * scale))
+                name.write_bytes(encoded(image.convert("RGB").resize(size), "JPEG", quality=chance.randint(30, 95)))
         planted[str(name)] = str(source)
     after = examine(str(root))
     found: dict[str, set[str]] = {"same": set(), "nearly": set()}
@@ -376,7 +376,7 @@ def copies(photos: Path, folder: Path) -> Finding:
                 found["nearly" if "nearly" in finding.what else "same"].add(other)
     exact = sum(int(Path(name).stem.split("-")[1]) < 200 for name in found["same"])
     near = sum(int(Path(name).stem.split("-")[1]) >= 200 for name in found["nearly"])
-    share = len({place for pair in own for place in (pair[:2], pair[2:])}) / pictures
+    share = len({place for pair in own for place in (pair[:2], pair[2:])}) / images
     fine = exact == 200 and near >= 190 and share <= 0.01
     listed = "; ".join(f"{what}" for what in kinds)
     return fine, f"{exact} of 200 exact, {near} of 200 re-encoded; of the photos {share:.2%} are in a pair ({listed})"
@@ -403,26 +403,26 @@ def long_lists(photos: Path, folder: Path) -> Finding:
     seconds = []
     for _ in range(3):
         began = time.perf_counter()
-        pictures = open_list(path)[""]
+        images = open_list(path)[""]
         seconds.append(time.perf_counter() - began)
-    assert len(pictures) == 1_300_000
+    assert len(images) == 1_300_000
     classes = sorted(path.name for path in (photos / "val").iterdir())
     names = [
         f"{photos}/val/{name}/{file.name}" for name in classes for file in sorted((photos / "val" / name).iterdir())
     ]
     listed = [f"{names[i % len(names)]},{classes[i % 10]}" for i in range(1_300_000)]
     path.write_text("path,label\n" + "\n".join(listed))
-    pictures = open_list(path)[""]
+    images = open_list(path)[""]
     config = make_config(batch=64, data={"size": 64, "workers": 2})
     used = []
-    for number, _ in enumerate(train_loader(pictures, config, 0, 241)):
+    for number, _ in enumerate(train_loader(images, config, 0, 241)):
         if number % 60 == 0 and number:
             children = psutil.Process().children(recursive=True)
             used.append(sum(child.memory_full_info().uss for child in children) / 1e6)
     growth = used[-1] - used[0]
     fine = min(seconds) < 3 and growth < 8
     said = ", ".join(f"{megabytes:.0f}" for megabytes in used)
-    return fine, f"opened in {min(seconds):.2f} s; two processes' own memory every 3,840 pictures: {said} MB"
+    return fine, f"opened in {min(seconds):.2f} s; two processes' own memory every 3,840 images: {said} MB"
 
 
 def main(photos: Path, numbers: list[int]) -> None:

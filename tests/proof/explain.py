@@ -92,7 +92,7 @@ def baselines(side: int, number: int) -> dict[str, list[Grid]]:
 
 
 def curve(model: Any, grid: Grid, before: Tensor, after: Tensor, label: int) -> Curve:
-    """The label's probability while the places turn, the strongest first, from one picture's into the other's."""
+    """The label's probability while the places turn, the strongest first, from one image's into the other's."""
     rank = np.empty(grid.size, np.int64)
     rank[np.argsort(-grid, axis=None, kind="stable")] = np.arange(grid.size)
     cell = before.shape[-1] // grid.shape[1]
@@ -127,13 +127,13 @@ def area(points: Curve) -> float:
 def main(photos: Path, png: Path, count: int) -> None:
     model, info = atnet.load(SHIPPED)
     model = model.to(memory_format=torch.channels_last)
-    pictures = open_labelled(str(photos))
+    samples = open_labelled(str(photos))
     deleted: dict[str, list[Curve]] = {name: [] for name in COLOURS}
     inserted: dict[str, list[Curve]] = {name: [] for name in COLOURS}
     alike: dict[str, dict[str, list[float]]] = {part: {} for part in PARTS}
     with progress_bar("Explaining", count) as advance:
-        for number, i in enumerate(np.linspace(0, len(pictures) - 1, count).round().astype(int).tolist()):
-            image = torch.from_numpy(info.preprocess(pictures.read(i)))
+        for number, i in enumerate(np.linspace(0, len(samples) - 1, count).round().astype(int).tolist()):
+            image = torch.from_numpy(info.preprocess(samples.read(i)))
             trained = maps_of(model, image[None])
             label = int(trained.logits.argmax())
             blurred = torch.from_numpy(gaussian_filter(image.numpy(), (0, BLUR, BLUR)))

@@ -37,7 +37,7 @@ from atnet.training.faults import replay
 
 VICTIM = str(Path(__file__).with_name("victim.py"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-PICTURES = {"train": 80, "val": 25}
+IMAGES = {"train": 80, "val": 25}
 CLASSES = ("n01440764", "n03394916", "n03445777")
 OPTIONS: dict[str, Any] = {
     "model": "xxxs+depths=2,2,11+attention_depths=1,1",
@@ -66,11 +66,11 @@ class Proof:
     """The unbroken run that all others are held against, and how they are made."""
 
     def __init__(self, photos: Path, folder: Path) -> None:
-        for part, count in PICTURES.items():
+        for part, count in IMAGES.items():
             for name in CLASSES:
                 (folder / "photos" / part / name).mkdir(parents=True)
-                for picture in sorted((photos / part / name).iterdir())[:count]:
-                    (folder / "photos" / part / name / picture.name).symlink_to(picture.resolve())
+                for image in sorted((photos / part / name).iterdir())[:count]:
+                    (folder / "photos" / part / name / image.name).symlink_to(image.resolve())
         self.folder = folder
         self.options = OPTIONS | {"data": OPTIONS["data"] | {"source": str(folder / "photos")}}
         self.random = random.Random(0)
@@ -175,7 +175,7 @@ def wait_for(what: Callable[[], bool], process: Any) -> None:
         time.sleep(0.01)
 
 
-@point(2, "resumed with 0, 1, 2, 4 loader processes: bitwise; 1, 2, 1 ranks: same pictures, loss within 1e-5")
+@point(2, "resumed with 0, 1, 2, 4 loader processes: bitwise; 1, 2, 1 ranks: same images, loss within 1e-5")
 def workers_and_ranks(proof: Proof) -> Finding:
     proof.start("half", "step", count=13).wait()
     good = 0
@@ -188,7 +188,7 @@ def workers_and_ranks(proof: Proof) -> Finding:
     order = {"seed": 3, "count": 240, "batch": 20, "first": 7, "last": 40}
     whole = list(BatchOrder(**order))  # type: ignore[arg-type]
     halves = zip(*(BatchOrder(**order, share=(rank, 2)) for rank in (0, 1)), strict=True)  # type: ignore[arg-type]
-    pictures = [one + two for one, two in halves] == whole
+    images = [one + two for one, two in halves] == whole
     run = proof.folder / "ranks"
     proof.start("ranks", "step", "SIGTERM", 7).wait()
     two = torchrun(proof, "ranks", place="step", number="SIGTERM", count=9)
@@ -197,8 +197,8 @@ def workers_and_ranks(proof: Proof) -> Finding:
     proof.run("ranks")
     ours, theirs = proof.losses_close("ranks"), proof.losses("whole")
     apart = max(abs(ours[step] - theirs[step]) / theirs[step] for step in theirs)
-    fine = good == 4 and pictures and apart < 1e-5 and before > 7
-    return fine, f"workers {good} of 4; ids equal: {pictures}; loss apart by {apart:.1e} relative"
+    fine = good == 4 and images and apart < 1e-5 and before > 7
+    return fine, f"workers {good} of 4; ids equal: {images}; loss apart by {apart:.1e} relative"
 
 
 def torchrun(proof: Proof, name: str, place: str, number: str, count: int, *more: str, **options: Any) -> Any:

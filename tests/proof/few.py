@@ -1,6 +1,6 @@
 """`make proof-few`: few photos of one's own classes: linear probe, fine-tuning, and which of the two the default keeps.
 
-python few.py DATA TABLE NAME=WEIGHTS[,MODEL] ... [--folders NAME ...] [--photos N ...] [--size N]
+python few.py DATA TABLE NAME=WEIGHTS[,MODEL] ... [--folders NAME ...] [--photos N ...] [--draws N] [--size N]
 
 DATA holds folders with train/ and val/.  NAME=: from nothing.  Of each number of photos a class, 0 being all, that many
 are drawn from train/; all figures are of the whole of val/, by which nothing is chosen. Each cell is a line of TABLE, a
@@ -59,7 +59,7 @@ def run(config: Config, out: Path) -> tuple[float, int, float]:
     """Top-1 of what a run keeps, of how many images, and its seconds."""
     began = time.perf_counter()
     record = train_config(config, out=out).record
-    judged = record["val_pictures"] - record["bad_pictures"]["val"]
+    judged = record["val_images"] - record["bad_images"]["val"]
     return record["top1"][kept_weights(record)], judged, time.perf_counter() - began
 
 
@@ -91,9 +91,9 @@ def measure(data: Path, weights: str, size: int, runs: Path) -> dict[str, Any]:
     return found
 
 
-def cells(folders: list[str], photos: list[int], starts: list[str], size: int) -> Iterator[dict[str, str]]:
+def cells(folders: list[str], photos: list[int], draws: int, starts: list[str], size: int) -> Iterator[dict[str, str]]:
     for each in photos:
-        for number in range(DRAWS[each]):
+        for number in range(min(DRAWS[each], draws)):
             for folder in folders:
                 for start in starts:
                     if start not in BASES or each == 20:
@@ -107,13 +107,14 @@ def main() -> None:
     parser.add_argument("starts", nargs="+")
     parser.add_argument("--folders", nargs="+")
     parser.add_argument("--photos", nargs="+", type=int, default=list(DRAWS))
+    parser.add_argument("--draws", type=int, default=3, help="at most so many")
     parser.add_argument("--size", type=int, default=128)
     given = parser.parse_args()
     starts = dict(start.split("=", 1) for start in given.starts)
     folders = given.folders or sorted(path.name for path in given.data.iterdir() if path.is_dir())
     rows: list[Row] = list(csv.DictReader(given.table.open())) if given.table.exists() else []
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    for cell in cells(folders, given.photos, list(starts), given.size):
+    for cell in cells(folders, given.photos, given.draws, list(starts), given.size):
         if any(all(row[name] == cell[name] for name in KEY) for row in rows):
             continue
         with tempfile.TemporaryDirectory() as place:

@@ -456,9 +456,9 @@ def damaged(rng: random.Random, name: str, content: bytes) -> bytes:
 # Valid examples.
 
 
-def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -471,11 +471,11 @@ def prepare(place: Path, photos: Path | None) -> None:
     from atnet.training.faults import FOLDER
 
     os.chdir(place)
-    for part, pictures in zip(("train", "val"), open_parts("digits", 0.2), strict=True):
-        for i in range(0, len(pictures), 20 if part == "train" else 14):
-            file = Path("data", part, f"d{pictures.labels[i]}", f"{i}.png")
+    for part, samples in zip(("train", "val"), open_parts("digits", 0.2), strict=True):
+        for i in range(0, len(samples), 20 if part == "train" else 14):
+            file = Path("data", part, f"d{samples.labels[i]}", f"{i}.png")
             file.parent.mkdir(parents=True, exist_ok=True)
-            pictures.read(i).resize((24, 24)).save(file)
+            samples.read(i).resize((24, 24)).save(file)
     photo = Path("photo.png")
     found = min((photos / "val").rglob("*.*")) if photos else next(Path("data", "val").rglob("*.png"))
     with Image.open(found) as opened:
@@ -486,7 +486,7 @@ def prepare(place: Path, photos: Path | None) -> None:
     Path("recipe.yaml").write_text(yaml.safe_dump(options | {"epochs": 1}))
     (folder / FOLDER).mkdir()
     shutil.copy(folder / "last.safetensors", folder / FOLDER / "step-3.safetensors")
-    (folder / FOLDER / "faults.csv").write_text("step,epoch,seed,fault,pictures\n3,1,0,the loss is nan,1 2 3\n")
+    (folder / FOLDER / "faults.csv").write_text("step,epoch,seed,fault,images\n3,1,0,the loss is nan,1 2 3\n")
     shutil.copytree(folder, "other")
     shutil.copytree(folder, "unfinished")
     for name in ("record.json", "predictions.csv"):
@@ -608,9 +608,9 @@ def lists(place: Path) -> Make:
 
 
 def tables(place: Path) -> Make:
-    """Lists, pictures and indexes of shards in Parquet."""
+    """Lists, images and indexes of shards in Parquet."""
     from atnet.data.lists import open_list
-    from atnet.data.parquet import read_pictures
+    from atnet.data.parquet import read_images
     from atnet.data.shards import open_shards
 
     shard = sorted((place / "shards").rglob("*.tar"))[0]
@@ -627,13 +627,13 @@ def tables(place: Path) -> Make:
             path = Path("index", "a.parquet") if chosen == index else Path("t.parquet")
             path.write_bytes(content)
             if chosen == index:
-                pictures = open_shards("shards", ["a.tar"])
-                for i in range(min(len(pictures), 3)):
-                    pictures.read(i)
+                samples = open_shards("shards", ["a.tar"])
+                for i in range(min(len(samples), 3)):
+                    samples.read(i)
             elif chosen.name == "list.parquet":
                 open_list(path)
             else:
-                for _ in read_pictures(path):
+                for _ in read_images(path):
                     pass
 
         return Try("t.parquet", content, read)
@@ -664,9 +664,9 @@ def tars(place: Path) -> Make:
                 scan(io.BytesIO(content), "a.tar")
                 return
             Path("a.tar").write_bytes(content)
-            pictures = open_shards("shards", ["a.tar"])
-            for i in range(len(pictures)):
-                pictures.read(i)
+            samples = open_shards("shards", ["a.tar"])
+            for i in range(len(samples)):
+                samples.read(i)
 
         return Try("a.tar", content, read)
 
@@ -935,7 +935,7 @@ def _asked(port: int, content: bytes, ends: bool, source: str = "127.0.0.1") -> 
 # Each with the things that it names, and those after "|", of which a file is damaged.
 COMMANDS = """
 report run | data; compare run other; compare run other --json; table --add run --results results --readme README.md
---picture table.png; replay run 3 | data; eval --weights run --workers 0 | data; eval --weights run/best.safetensors
+--plot table.png; replay run 3 | data; eval --weights run --workers 0 | data; eval --weights run/best.safetensors
 --data list.csv --workers 0 | run data; predict photo.png --weights run --json; predict photo.png --weights net.onnx
 --json; predict photo.png --weights whole.onnx; predict photo.png --weights xxxs.imagenette; export --weights run
 --out new.onnx | data; export --weights run --half --to safetensors --out new.safetensors | data; publish --weights

@@ -4,7 +4,7 @@ Runs of a size and of the same size with a star, seed by seed, on the validation
 one, fits the temperature (Guo et al. 2017) and the thresholds; the figures are of the other half, but for top-1, which
 is of all. They are those of the network without a star, of its best head and of all heads together with one, and as the
 ceiling of the mean probability of all networks without. The last columns: of answers as sure as the fitted half says
-that they have to be, how many are right, and how many there are. All but the last are drawn, if a picture is named.
+that they have to be, how many are right, and how many there are. All but the last are drawn, if an image is named.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def ask(run: Path, photos: str) -> tuple[np.ndarray, np.ndarray, float]:
     The third is the mean cosine between what two heads read; 1 of one head.
     """
     model, info = load(run)
-    pictures = open_labelled(photos).relabel(info.classes)
+    samples = open_labelled(photos).relabel(info.classes)
     found, cosines = [], []
 
     def see(_: torch.nn.Module, given: tuple[torch.Tensor]) -> None:
@@ -47,10 +47,10 @@ def ask(run: Path, photos: str) -> tuple[np.ndarray, np.ndarray, float]:
 
     model.head.register_forward_pre_hook(see)
     with torch.inference_mode():
-        for images, _, _ in eval_loader(pictures, info.preprocess, 64, 0):
+        for images, _, _ in eval_loader(samples, info.preprocess, 64, 0):
             together, each = answer(model.to(memory_format=torch.channels_last), images)
             found.append(log_softmax((together[:, None] if each is None else each).double().numpy(), axis=-1))
-    return np.concatenate(found), np.asarray(pictures.labels), float(torch.cat(cosines).mean()) if cosines else 1.0
+    return np.concatenate(found), np.asarray(samples.labels), float(torch.cat(cosines).mean()) if cosines else 1.0
 
 
 def fused(logs: np.ndarray) -> np.ndarray:
@@ -100,7 +100,7 @@ def main() -> None:
     options.add_argument("photos")
     options.add_argument("--plain", nargs="+", type=Path, required=True)
     options.add_argument("--starred", nargs="+", type=Path, required=True)
-    options.add_argument("--picture", type=Path)
+    options.add_argument("--plot", type=Path)
     given = options.parse_args()
     plain, starred, alike = [], [], []
     for runs, into in ((given.plain, plain), (given.starred, starred)):
@@ -139,7 +139,7 @@ def main() -> None:
         points.append(100 * (won - lost) / len(labels))
     pairs = len(points) * len(labels)
     print(
-        f"fused against one head, pooled over seeds: {wins} pictures won, {losses} lost: "
+        f"fused against one head, pooled over seeds: {wins} images won, {losses} lost: "
         f"{100 * (wins - losses) / pairs:+.2f} points, standard error of these networks "
         f"{100 * (wins + losses) ** 0.5 / pairs:.2f}"
         + (f", over seeds {np.std(points, ddof=1) / len(points) ** 0.5:.2f}" if len(points) > 1 else "")
@@ -156,9 +156,9 @@ def main() -> None:
             f"AUROC of an error by disagreement {auroc(missed, differ)}, "
             f"by the largest probability {auroc(missed, -mean.max(1))}"
         )
-    if given.picture:
-        draw_dots(drawn, PANELS, given.picture)
-        print(f"Written: {given.picture}")
+    if given.plot:
+        draw_dots(drawn, PANELS, given.plot)
+        print(f"Written: {given.plot}")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ INFO = WeightsInfo(
     moving_average=False,
     facts={},
 )
-PREDICT = ["predict", "picture.png", "--weights"]
+PREDICT = ["predict", "image.png", "--weights"]
 EVAL = ["eval", "--data", "data", "--weights"]
 TRAIN = ["train", "recipe.yaml", "--data", "data", "--epochs", "1", "--check"]
 
@@ -170,7 +170,7 @@ weights(
 weights("a network with a path for a name", lambda: described(told(model="../../evil")), "no model is called")
 weights("a network from the net", lambda: described(told(model="hf-hub:evil/evil")), "no model is called")
 weights(
-    "pictures of 40,960 pixels",
+    "images of 40,960 pixels",
     lambda: described(told(size=2048, crop_pct=0.05)),
     UNKNOWN,
     PREDICT,
@@ -186,7 +186,7 @@ weights("numbers that are none", lambda: spoilt(lambda tensor: tensor.fill_(floa
 weights("whole numbers", lambda: spoilt(lambda tensor: tensor.short()), "numbers of type I16")
 weights("numbers of 64 bits", lambda: spoilt(lambda tensor: tensor.double()), "numbers of type F64")
 weights("numbers that get too large", lambda: spoilt(lambda tensor: tensor.fill_(1e38)), "not finite", PREDICT)
-weights("pictures of no size", lambda: described(told(size=float("nan"))), UNKNOWN)
+weights("images of no size", lambda: described(told(size=float("nan"))), UNKNOWN)
 weights("torch's own format, with code", zipped, DAMAGED)
 weights(
     "a pickle, with code",
@@ -295,7 +295,7 @@ def claim(model: onnx.ModelProto, folder: Path) -> None:
     tensor.dims[:] = [1 << 20, 1 << 20, 1, 1]
 
 
-def take_pictures(model: onnx.ModelProto, folder: Path) -> None:
+def take_images(model: onnx.ModelProto, folder: Path) -> None:
     model.CopyFrom(with_preprocessing(model, INFO.preprocess))
     [side] = [tensor for tensor in model.graph.initializer if tensor.name.endswith("side")]
     side.CopyFrom(numpy_helper.from_array(np.array(1_000_000), side.name))
@@ -324,14 +324,14 @@ network("a tensor that claims 4 TB", claim, "evil.onnx: ")
 network("a tensor twice", twice, NOT_RUN)
 network("a function that calls itself", recursive, NOT_RUN)
 network("300,000 operations", many, NOT_RUN)
-network("a picture made a million pixels wide", take_pictures, "its input is not what its metadata say")
+network("an image made a million pixels wide", take_images, "its input is not what its metadata say")
 network("metadata of other types", lambda model, _: tell(model, classes={"a": 1}, preprocess=[]), UNKNOWN)
 network(
     "a million classes",
     lambda model, _: tell(model, classes=list(map(str, range(10**6))), class_names=list(map(str, range(10**6)))),
     UNKNOWN,
 )
-network("pictures of 2,048 pixels", lambda model, _: tell(model, size=2048), "its input is not what its metadata say")
+network("images of 2,048 pixels", lambda model, _: tell(model, size=2048), "its input is not what its metadata say")
 network(
     "class names that a terminal obeys",
     lambda model, _: tell(model, class_names=[f"{HARM}{i}" for i in range(10)]),
@@ -611,11 +611,11 @@ def main(words: list[str]) -> None:
             folder.mkdir(parents=True)
             (arena / "bait").write_bytes(bytes(10_000_000))
             for part in ("train", "val"):
-                for picture in sorted(Path(place, "digits", part).rglob("*.png"))[::40]:
-                    copied = folder / "data" / part / picture.parent.name / picture.name
+                for image in sorted(Path(place, "digits", part).rglob("*.png"))[::40]:
+                    copied = folder / "data" / part / image.parent.name / image.name
                     copied.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(picture, copied)
-            shutil.copy(picture, folder / "picture.png")
+                    shutil.copy(image, copied)
+            shutil.copy(image, folder / "image.png")
             command = make(folder)
             before = snapshot(arena)
             ended = run(command, folder, home)

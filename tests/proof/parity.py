@@ -1,8 +1,8 @@
-"""`make proof-parity`: an exported network says what its weights say, from a picture's bytes to its label.
+"""`make proof-parity`: an exported network says what its weights say, from an image's bytes to its label.
 
 python parity.py PHOTOS [WEIGHTS ...]: each a run or a safetensors file, the network that comes with AT-Net if none is
 given. 1,000 of the photos' validation part, by ONNX Runtime in several batches and threads, by the file that prepares
-the pictures itself, and 100 of them in Chromium; then all sizes with random weights. Of several decision heads each is
+the images itself, and 100 of them in Chromium; then all sizes with random weights. Of several decision heads each is
 compared too. A line a point; exit code 1 if one fails.
 """
 
@@ -46,7 +46,7 @@ Point = Iterator[tuple[bool, str]]
 
 
 def top1(logits: Logits) -> NDArray[np.intp]:
-    """The class of each picture, of logits (N, answers, classes) whose first answer is the network's."""
+    """The class of each image, of logits (N, answers, classes) whose first answer is the network's."""
     found: NDArray[np.intp] = logits[:, 0].argmax(-1)
     return found
 
@@ -86,8 +86,8 @@ class Proof:
                 )
 
     def preprocessed(self) -> Point:
-        """By the file that takes pictures as they are."""
-        file = export(self.weights, self.folder / "picture.onnx", preprocessing=True, data=self.data).path
+        """By the file that takes images as they are."""
+        file = export(self.weights, self.folder / "image.onnx", preprocessing=True, data=self.data).path
         network = OnnxNetwork(file)
         logits = np.stack([network.answer(decode(path)) for path in self.paths])
         same = int((top1(logits) == top1(self.torch)).sum())
@@ -104,8 +104,8 @@ class Proof:
             size=224, crop_pct=0.875, interpolation="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
         )
         names = tuple(map(str, range(1000)))
-        pictures = [decode(path) for path in self.paths[:: len(self.paths) // 7][:7]]
-        images = np.stack([preprocess(picture) for picture in pictures])
+        samples = [decode(path) for path in self.paths[:: len(self.paths) // 7][:7]]
+        images = np.stack([preprocess(image) for image in samples])
         for name in SIZES:
             torch.manual_seed(0)
             model = create_classifier(name, classes=1000, size=224).eval()
@@ -114,7 +114,7 @@ class Proof:
             )
             file = self.folder / f"{name}.onnx"
             write_onnx(model, (3, 224, 224), file, info)
-            theirs = np.stack([*map(answer_of(model, info), pictures)])
+            theirs = np.stack([*map(answer_of(model, info), samples)])
             network = OnnxNetwork(file, batch=len(images))
             worst = max(
                 logits_apart(network.answers(images), theirs), logits_apart(network.answers(images[:1]), theirs[:1])

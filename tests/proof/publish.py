@@ -42,8 +42,8 @@ Path(path).write_bytes(to_safetensors(create_classifier(model, classes=7, size=9
 """
 
 
-def say_four_ways(folder: str, pictures: list[str]) -> None:
-    """Run in the new environment: names and logits of each picture by three libraries, as JSON."""
+def say_four_ways(folder: str, images: list[str]) -> None:
+    """Run in the new environment: names and logits of each image by three libraries, as JSON."""
     import timm
     import torch
     from PIL import Image
@@ -59,9 +59,9 @@ def say_four_ways(folder: str, pictures: list[str]) -> None:
     pipe = pipeline("image-classification", model=folder)
     ours, info = atnet.load(folder)
     said: list[dict[str, Any]] = []
-    for path in pictures:
-        with torch.inference_mode(), Image.open(path) as picture:
-            by_timm = model(transform(picture.convert("RGB"))[None])[0].tolist()
+    for path in images:
+        with torch.inference_mode(), Image.open(path) as image:
+            by_timm = model(transform(image.convert("RGB"))[None])[0].tolist()
             by_atnet = ours(torch.from_numpy(info.preprocess(decode(Path(path))))[None])[0].tolist()
         by_pipe = {found["label"]: found["score"] for found in pipe(path, top_k=len(names), function_to_apply="none")}
         said.append(
@@ -87,7 +87,7 @@ class Proof:
     def __init__(self, photos: Path, folder: Path) -> None:
         self.photos, self.folder = photos, folder
         self.python = folder / "venv" / "bin" / "python"
-        self.pictures = [str(sorted(place.iterdir())[0]) for place in sorted((photos / "val").iterdir())][:10]
+        self.images = [str(sorted(place.iterdir())[0]) for place in sorted((photos / "val").iterdir())][:10]
 
     def install(self) -> Finding:
         pip = [sys.executable, "-m", "pip", "--quiet"]
@@ -128,16 +128,16 @@ class Proof:
         for code in NAMES:
             shutil.copy(sorted((self.photos / "val" / code).iterdir())[1], asked / f"{code}.JPEG")
         answers = json.loads(self.run("-m", "atnet", "predict", asked, "--json"))
-        found = {Path(answer["picture"]).stem: answer["top"][0] for answer in answers}
+        found = {Path(answer["image"]).stem: answer["top"][0] for answer in answers}
         told = ", ".join(f"{top['name']} {100 * top['probability']:.0f}%" for top in found.values())
         return {code: top["name"] for code, top in found.items()} == NAMES, told
 
     def four_ways(self, weights: str) -> Finding:
         published = self.folder / f"published-{Path(weights).stem}"
         self.run("-m", "atnet", "publish", "--weights", weights, "--to", published)
-        said = json.loads(self.run(Path(__file__), "--ways", published, *self.pictures))
+        said = json.loads(self.run(Path(__file__), "--ways", published, *self.images))
         answers = json.loads(
-            self.run("-m", "atnet", "predict", *self.pictures, "--weights", published, "--json", "--top", 1000)
+            self.run("-m", "atnet", "predict", *self.images, "--weights", published, "--json", "--top", 1000)
         )
         worst, names, apart = 0.0, True, 0.0
         for ways, answer in zip(said, answers, strict=True):

@@ -6,7 +6,7 @@ are named. A line a point, with its figures; exit code 1 if a point fails. The c
 server.
 
 The point "hostile" has 500 connections of each kind of KINDS at once, from 127.0.0.1, while a client at 127.0.0.2 asks
-about pictures. hostile:KIND,KIND names some of them. PYTHONPATH=OTHER/src has another
+about images. hostile:KIND,KIND names some of them. PYTHONPATH=OTHER/src has another
 version of atnet served.
 """
 
@@ -424,8 +424,8 @@ async def _slow_body(line: Line, _: bytes) -> None:
         await asyncio.sleep(0.2)
 
 
-async def _half_closed(line: Line, picture: bytes) -> None:
-    line[1].write(POST + b"Content-Length: %d\r\n\r\n" % len(picture) + picture)
+async def _half_closed(line: Line, image: bytes) -> None:
+    line[1].write(POST + b"Content-Length: %d\r\n\r\n" % len(image) + image)
     line[1].write_eof()
     await line[0].read()
 
@@ -463,9 +463,9 @@ async def _pipelined(line: Line, _: bytes) -> None:
             return
 
 
-async def _pictures(line: Line, picture: bytes) -> None:
+async def _images(line: Line, image: bytes) -> None:
     while True:
-        line[1].write(POST + b"Content-Length: %d\r\n\r\n" % len(picture) + picture)
+        line[1].write(POST + b"Content-Length: %d\r\n\r\n" % len(image) + image)
         await line[1].drain()
         if not await line[0].read(1000):
             return
@@ -488,8 +488,8 @@ KINDS: dict[str, Callable[[Line, bytes], Awaitable[None]]] = {
     "many lines": _many_lines,
     "tiny chunks": _tiny_chunks,
     "pipelined": _pipelined,
-    "large pictures": _pictures,
-    "small pictures": _pictures,
+    "large images": _images,
+    "small images": _images,
     "churn": _churn,
 }
 """What a hostile client does on a connection; then it makes another one."""
@@ -498,7 +498,7 @@ KINDS: dict[str, Callable[[Line, bytes], Awaitable[None]]] = {
 async def assault(kind: str, port: int, photo: Path) -> None:
     """Five hundred connections of a kind, until it is killed."""
     file = io.BytesIO()
-    size = (64, 64) if kind == "small pictures" else (3000, 2000)
+    size = (64, 64) if kind == "small images" else (3000, 2000)
     Image.open(photo).convert("RGB").resize(size).save(file, "JPEG", quality=90)
 
     print("ready", flush=True)

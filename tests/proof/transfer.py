@@ -1,8 +1,8 @@
-"""`make proof-transfer`: going on from weights beats random ones, with 10, 50 and 200 pictures of other classes.
+"""`make proof-transfer`: going on from weights beats random ones, with 10, 50 and 200 images of other classes.
 
 python transfer.py PHOTOS RUNS. Pretrained on five of the photos' classes, then trained on the other five, from these
 weights and from random ones: the same command but for --weights, which lowers the learning rate. A seventh of the
-training pictures is held out to count on.
+training images is held out to count on.
 Runs are kept in RUNS, and gone on with.
 """
 
@@ -17,7 +17,7 @@ from atnet.study.study import record_of
 
 SEEDS = (0, 1, 2)
 EPOCHS = {10: 120, 50: 60, 200: 30}
-"""Of so many pictures a class: both ways the same."""
+"""Of so many images a class: both ways the same."""
 
 RECIPE = Path("recipes/imagenette_best.yaml")
 """Of the pretraining; what follows has the defaults of `atnet train`."""
@@ -73,9 +73,9 @@ def main(photos: Path, runs: Path) -> None:
         text = "; ".join(
             f"{way} {statistics.mean(top):.2f} ({', '.join(f'{one:.2f}' for one in top)})" for way, top in found.items()
         )
-        print(f"{count} pictures a class, {epochs} epochs: {text}", flush=True)
+        print(f"{count} images a class, {epochs} epochs: {text}", flush=True)
         if not min(found["from weights"]) > max(found["from scratch"]):
-            sys.exit(f"{count} pictures a class: the weights do not help")
+            sys.exit(f"{count} images a class: the weights do not help")
 
 
 if __name__ == "__main__":

@@ -54,8 +54,8 @@ def lay_photos(photos: Path, where: Path) -> None:
         "n03888257": "parachute",
     }.items():  # fmt: skip
         (where / "my_photos" / name).mkdir(parents=True)
-        for picture in sorted((photos / "train" / code).iterdir())[:70]:
-            shutil.copy(picture, where / "my_photos" / name)
+        for image in sorted((photos / "train" / code).iterdir())[:70]:
+            shutil.copy(image, where / "my_photos" / name)
         (where / "new_photos").mkdir(exist_ok=True)
         shutil.copy(sorted((photos / "val" / code).iterdir())[0], where / "new_photos")
 

@@ -13,7 +13,7 @@ import atnet
 from atnet.cli import main
 from atnet.config import make_config
 from atnet.errors import ConfigError
-from atnet.run.record import checkpoints, holding, in_use, new_run, read_json, without_folders
+from atnet.run.record import RECORD, checkpoints, holding, in_use, new_run, read_json, read_predictions, without_folders
 from atnet.training.plan import settle
 
 
@@ -144,8 +144,8 @@ DAMAGES = {
     "predictions.csv": [
         fill("predictions.csv", b""),
         fill("predictions.csv", bytes(100)),
-        fill("predictions.csv", b"picture,class,called,confidence\na,b\n"),
-        fill("predictions.csv", b'picture,class,called,confidence\n"a,zero,zero,much\n'),
+        fill("predictions.csv", b"image,class,called,confidence\na,b\n"),
+        fill("predictions.csv", b'image,class,called,confidence\n"a,zero,zero,much\n'),
     ],
     "metrics.csv": [
         fill("metrics.csv", b"\xff\xfe"),
@@ -185,3 +185,19 @@ def test_a_damaged_file_of_a_run_is_a_line_that_names_the_run(finished_run, tmp_
 
 def test_a_command_with_an_open_quote_is_published_as_it_is():
     assert without_folders("atnet train 'x --out /home/me/runs/a") == "atnet train ''\"'\"'x' --out a"
+
+
+def test_a_run_of_version_0_1_reports_by_the_names_of_now(finished_run, tmp_path):
+    """Its record and predictions called images pictures."""
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    record = read_json(run / RECORD)
+    old = {name.replace("images", "pictures") if name.endswith("_images") else name: record[name] for name in record}
+    assert "val_pictures" in old
+    (run / RECORD).write_text(json.dumps(old))
+    predictions = (run / "predictions.csv").read_text()
+    assert predictions.startswith("image,")
+    (run / "predictions.csv").write_text(predictions.replace("image,", "picture,", 1))
+    assert read_json(run / RECORD) == record
+    assert read_predictions(run) == read_predictions(finished_run)
+    assert ended(["report", str(run)]) == 0
+    assert ended(["compare", str(run), str(finished_run)]) == 0

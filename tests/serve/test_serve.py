@@ -30,9 +30,9 @@ from atnet.data.preprocess import Preprocess
 from atnet.errors import ConfigError, WeightsError
 from atnet.exported.graph import write_onnx
 from atnet.models.load import create_classifier
+from atnet.serve.app import Limits, _Places
 from atnet.serve.connections import Address, Connection, Door, Turns, client_of
 from atnet.serve.serve import _log_seldom, file_to_serve, serve
-from atnet.serve.service import Limits, _Places
 from atnet.weights.info import WeightsInfo
 
 TOKEN = "a word that others do not know".replace(" ", "-")
@@ -78,7 +78,7 @@ class Server:
 
     @contextmanager
     def decoders_stopped(self) -> Iterator[list[int]]:
-        """The decoders hold their picture, as long as this lasts."""
+        """The decoders hold their image, as long as this lasts."""
         until(lambda: self.ask("GET", "/healthz")[1]["decoders"] == len(self.decoders()))
         pids = self.decoders()
         for pid in pids:
@@ -124,7 +124,7 @@ def served(
             process.send_signal(end)
             said = process.stdout.read()
             assert process.wait(60) == 0
-            assert re.search(r"^Stopped: \d+ pictures answered$", said, re.M)
+            assert re.search(r"^Stopped: \d+ images answered$", said, re.M)
     finally:
         process.kill()
         process.wait()
@@ -160,7 +160,7 @@ def server(weights: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
-def pictures(digits: Path) -> list[Path]:
+def images(digits: Path) -> list[Path]:
     return sorted((digits / "val").rglob("*.png"))
 
 
@@ -168,44 +168,44 @@ def plain(answer: atnet.inference.prediction.Prediction) -> list[dict[str, Any]]
     return [{"class": c, "name": name, "probability": round(p, 6)} for c, name, p in answer.top]
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
-def test_answers_are_those_of_predict(server, weights, pictures):
-    expected = [plain(answer) for answer in atnet.predict(pictures, weights, top=3)]
-    assert len({str(top) for top in expected}) > 40, "pictures differ"
-    for picture, top in zip(pictures, expected, strict=True):
-        status, answer = server.predict(picture.read_bytes(), "?top=3")
+def test_answers_are_those_of_predict(server, weights, images):
+    expected = [plain(answer) for answer in atnet.predict(images, weights, top=3)]
+    assert len({str(top) for top in expected}) > 40, "images differ"
+    for image, top in zip(images, expected, strict=True):
+        status, answer = server.predict(image.read_bytes(), "?top=3")
         assert (status, answer["top"]) == (200, top)
         assert answer["milliseconds"] > 0
-    assert len(server.predict(pictures[0].read_bytes())[1]["top"]) == 5
-    assert len(server.predict(pictures[0].read_bytes(), "?top=99")[1]["top"]) == 10
+    assert len(server.predict(images[0].read_bytes())[1]["top"]) == 5
+    assert len(server.predict(images[0].read_bytes(), "?top=99")[1]["top"]) == 10
 
 
 def test_photos_are_turned_converted_and_answered_as_by_predict(server, weights, photos):
     some = sorted((photos / "val" / "n03394916").iterdir())[:8]
-    for picture, answer in zip(some, atnet.predict(some, weights), strict=True):
-        assert server.predict(picture.read_bytes())[1]["top"] == plain(answer)
+    for image, answer in zip(some, atnet.predict(some, weights), strict=True):
+        assert server.predict(image.read_bytes())[1]["top"] == plain(answer)
 
 
-def test_pictures_that_come_together_are_answered_together_as_each_alone(weights, pictures):
-    some = pictures[:16]
+def test_images_that_come_together_are_answered_together_as_each_alone(weights, images):
+    some = images[:16]
     expected = atnet.predict(some, weights, top=10)
     with served(weights, "--batch", 8, "--wait-ms", 10_000, "--decoders", 1) as server:
         with server.decoders_stopped(), ThreadPoolExecutor(16) as threads:
-            answers = [threads.submit(server.predict, picture.read_bytes(), "?top=10") for picture in some]
-            until(lambda: server.measure("atnet_admitted_pictures") == 16)
+            answers = [threads.submit(server.predict, image.read_bytes(), "?top=10") for image in some]
+            until(lambda: server.measure("atnet_admitted_images") == 16)
             os.kill(server.decoders()[0], signal.SIGCONT)
             for future, answer in zip(answers, expected, strict=True):
                 status, found = future.result()
                 assert status == 200
                 shares = {one["class"]: one["probability"] for one in found["top"]}
                 assert shares == pytest.approx({c: p for c, _, p in answer.top}, abs=1e-5)
-        assert server.measure("atnet_batch_pictures_sum") == 16
-        assert server.measure("atnet_batch_pictures_count") == 2
+        assert server.measure("atnet_batch_images_sum") == 16
+        assert server.measure("atnet_batch_images_count") == 2
 
 
 def test_it_says_what_it_serves(server):
@@ -230,15 +230,15 @@ def truncated() -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda: b"a shopping list", "picture: text, not a whole JPEG, PNG, WEBP, BMP, GIF, TIFF picture"),
-        (lambda: b"", "picture: an empty file; replace or remove it"),
-        (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "picture: an SVG drawing, not a whole JPEG"),
-        (truncated, "picture: not a whole JPEG"),
-        (bomb, "picture: 10000 x 10000 pixels are more than the 50,000,000 allowed; make it smaller"),
-        (lambda: png(Image.new("1", (20_000, 10))), "picture: sides of 20000 x 10 pixels are too unequal; crop it"),
+        (lambda: b"a shopping list", "image: text, not a whole JPEG, PNG, WEBP, BMP, GIF, TIFF image"),
+        (lambda: b"", "image: an empty file; replace or remove it"),
+        (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image: an SVG drawing, not a whole JPEG"),
+        (truncated, "image: not a whole JPEG"),
+        (bomb, "image: 10000 x 10000 pixels are more than the 50,000,000 allowed; make it smaller"),
+        (lambda: png(Image.new("1", (20_000, 10))), "image: sides of 20000 x 10 pixels are too unequal; crop it"),
     ],
 )
-def test_what_is_no_picture_is_refused_by_the_decoders_word(server, content, message):
+def test_what_is_no_image_is_refused_by_the_decoders_word(server, content, message):
     status, answer = server.predict(content(), headers={"Content-Type": "image/jpeg"})
     assert (status, list(answer)) == (422, ["error"])
     assert answer["error"].startswith(message)
@@ -249,10 +249,10 @@ def test_what_is_no_picture_is_refused_by_the_decoders_word(server, content, mes
     [
         ("?top=0", {}, 400, "top must be a whole number, 1 or more"),
         ("?top=many", {}, 400, "top must be a whole number, 1 or more"),
-        ("?url=http://127.0.0.1/", {}, 400, "top is the only parameter; the picture's bytes are the body"),
+        ("?url=http://127.0.0.1/", {}, 400, "top is the only parameter; the image's bytes are the body"),
         ("", {"Content-Type": "multipart/form-data; boundary=x"}, 415, "curl --data-binary @photo.jpg"),
-        ("", {"Content-Type": "application/json"}, 415, "send the picture's bytes alone"),
-        ("", {"Content-Encoding": "gzip"}, 415, "send the picture's bytes alone"),
+        ("", {"Content-Type": "application/json"}, 415, "send the image's bytes alone"),
+        ("", {"Content-Encoding": "gzip"}, 415, "send the image's bytes alone"),
     ],
 )
 def test_a_question_of_another_form_is_told_the_right_one(server, query, headers, status, message):
@@ -273,7 +273,7 @@ def test_other_addresses_and_methods_are_not_there(server):
 
 def test_a_large_body_is_refused_however_it_is_sent(server):
     large = b"\xff" * 1_500_000
-    error = {"error": "the body has more than 1,000,000 bytes; send a smaller picture, or serve with --max-megabytes"}
+    error = {"error": "the body has more than 1,000,000 bytes; send a smaller image, or serve with --max-megabytes"}
     assert server.predict(large) == (413, error)
     assert server.predict(iter([large[:700_000], large[700_000:]]), encode_chunked=True) == (413, error)
     head = "POST /predict HTTP/1.1\r\nHost: x\r\n"
@@ -298,8 +298,8 @@ def test_a_large_body_is_refused_however_it_is_sent(server):
     assert sent < 100_000_000, "the server stops reading"
 
 
-def test_bodies_on_their_way_take_no_more_memory_than_eight_of_the_largest(server, pictures):
-    content = pictures[0].read_bytes()
+def test_bodies_on_their_way_take_no_more_memory_than_eight_of_the_largest(server, images):
+    content = images[0].read_bytes()
     with ExitStack() as lines:
         for _ in range(8):
             line = lines.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60))
@@ -393,8 +393,8 @@ def test_whoever_does_not_read_or_sends_byte_by_byte_is_not_waited_for(guarded):
         until(all_closed)
 
 
-def test_what_is_sent_ahead_is_answered_in_turn_even_if_the_client_has_ended(guarded, pictures):
-    content = pictures[0].read_bytes()
+def test_what_is_sent_ahead_is_answered_in_turn_even_if_the_client_has_ended(guarded, images):
+    content = images[0].read_bytes()
     ask = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(content) + content
     line = line_to(guarded)
     line.sendall((HEALTHZ + ask) * 5)
@@ -434,14 +434,14 @@ def test_a_request_of_doubtful_extent_is_answered_once_and_the_connection_closed
     assert word in said
 
 
-def test_a_body_in_the_smallest_chunks_is_a_body(guarded, pictures):
-    content = pictures[0].read_bytes()
+def test_a_body_in_the_smallest_chunks_is_a_body(guarded, images):
+    content = images[0].read_bytes()
     assert guarded.predict((bytes([byte]) for byte in content), encode_chunked=True)[0] == 200
 
 
 @pytest.mark.parametrize("proxied", [False, True])
-def test_a_full_queue_has_room_for_a_client_with_less_in_it(weights, guarded, pictures, proxied):
-    content = pictures[0].read_bytes()
+def test_a_full_queue_has_room_for_a_client_with_less_in_it(weights, guarded, images, proxied):
+    content = images[0].read_bytes()
     options = ("--queue", 3, "--decoders", 1, "--proxy", "127.0.0.1")
     with ExitStack() as stack:
         server = stack.enter_context(served(weights, *options)) if proxied else guarded
@@ -453,9 +453,9 @@ def test_a_full_queue_has_room_for_a_client_with_less_in_it(weights, guarded, pi
             held = []
             for number in range(count):
                 held.append(threads.submit(predict, one if proxied else HERE))
-                until(lambda many=number + 1: server.measure("atnet_admitted_pictures") == many)
+                until(lambda many=number + 1: server.measure("atnet_admitted_images") == many)
             last = threads.submit(predict, other if proxied else ELSEWHERE)
-            full = {"error": f"{count} pictures are waiting already; try again later"}
+            full = {"error": f"{count} images are waiting already; try again later"}
             assert held[-1].result() == (503, full)
             os.kill(pid, signal.SIGCONT)
             assert [future.result()[0] for future in (*held[:-1], last)] == [200] * count
@@ -473,8 +473,8 @@ def ask_from(server: Server, content: bytes) -> Callable[[dict[str, Any]], tuple
     return ask
 
 
-def test_bodies_of_one_client_leave_room_for_those_of_another(server, pictures):
-    content = pictures[0].read_bytes()
+def test_bodies_of_one_client_leave_room_for_those_of_another(server, images):
+    content = images[0].read_bytes()
     with ExitStack() as lines:
         many = [lines.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60)) for _ in range(8)]
         for line in many:
@@ -490,8 +490,8 @@ def test_bodies_of_one_client_leave_room_for_those_of_another(server, pictures):
         assert said == [b"HTTP/1.1 503"], "one of the client that holds most"
 
 
-def test_fewer_files_than_clients_are_a_limit_and_no_fault(weights, pictures, tmp_path):
-    content, log = pictures[0].read_bytes(), tmp_path / "log"
+def test_fewer_files_than_clients_are_a_limit_and_no_fault(weights, images, tmp_path):
+    content, log = images[0].read_bytes(), tmp_path / "log"
     with ExitStack() as lines:
         server = lines.enter_context(served(weights, "--decoders", 1, files=180, log=log))
         many = [lines.enter_context(line_to(server)) for _ in range(300)]
@@ -555,7 +555,7 @@ def test_one_client_has_all_decoders_but_for_one_while_another_asks():
     async def ask() -> list[str]:
         places, began = _Places(2), []
 
-        async def picture(client: str) -> None:
+        async def image(client: str) -> None:
             async with places.taken(client) as place:
                 began.append(client)
                 await asyncio.sleep(0.01)
@@ -564,11 +564,11 @@ def test_one_client_has_all_decoders_but_for_one_while_another_asks():
 
         async with asyncio.TaskGroup() as group:
             for _ in range(6):
-                group.create_task(picture("many"))
+                group.create_task(image("many"))
             await asyncio.sleep(0)
             assert began == ["many"] * 2, "alone it has all"
-            group.create_task(picture("few"))
-            group.create_task(picture("few"))
+            group.create_task(image("few"))
+            group.create_task(image("few"))
         return began
 
     began = asyncio.run(ask())
@@ -632,27 +632,27 @@ def test_the_log_has_a_line_a_second_of_what_is_repeated(monkeypatch, caplog):
     logging.getLogger("atnet").warning("outside of a server nothing is left out")
 
 
-def test_metrics_count_what_was_answered(server, pictures):
+def test_metrics_count_what_was_answered(server, images):
     names = ('atnet_requests_total{path="/predict",status="200"}', 'atnet_requests_total{path="other",status="404"}')
     before = [server.measure(name) for name in names]
-    for picture in pictures[:3]:
-        server.predict(picture.read_bytes())
+    for image in images[:3]:
+        server.predict(image.read_bytes())
     server.ask("GET", "/nowhere")
     assert [server.measure(name) for name in names] == [before[0] + 3, before[1] + 1]
     assert server.ask("GET", "/metrics")[2]["Content-Type"].startswith("text/plain; version=")
 
 
-def test_a_killed_decoder_is_replaced_and_its_picture_given_to_another(server, weights, pictures):
-    content = pictures[0].read_bytes()
-    expected = plain(atnet.predict(pictures[0], weights)[0])
+def test_a_killed_decoder_is_replaced_and_its_image_given_to_another(server, weights, images):
+    content = images[0].read_bytes()
+    expected = plain(atnet.predict(images[0], weights)[0])
     before, lost = server.decoders(), server.measure("atnet_decoders_replaced")
-    os.kill(before[0], signal.SIGKILL)  # without a picture
+    os.kill(before[0], signal.SIGKILL)  # without an image
     until(lambda: len(server.decoders()) == 2 and before[0] not in server.decoders())
     until(lambda: server.ask("GET", "/healthz")[1]["decoders"] == 2)
     assert server.predict(content)[1]["top"] == expected
     with server.decoders_stopped() as pids, ThreadPoolExecutor(2) as threads:
         answers = [threads.submit(server.predict, content) for _ in range(2)]
-        until(lambda: server.measure("atnet_admitted_pictures") == 2)
+        until(lambda: server.measure("atnet_admitted_images") == 2)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         for answer in answers:
@@ -661,14 +661,14 @@ def test_a_killed_decoder_is_replaced_and_its_picture_given_to_another(server, w
     assert server.measure("atnet_decoders_replaced") == lost + 3
 
 
-def test_a_full_queue_refuses_and_what_it_held_is_answered(weights, pictures):
-    content = pictures[0].read_bytes()
+def test_a_full_queue_refuses_and_what_it_held_is_answered(weights, images):
+    content = images[0].read_bytes()
     with served(weights, "--queue", 2, "--decoders", 1, end=signal.SIGINT) as server:
         with server.decoders_stopped() as [pid], ThreadPoolExecutor(2) as threads:
             held = [threads.submit(server.predict, content) for _ in range(2)]
-            until(lambda: server.measure("atnet_admitted_pictures") == 2)
+            until(lambda: server.measure("atnet_admitted_images") == 2)
             status, answer, headers = server.ask("POST", "/predict", content)
-            assert (status, answer) == (503, {"error": "2 pictures are waiting already; try again later"})
+            assert (status, answer) == (503, {"error": "2 images are waiting already; try again later"})
             assert headers["Retry-After"] == "1"
             assert server.ask("GET", "/healthz")[0] == 200
             os.kill(pid, signal.SIGCONT)
@@ -676,8 +676,8 @@ def test_a_full_queue_refuses_and_what_it_held_is_answered(weights, pictures):
         assert server.predict(content)[0] == 200
 
 
-def test_whoever_is_slow_is_not_waited_for(weights, pictures):
-    content = pictures[0].read_bytes()
+def test_whoever_is_slow_is_not_waited_for(weights, images):
+    content = images[0].read_bytes()
     with served(weights, "--timeout", 1, "--decoders", 1) as server:
         with socket.create_connection(("127.0.0.1", server.port), timeout=60) as line:
             line.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
@@ -693,22 +693,22 @@ def test_whoever_is_slow_is_not_waited_for(weights, pictures):
         until(lambda: server.predict(content)[0] == 200)
 
 
-def test_decoding_has_its_limits(weights, pictures):
-    content = pictures[0].read_bytes()
+def test_decoding_has_its_limits(weights, images):
+    content = images[0].read_bytes()
     with served(weights, "--decoders", 1, "--decoder-seconds", 1, "--decoder-megabytes", 500) as server:
         with server.decoders_stopped():
             status, answer = server.predict(content)
-        assert (status, answer) == (422, {"error": "picture: takes more than 1 s to decode; make it smaller"})
+        assert (status, answer) == (422, {"error": "image: takes more than 1 s to decode; make it smaller"})
         until(lambda: server.predict(content)[0] == 200)
     with served(weights, "--decoders", 1, "--decoder-megabytes", 500) as server:
         status, answer = server.predict(png(Image.new("RGBA", (7000, 7000))))
-        assert (status, answer) == (422, {"error": "picture: needs more memory than there is; make it smaller"})
+        assert (status, answer) == (422, {"error": "image: needs more memory than there is; make it smaller"})
         assert server.predict(content)[0] == 200
         assert server.measure("atnet_decoders_replaced") == 0
 
 
-def test_other_machines_need_a_token(weights, pictures):
-    content = pictures[0].read_bytes()
+def test_other_machines_need_a_token(weights, images):
+    content = images[0].read_bytes()
     error = {"error": 'give the token: -H "Authorization: Bearer TOKEN"'}
     with served(weights, "--host", "0.0.0.0", "--decoders", 1, ATNET_TOKEN=TOKEN) as server:
         for header in (
@@ -729,12 +729,12 @@ def test_other_machines_need_a_token(weights, pictures):
         assert server.ask("GET", "/healthz")[0] == 200
 
 
-def test_a_stopped_server_answers_what_it_was_asked(weights, pictures):
-    expected = [plain(answer) for answer in atnet.predict(pictures[:20], weights)]
+def test_a_stopped_server_answers_what_it_was_asked(weights, images):
+    expected = [plain(answer) for answer in atnet.predict(images[:20], weights)]
     with served(weights, "--decoders", 2) as server, ThreadPoolExecutor(20) as threads:
         with server.decoders_stopped():
-            answers = [threads.submit(server.predict, picture.read_bytes()) for picture in pictures[:20]]
-            until(lambda: server.measure("atnet_admitted_pictures") == 20)
+            answers = [threads.submit(server.predict, image.read_bytes()) for image in images[:20]]
+            until(lambda: server.measure("atnet_admitted_images") == 20)
             server.process.terminate()
             until(lambda: not accepts(server.port))
         for future, top in zip(answers, expected, strict=True):

@@ -40,7 +40,7 @@ def test_runs_are_grouped_by_all_but_the_seed(runs):
     assert found.settings["optim.lr"] == (0.012, 0.012, 1e-05)
 
 
-def test_mcnemar_counts_pictures_that_one_alone_has_right(runs):
+def test_mcnemar_counts_images_that_one_alone_has_right(runs):
     one, other = runs[:2]
     classes = [line.split(",")[1] for line in (one / "predictions.csv").read_text().splitlines()[1:]]
     edit(one, "called", ["x" if i < 24 else name for i, name in enumerate(classes)])
@@ -51,8 +51,8 @@ def test_mcnemar_counts_pictures_that_one_alone_has_right(runs):
     assert pair.p == pytest.approx(chi2.sf((20 - 6 - 1) ** 2 / 26, 1), abs=3e-3)  # McNemar's with correction
 
 
-def test_runs_on_other_pictures_are_not_tested(runs):
-    edit(runs[1], "picture", [f"other{i}.png" for i in range(50)])
+def test_runs_on_other_images_are_not_tested(runs):
+    edit(runs[1], "image", [f"other{i}.png" for i in range(50)])
     [pair] = compare(runs[:2]).pairs
     assert pair.p is None
 

@@ -198,7 +198,7 @@ def test_what_is_settled_at_the_start_of_a_run_does_not_make_it_another(write, q
     assert list(run_study(study, tmp_path / "shape")) == made
 
 
-def test_the_pictures_of_a_study_stay_where_they_are_said_to_be(write, digits):
+def test_the_images_of_a_study_stay_where_they_are_said_to_be(write, digits):
     """Whether they or their size are said first, or in short."""
     for options, changes in (
         ({"data": str(digits)}, {"data": {"size": 64}}),

@@ -40,7 +40,7 @@ def place(tmp_path):
 
 
 def make(place):
-    table(results=place / "results", readme=place / "README.md", picture=place / "docs" / "accuracy.png")
+    table(results=place / "results", readme=place / "README.md", plot=place / "docs" / "accuracy.png")
     return (place / "README.md").read_text()
 
 
@@ -51,9 +51,9 @@ def cells(text, name):
 
 def test_twice_gives_the_same_bytes_and_leaves_the_rest(place):
     text = make(place)
-    picture = (place / "docs" / "accuracy.png").read_bytes()
+    image = (place / "docs" / "accuracy.png").read_bytes()
     assert make(place) == text
-    assert (place / "docs" / "accuracy.png").read_bytes() == picture
+    assert (place / "docs" / "accuracy.png").read_bytes() == image
     assert text.startswith("# Title\n\n")
     assert text.endswith("\n\nAfter.\n")
     assert "old" not in text
@@ -83,7 +83,7 @@ def test_a_column_appears_with_its_record_and_a_deleted_record_empties_its_cell(
     assert "20 epochs" not in make(place)
 
 
-def test_the_picture_is_of_the_data_and_size_with_the_most_rows(place):
+def test_the_image_is_of_the_data_and_size_with_the_most_rows(place):
     other = place / "results" / "digits-32px-1ep"
     other.mkdir()
     (other / "xxxs-seed0.json").write_text(json.dumps(record(top1=99.0) | {"data": "digits", "size": 32, "epochs": 1}))
@@ -146,7 +146,7 @@ def test_a_row_is_of_one_recipe_on_one_data_set(quick, place):
         add_record(run("slow", seed=2, optim={"lr": 3e-3}), place / "results")
     [gone, *_] = sorted((place / "digits" / "train" / "nine").iterdir())
     gone.unlink()
-    with pytest.raises(ConfigError, match=r"with train_pictures 200 where this run has 199"):
+    with pytest.raises(ConfigError, match=r"with train_images 200 where this run has 199"):
         add_record(run("fewer", seed=2), place / "results")
 
 
@@ -179,19 +179,19 @@ def test_the_published_table_is_what_the_records_say(tmp_path):
     root = Path(__file__).parent.parent.parent
     text = (root / "README.md").read_text()
     (tmp_path / "README.md").write_text(text)
-    table(results=root / "results", readme=tmp_path / "README.md", picture=tmp_path / "docs" / "accuracy.png")
+    table(results=root / "results", readme=tmp_path / "README.md", plot=tmp_path / "docs" / "accuracy.png")
     assert (tmp_path / "README.md").read_text() == text
     assert not re.search(r"^\|.*\?.*\|$", text, re.M)
 
 
-def test_the_pictures_link_is_from_where_the_document_lies(place):
-    """Also if one of the two is given from the root on, and the other is not, or the picture lies elsewhere."""
-    for picture, link in (
+def test_the_images_link_is_from_where_the_document_lies(place):
+    """Also if one of the two is given from the root on, and the other is not, or the image lies elsewhere."""
+    for image, link in (
         (place / "docs" / "accuracy.png", "docs/accuracy.png"),
         (Path("accuracy.png"), "accuracy.png"),
         (place.parent / "accuracy.png", "../accuracy.png"),
     ):
-        write_table(read_results(place / "results"), Path("README.md"), picture)
+        write_table(read_results(place / "results"), Path("README.md"), image)
         assert f"![Top-1 over parameters]({link})" in (place / "README.md").read_text()
 
 

@@ -196,7 +196,7 @@ ODD = {
     "other optimizers": lambda folder: changed(
         folder, optimizers=[{"state": {0: {"momentum_buffer": torch.zeros(2)}}, "param_groups": []}] * 2
     ),
-    "of other pictures": lambda folder: changed(folder, data="of another run"),
+    "of other images": lambda folder: changed(folder, data="of another run"),
 }
 
 
@@ -211,14 +211,14 @@ def test_an_odd_newest_checkpoint_is_passed_over_with_a_line(stopped, tmp_path, 
         caplog.clear()
         load_checkpoint(run, state.restore, state.most_bytes)
         assert (state.epoch, state.step) == (3, 30), kind
-        assert any("passed over" in line and (odd in line or "pictures" in line) for line in caplog.messages), kind
+        assert any("passed over" in line and (odd in line or "images" in line) for line in caplog.messages), kind
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links, pipes and devices of POSIX")
 def test_a_run_among_odd_checkpoints_ends_with_the_same_weights_and_leaves_them(stopped):
     whole, broken = stopped
     checkpoints(broken)[0].unlink()
-    odd = ("a pipe", "none", "no state", "a step that is none", "of other pictures")
+    odd = ("a pipe", "none", "no state", "a step that is none", "of other images")
     for kind in odd:
         ODD[kind](broken / "checkpoints")
     before = set(os.listdir(broken / "checkpoints"))

@@ -41,7 +41,7 @@ def classes(_digits) -> tuple[str, ...]:
     return tuple(sorted(path.name for path in (_digits / "train").iterdir()))
 
 
-def test_a_teacher_says_what_its_network_says_of_pictures_in_its_own_colours(teacher, classes):
+def test_a_teacher_says_what_its_network_says_of_images_in_its_own_colours(teacher, classes):
     model, info = load(teacher)
     data = DataConfig(mean=(0.2, 0.3, 0.4), std=(0.5, 0.4, 0.3))
     colours = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -90,7 +90,7 @@ def test_heads_that_learn_together_may_each_differ_from_their_teacher():
 
 
 def test_timms_own_folder_teaches_too(tmp_path, classes, caplog):
-    """An architecture with a fixed input: pictures of another size are resized for it."""
+    """An architecture with a fixed input: images of another size are resized for it."""
     torch.manual_seed(0)
     model = timm.create_model("deit_tiny_patch16_224", num_classes=10).eval()
     save_file(model.state_dict(), tmp_path / "model.safetensors")

@@ -22,7 +22,7 @@ AUGMENT = {"randaugment": 1, "mixup": 0.2, "flip": 0.0}
 
 @pytest.fixture
 def options(quick, digits):
-    """Two parts a batch, with all that draws random numbers; 50 validation pictures, 25 for each of two processes."""
+    """Two parts a batch, with all that draws random numbers; 50 validation images, 25 for each of two processes."""
     data = quick["data"] | {"workers": 1}
     return quick | {"epochs": 2, "drop_path": 0.2, "augment": AUGMENT, "optim": {"accumulate": 2}, "data": data}
 
@@ -56,7 +56,7 @@ def test_two_processes_train_what_one_does(options, tmp_path):
     before, after = load_file(one.folder / "last.safetensors"), load_file(tmp_path / "two" / "last.safetensors")
     for name in before:
         torch.testing.assert_close(after[name], before[name], atol=2e-3, rtol=1e-2, msg=name)
-    assert read_record(tmp_path / "two")[1]["val_pictures"] == 50
+    assert read_record(tmp_path / "two")[1]["val_images"] == 50
     lines = (tmp_path / "two" / "predictions.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == [
         line.split(",")[0] for line in (one.folder / "predictions.csv").read_text().splitlines()

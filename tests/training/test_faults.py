@@ -61,7 +61,7 @@ def test_what_is_not_finite_is_not_taken_noted_and_can_be_replayed(quick, tmp_pa
     assert [row["fault"].split(" is ")[0] for row in rows] == [
         "the loss", "the gradient's norm", "the sum of batch statistics",
     ]  # fmt: skip
-    assert len(set(rows[0]["pictures"].split())) == 20
+    assert len(set(rows[0]["images"].split())) == 20
 
     found = [replay(run, step) for step in (3, 7, 12)]
     assert [one.fault for one in found] == [row["fault"] for row in rows]
@@ -75,7 +75,7 @@ def test_what_is_not_finite_is_not_taken_noted_and_can_be_replayed(quick, tmp_pa
     )
 
 
-def test_a_replayed_step_has_the_pictures_and_the_loss_of_the_run(quick, tmp_path, spoil, monkeypatch):
+def test_a_replayed_step_has_the_images_and_the_loss_of_the_run(quick, tmp_path, spoil, monkeypatch):
     seen = {}
     take = states.train_step
 

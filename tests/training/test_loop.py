@@ -73,7 +73,7 @@ def test_several_heads_learn_together_and_are_recorded_apart(quick_star, tmp_pat
     assert 0 < found["disagreement"] < 100
     assert len(set(found["loss"])) == 5, "each head has a loss of its own"
     info = atnet.evaluate(run.folder).info
-    assert info.facts["trust"]["pictures"] == len(atnet.evaluate(run.folder).scores.labels)
+    assert info.facts["trust"]["images"] == len(atnet.evaluate(run.folder).scores.labels)
     before, after = (load_file(path) for path in (run.folder / "last.safetensors", run.folder / "ema.safetensors"))
     assert any(name.startswith("adapters") and not torch.equal(before[name], after[name]) for name in before)
 
@@ -274,11 +274,11 @@ def test_a_run_cut_off_after_its_last_epoch_gets_its_record(quick, tmp_path):
     assert len(again.record["environment"]["resumed"]) == 1
 
 
-def test_resuming_on_other_pictures_says_so(quick, digits, tmp_path):
+def test_resuming_on_other_images_says_so(quick, digits, tmp_path):
     run = atnet.train(**quick, out=tmp_path / "run")
     (run.folder / "record.json").unlink()
     next((digits / "train" / "six").iterdir()).unlink()
-    with pytest.raises(ConfigError, match="its pictures are not those the run began with"):
+    with pytest.raises(ConfigError, match="its images are not those the run began with"):
         atnet.train(resume=run.folder)
 
 
@@ -372,7 +372,7 @@ def test_bf16_and_checkpointing_train(quick, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_imagenet_recipe_takes_two_steps_on_made_up_pictures(digits, tmp_path):
+def test_the_imagenet_recipe_takes_two_steps_on_made_up_images(digits, tmp_path):
     recipe = Path(__file__).parent.parent.parent / "recipes" / "imagenet.yaml"
     run = atnet.train(
         recipe, batch=100, epochs=1, schedule={"cycle": 0},
@@ -409,7 +409,7 @@ def test_a_run_that_fails_before_anything_is_saved_leaves_nothing(quick, digits,
     whole = {path: path.read_bytes() for path in (digits / "val").rglob("*.png")}
     for path in whole:
         path.write_text("text")
-    with pytest.raises(DataError, match="none of 50 pictures to evaluate on can be read"):
+    with pytest.raises(DataError, match="none of 50 images to evaluate on can be read"):
         atnet.train(**quick, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert Path("runs/last").resolve() == first.folder.resolve(), "the newest run that has saved something"

@@ -11,23 +11,23 @@ from atnet.training.norm import RunningStatistics
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Eight training pictures, one of which can't be read, and four others."""
+def images(tmp_path):
+    """Eight training images, one of which can't be read, and four others."""
     for number in range(12):
         folder = tmp_path / "set" / ("train" if number < 8 else "val") / "ab"[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 255, (20, 20, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
-    (tmp_path / "set/train/a/0.png").write_bytes(b"no picture")
+    (tmp_path / "set/train/a/0.png").write_bytes(b"no image")
     return tmp_path / "set"
 
 
 @pytest.mark.parametrize("model", ["xxxs", "mobilenetv3_small_100"])
 @pytest.mark.parametrize("shares", [(1, 1), (2, 1), (2, 2)])
-def test_a_part_of_one_image_trains_where_that_is_one_number_a_channel(pictures, tmp_path, model, shares):
+def test_a_part_of_one_image_trains_where_that_is_one_number_a_channel(images, tmp_path, model, shares):
     batch, parts = shares
     run = atnet.train(
-        data=pictures, model=model, out=tmp_path / "run", epochs=1, batch=batch, threads=1,
+        data=images, model=model, out=tmp_path / "run", epochs=1, batch=batch, threads=1,
         **{"data.size": 16, "data.workers": 0, "data.max_bad": 0.5, "optim.accumulate": parts},
     )  # fmt: skip
     trained, _ = atnet.load(run.folder)

@@ -20,8 +20,8 @@ def known(quick):
     return Forecast(
         config=make_config(**quick),
         classes=2,
-        train_pictures=9,
-        val_pictures=3,
+        train_images=9,
+        val_images=3,
         steps_per_epoch=100,
         setup=5,
         folds=0,
@@ -72,12 +72,12 @@ def test_check_says_time_memory_and_disk_and_writes_nothing(digits, tmp_path, ca
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_forecast_of_few_uneven_pictures_shown_again_and_again(quick, digits):
+def test_a_forecast_of_few_uneven_images_shown_again_and_again(quick, digits):
     for folder in sorted((digits / "train").iterdir())[1:]:
-        for picture in sorted(folder.iterdir())[2:]:
-            picture.unlink()
+        for image in sorted(folder.iterdir())[2:]:
+            image.unlink()
     found = forecast(**quick | {"batch": 36, "data": quick["data"] | {"balance": "sampler"}})
-    assert found.train_pictures == 38
+    assert found.train_images == 38
     assert found.steps_per_epoch == 2
 
 
@@ -97,12 +97,12 @@ def test_auto_takes_a_batch_that_fits_and_writes_it_down(quick, tmp_path, monkey
         monkeypatch.setattr(psutil, "virtual_memory", lambda: free._replace(available=int(megabytes * 1e6)))
 
     with_free(1e6)
-    assert fitting_batch(make_config(**quick | {"batch": "auto"})) == 8  # 20 steps of 200 pictures
+    assert fitting_batch(make_config(**quick | {"batch": "auto"})) == 8  # 20 steps of 200 images
     big = make_config(**quick | {"batch": "auto", "data": quick["data"] | {"size": 224}})
     with_free(300)
     assert fitting_batch(big) in (2, 4)
     with_free(60)
-    with pytest.raises(TrainingError, match=r"out of memory: xxxs at 224 px needs \d+ MB a picture"):
+    with pytest.raises(TrainingError, match=r"out of memory: xxxs at 224 px needs \d+ MB an image"):
         fitting_batch(big)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
@@ -113,7 +113,7 @@ def test_auto_takes_a_batch_that_fits_and_writes_it_down(quick, tmp_path, monkey
 
 @pytest.mark.parametrize("batch", ["none", "0", "-4", "2.5"])
 def test_a_batch_is_a_count_or_auto(batch):
-    with pytest.raises(ConfigError, match="neither a count of pictures nor auto"):
+    with pytest.raises(ConfigError, match="neither a count of images nor auto"):
         make_config(batch=batch)
 
 
@@ -132,7 +132,7 @@ def test_a_full_memory_names_the_remedy(quick, tmp_path, monkeypatch):
 
 def test_a_plan_for_several_devices_adds_up():
     config = make_config(model="s", epochs=10, batch=1024, data={"size": 224}, optim={"name": "adamw"})
-    given = {"pictures": (102_400, 5_000), "images_per_second": 1000.0}
+    given = {"images": (102_400, 5_000), "images_per_second": 1000.0}
     one = plan_run(config, devices=1, gigabytes_per_second=10, **given)
     assert (one.steps, one.communication, one.efficiency) == (1000, 0, 1)
     assert one.step == pytest.approx(1.024)
@@ -172,23 +172,23 @@ def test_plan_measures_here_or_takes_what_it_is_told(quick, digits, capsys):
         "2",
     ]
     main(words)
-    assert "2 epochs of 200 pictures, batch 20, on 1 x" in capsys.readouterr().out
+    assert "2 epochs of 200 images, batch 20, on 1 x" in capsys.readouterr().out
     main([*words, "--devices", "2", "--images-per-second", "100"])
     said = capsys.readouterr().out
     assert "time    2 s: 20 steps of 100 ms" in said
     assert "Next: torchrun --nproc-per-node 2 -m atnet train" in said
     with pytest.raises(SystemExit):
         main(["plan", "--images-per-second", "100"])
-    assert "give --data FOLDER, or --pictures N" in capsys.readouterr().err
+    assert "give --data FOLDER, or --images N" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(["plan", "--images-per-second", "100", "--pictures", "1000", "--batch", "auto"])
+        main(["plan", "--images-per-second", "100", "--images", "1000", "--batch", "auto"])
     assert "--batch auto is found by measuring: give --batch N" in capsys.readouterr().err
 
 
 def test_a_plan_counts_operations_where_a_device_is_known_by_its_teraflops(capsys):
     speed = counted_speed(make_config(model="xxxs"), teraflops=312, utilisation=0.1)
     assert speed == pytest.approx(31.2e12 / (6 * cost_of("xxxs", 224).macs))
-    given = ["plan", "--model", "xxxs", "--pictures", "1281167", "--devices", "8"]
+    given = ["plan", "--model", "xxxs", "--images", "1281167", "--devices", "8"]
     main([*given, "--teraflops", "312"])
     assert f"on 8 x {speed:,.0f} images/s" in capsys.readouterr().out
     for wrong, said in (

@@ -25,18 +25,18 @@ def network(name="xxxs"):
 @pytest.mark.parametrize("name", ["xxxs", "xxxs_star", "mobilenetv3_small_050", "regnetx_002"])
 def test_the_probe_as_head_gives_the_probes_answers(name, five_digits, finished_run):
     _, info = load(finished_run)
-    model, pictures = network(name), open_any(str(five_digits))["val"]
+    model, samples = network(name), open_any(str(five_digits))["val"]
     cpu = torch.device("cpu")
-    features = features_of(model, pictures, info, cpu, batch=16, workers=0)
+    features = features_of(model, samples, info, cpu, batch=16, workers=0)
     probe = fit(features, 5)
     set_head(model, probe)
-    images = torch.cat([batch[0] for batch in eval_loader(pictures, info.preprocess, 16, 0)])
+    images = torch.cat([batch[0] for batch in eval_loader(samples, info.preprocess, 16, 0)])
     with torch.inference_mode():
         said = model(images).softmax(-1)
     alone = torch.from_numpy(probe.logits(features.vectors)).softmax(-1).mean(1)
     torch.testing.assert_close(said, alone, atol=1e-4, rtol=1e-3)
-    assert features.vectors.shape[:2] == (len(pictures), 2)
-    assert features.labels.tolist() == pictures.labels.tolist()
+    assert features.vectors.shape[:2] == (len(samples), 2)
+    assert features.labels.tolist() == samples.labels.tolist()
 
 
 def test_a_fit_is_the_one_of_separable_features_and_of_two_classes():
@@ -78,7 +78,7 @@ def test_only_new_images_are_computed(five_digits, finished_run, monkeypatch, ca
     (five_digits / "val" / "five" / "broken.png").write_bytes(b"no image")
     changed = again()
     assert computed == [len(first.labels), 2]
-    assert [hole.picture for hole in changed.bad] == ["five/broken.png"]
+    assert [hole.image for hole in changed.bad] == ["five/broken.png"]
     assert (changed.vectors != first.vectors).any((1, 2, 3)).sum() == 1
     (kept,) = (cache / "features").iterdir()
     kept.write_bytes(kept.read_bytes()[:-1000])
@@ -91,10 +91,10 @@ def test_only_new_images_are_computed(five_digits, finished_run, monkeypatch, ca
 
 def test_a_network_without_one_linear_classifier_is_refused(five_digits, finished_run):
     _, info = load(finished_run)
-    pictures, cpu = open_any(str(five_digits))["val"], torch.device("cpu")
+    samples, cpu = open_any(str(five_digits))["val"], torch.device("cpu")
     convolution = torch.nn.Conv2d(3, 5, 1)
     with pytest.raises(ConfigError, match="single linear classifier"):
-        features_of(convolution, pictures, info, cpu, batch=16, workers=0)
+        features_of(convolution, samples, info, cpu, batch=16, workers=0)
 
 
 def test_a_probe_is_a_run_like_any_other(finished_run, five_digits, capsys, tmp_path):
@@ -102,7 +102,7 @@ def test_a_probe_is_a_run_like_any_other(finished_run, five_digits, capsys, tmp_
     assert "95%" in capsys.readouterr().out
     record = json.loads((tmp_path / "probed" / "record.json").read_text())
     assert record["epochs"] == 0
-    assert record["probe"]["images"] == record["train_pictures"]
+    assert record["probe"]["images"] == record["train_images"]
     assert 40 < record["top1"]["last"] <= 100, "far above the 20% of chance"
     assert atnet.evaluate("probed").scores.top1 == pytest.approx(record["top1"]["last"])
     image = next((five_digits / "val" / "seven").iterdir())
@@ -115,11 +115,11 @@ def test_a_probe_lists_what_it_could_not_read_and_stops_if_that_is_too_much(fini
     (five_digits / "train" / "five" / "broken.png").write_bytes(b"no image")
     options = {"weights": finished_run, "batch": 20}
     run = atnet.probe({"source": str(five_digits), "workers": 0, "max_bad": 0.02}, **options, out="probed")
-    assert run.record["bad_pictures"] == {"train": 1, "val": 0}
-    assert run.record["probe"]["images"] == run.record["train_pictures"] - 1
+    assert run.record["bad_images"] == {"train": 1, "val": 0}
+    assert run.record["probe"]["images"] == run.record["train_images"] - 1
     assert "five/broken.png" in (run.folder / "bad_files.csv").read_text()
     (five_digits / "train" / "six" / "broken.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match="2 of 102 training pictures could not be read"):
+    with pytest.raises(DataError, match="2 of 102 training images could not be read"):
         atnet.probe({"source": str(five_digits), "workers": 0}, **options, out="stopped")
 
 

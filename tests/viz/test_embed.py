@@ -1,4 +1,4 @@
-"""Pictures as vectors: what the head reads, what is alike, a map."""
+"""Images as vectors: what the head reads, what is alike, a map."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def run(quick, tmp_path):
 
 def test_a_vector_is_what_the_head_reads_and_the_table_holds_it(run, quick, digits, tmp_path):
     found = atnet.embed(digits, run, batch=7, workers=0)
-    assert {part: len(pictures) for part, pictures in found.parts.items()} == {"train": 200, "val": 50}
+    assert {part: len(samples) for part, samples in found.parts.items()} == {"train": 200, "val": 50}
     assert found.vectors.shape == (250, 192)
     model, info = atnet.load(run)
     rows = list(found.rows())
@@ -43,18 +43,18 @@ def test_a_vector_is_what_the_head_reads_and_the_table_holds_it(run, quick, digi
     assert json.loads(table.schema.metadata[b"atnet"])["model"] == f"atnet_{quick['model']}"
 
 
-def test_the_nearest_picture_is_the_pictures_own_copy(run, digits, tmp_path):
+def test_the_nearest_image_is_the_images_own_copy(run, digits, tmp_path):
     asked = sorted((digits / "train" / "four").iterdir())[3]
     shutil.copy(asked, tmp_path / "asked.png")
     found = atnet.embed(digits / "train", run, like=tmp_path / "asked.png", top=4, workers=0).neighbours
-    assert found[0].picture == str(asked)
+    assert found[0].image == str(asked)
     assert found[0].name == "four"
     assert found[0].similarity == pytest.approx(1, abs=1e-5)
     assert [one.similarity for one in found] == sorted((one.similarity for one in found), reverse=True)
-    assert len({one.picture for one in found}) == 4
+    assert len({one.image for one in found}) == 4
 
 
-def test_pictures_in_no_class_folder_have_no_class(run, digits, tmp_path):
+def test_images_in_no_class_folder_have_no_class(run, digits, tmp_path):
     folder = digits / "val" / "six"
     (folder / "more").mkdir()
     shutil.copy(next(folder.glob("*.png")), folder / "more" / "again.png")
@@ -73,8 +73,8 @@ def test_the_command_lists_what_it_cannot_read_and_writes_the_rest(run, quick, d
         main([*words, "--out", "v.parquet", "--like", str(next((digits / "val" / "one").iterdir())), "--map", "m.png"])
     said = capsys.readouterr()
     assert ended.value.code == 2
-    assert f"1 pictures could not be read and were left out:\n  {spoilt}: text, not a whole JPEG" in said.err
-    assert f"49 pictures, vectors of 192 numbers, by atnet_{quick['model']}" in " ".join(said.out.split())
+    assert f"1 images could not be read and were left out:\n  {spoilt}: text, not a whole JPEG" in said.err
+    assert f"49 images, vectors of 192 numbers, by atnet_{quick['model']}" in " ".join(said.out.split())
     assert "1.000  one" in said.out
     assert "Written: v.parquet" in said.out
     assert pyarrow.parquet.read_table("v.parquet").num_rows == 49
@@ -89,7 +89,7 @@ def test_the_command_lists_what_it_cannot_read_and_writes_the_rest(run, quick, d
 
 
 def test_what_cannot_be_embedded_says_so(run, digits, tmp_path):
-    with pytest.raises(DataError, match=r"gone.png: no such picture"):
+    with pytest.raises(DataError, match=r"gone.png: no such image"):
         atnet.embed(digits, run, like=tmp_path / "gone.png")
     with pytest.raises(ConfigError, match="top=0 must be 1 or more"):
         atnet.embed(digits, run, top=0)
@@ -98,7 +98,7 @@ def test_what_cannot_be_embedded_says_so(run, digits, tmp_path):
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "one.png").write_text("text")
-    with pytest.raises(DataError, match=r"none of its 1 pictures can be read; the first: .*one.png: text"):
+    with pytest.raises(DataError, match=r"none of its 1 images can be read; the first: .*one.png: text"):
         atnet.embed(bad, run, workers=0)
 
 
@@ -116,7 +116,7 @@ def test_like_vectors_lie_together_on_the_plane_the_same_each_time():
     assert np.isfinite(on_plane(np.zeros((9, 16), np.float32))).all()
 
 
-def test_the_map_shows_pictures_in_frames_of_their_class(run, digits, tmp_path):
+def test_the_map_shows_images_in_frames_of_their_class(run, digits, tmp_path):
     found = atnet.embed(digits / "val", run, workers=0)
     draw_map(found, tmp_path / "map.png")
     with Image.open(tmp_path / "map.png") as image:

@@ -1,4 +1,4 @@
-"""What the network looks at: values held against sums done by hand, and against what is in the picture."""
+"""What the network looks at: values held against sums done by hand, and against what is in the image."""
 
 import shutil
 from pathlib import Path
@@ -151,7 +151,7 @@ def test_other_sizes_and_shapes_have_other_grids(china):
     assert whole.top[0][1] == "church"
 
 
-def test_maps_are_of_the_weights_not_of_the_picture(china):
+def test_maps_are_of_the_weights_not_of_the_image(china):
     """Adebayo et al. 2018: with other weights it is another map."""
     model, info = atnet.load(SHIPPED)
     image = torch.from_numpy(info.preprocess(Image.open(china)))[None]
@@ -174,14 +174,14 @@ def test_another_class_has_another_map(china):
 
 def test_a_run_of_a_peer_is_drawn_too(quick, digits, tmp_path):
     run = atnet.train(**quick | {"model": "mobilenetv3_small_050"}, out=tmp_path / "run").folder
-    picture = next((digits / "val" / "six").iterdir())
-    [found] = atnet.explain(picture, run, out=tmp_path / "out", size=64)
+    image = next((digits / "val" / "six").iterdir())
+    [found] = atnet.explain(image, run, out=tmp_path / "out", size=64)
     assert found.maps.gradient.shape == (2, 2)
     with Image.open(found.drawn) as image:
         assert min(image.size) > 200
 
 
-def test_the_command_draws_each_picture_and_names_the_bad_one(china, tmp_path, capsys):
+def test_the_command_draws_each_image_and_names_the_bad_one(china, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     shutil.copy(china, tmp_path / "other" / "china.png")
     (tmp_path / "bad.jpg").write_text("text")
@@ -194,7 +194,7 @@ def test_the_command_draws_each_picture_and_names_the_bad_one(china, tmp_path, c
     assert sorted(path.name for path in Path("explained").iterdir()) == ["china-2.png", "china.png"]
     with Image.open("explained/china.png") as image:
         tokens = np.asarray(image.convert("RGB")).astype(int)[image.height // 2 :]
-    assert (tokens[..., 0] - tokens[..., 2] > 60).sum() > 1000, "the maps are in colours, on grey pictures"
+    assert (tokens[..., 0] - tokens[..., 2] > 60).sum() > 1000, "the maps are in colours, on grey images"
     with pytest.raises(SystemExit):
         main(["explain", "china.jpg", "--weights", SHIPPED])
     assert "china.png: exists; choose another --out" in capsys.readouterr().err
@@ -208,7 +208,7 @@ def test_what_cannot_be_explained_says_so(quick, china, tmp_path):
         atnet.explain(china, SHIPPED, target="churc")
     with pytest.raises(ConfigError, match="size=7 is out of range"):
         atnet.explain(china, SHIPPED, size=7)
-    with pytest.raises(DataError, match=r"nowhere.jpg: no such picture"):
+    with pytest.raises(DataError, match=r"nowhere.jpg: no such image"):
         atnet.explain("nowhere.jpg", SHIPPED)
     fixed = atnet.train(**quick | {"model": "deit_tiny_patch16_224"}, out=tmp_path / "fixed").folder
     with pytest.raises(ConfigError, match="works at 32 px only: leave --whole out"):

@@ -1,4 +1,4 @@
-"""The report of a real run, of pictures whose names are attacks too."""
+"""The report of a real run, of images whose names are attacks too."""
 
 import contextlib
 import csv
@@ -50,7 +50,7 @@ class Seen(HTMLParser):
 
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory):
-    """A finished run on fifty classes of two pictures, a hundred names, each an attack."""
+    """A finished run on fifty classes of two images, a hundred names, each an attack."""
     home = tmp_path_factory.mktemp("attacked")
     assert len(set(ATTACKS)) == 50
     for k, name in enumerate(ATTACKS):
@@ -72,9 +72,9 @@ def test_a_report_holds_everything_and_fetches_nothing(quick, tmp_path):
     seen = Seen(page)
     assert {tag for tag, _ in seen.tags} <= TAGS
     assert re.search(r"<code>--[a-z.-]+( [\d.]*\d)?</code>", page), "advised options are not broken by a narrow page"
-    pictures = [attributes["src"] for tag, attributes in seen.tags if tag == "img"]
-    assert len(pictures) == 6
-    assert all(source.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")) for source in pictures)
+    images = [attributes["src"] for tag, attributes in seen.tags if tag == "img"]
+    assert len(images) == 6
+    assert all(source.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")) for source in images)
     assert not re.search(r"https?://|url\(|@import|<link|<script", page)
     kept = run.record["top1"]["ema"]
     for expected in (
@@ -112,7 +112,7 @@ def test_a_report_draws_what_is_not_there_and_says_what_cannot_be_drawn(quick, d
     assert "curves.png is not in the run folder" not in page
 
 
-def test_a_report_of_a_run_without_its_pictures_is_made_without_what_was_looked_at(quick, digits, tmp_path):
+def test_a_report_of_a_run_without_its_images_is_made_without_what_was_looked_at(quick, digits, tmp_path):
     run = atnet.train(**quick, out=tmp_path / "run")
     assert "what spoke for the class called" in write_report(run.folder).read_text()
     shutil.rmtree(digits)
@@ -154,8 +154,8 @@ def test_a_hundred_names_do_nothing_in_a_spreadsheet(attacked):
 @pytest.mark.slow
 def test_a_hundred_names_do_nothing_in_the_terminal(attacked, tmp_path):
     shutil.copytree(attacked, tmp_path / "again")
-    picture = next((attacked.parent / "data").rglob("*.png"))
-    for words in (["eval"], ["predict", picture, "--top", 50], ["compare", attacked, tmp_path / "again"]):
+    image = next((attacked.parent / "data").rglob("*.png"))
+    for words in (["eval"], ["predict", image, "--top", 50], ["compare", attacked, tmp_path / "again"]):
         place = ["--weights", attacked] if words[0] != "compare" else []
         command = [sys.executable, "-m", "atnet", words[0], *map(str, place), *map(str, words[1:])]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
@@ -165,7 +165,7 @@ def test_a_hundred_names_do_nothing_in_the_terminal(attacked, tmp_path):
         assert words[0] == "compare" or "[bold red]x[" in said
 
 
-def test_every_picture_of_a_run_is_one(attacked):
+def test_every_image_of_a_run_is_one(attacked):
     for name in ("curves", "confusion", "mistakes", "samples"):
         with Image.open(attacked / f"{name}.png") as image:
             assert min(image.size) > 200

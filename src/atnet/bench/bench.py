@@ -272,11 +272,11 @@ def publish(tables: Sequence[Columns], notes: str, document: Path, title: str) -
 
     Returns where the image is to be drawn.  Raises ConfigError if the markers are not there.
     """
-    picture = document.with_name(f"{document.stem}-{title}.png")
+    image = document.with_name(f"{document.stem}-{title}.png")
     laid = "\n".join(markdown_table(*table) for table in tables)
-    body = f"\n{laid}\n![{title}]({picture.name})\n\n{notes}\n"
+    body = f"\n{laid}\n![{title}]({image.name})\n\n{notes}\n"
     replace_between(document, f"<!-- {title}: begin, made by `make bench` -->", f"<!-- {title}: end -->", body)
-    return picture
+    return image
 
 
 def to_csv(timings: Sequence[Timing]) -> str:

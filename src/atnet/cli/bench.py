@@ -73,23 +73,23 @@ def bench(
         raise ConfigError(f"{out}: exists; choose another --out")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     found = []
-    for one, side, count, pictures in itertools.product(engine, size, threads, batch):
+    for one, side, count, images in itertools.product(engine, size, threads, batch):
         timings = run(
-            models, size=side, batch=pictures, engine=one, threads=count, rounds=rounds, seconds=seconds,
+            models, size=side, batch=images, engine=one, threads=count, rounds=rounds, seconds=seconds,
             reference=reference, recipe=recipe, precision=precision,
         )  # fmt: skip
         found += timings
-        console.print(f"\n{one}, {side} px, batch {pictures}, {counted(count, 'thread')}", style="bold")
+        console.print(f"\n{one}, {side} px, batch {images}, {counted(count, 'thread')}", style="bold")
         console.print(table_of(*columns_of(timings)))
     roofs = [roof_of(one, count, precision) for one, count in itertools.product(engine, threads)]
     notes = "; ".join([machine_line(), *dict.fromkeys(map(str, roofs))])
     console.print(f"\n{notes}", markup=False, soft_wrap=True)
     if document is not None:
-        picture = publish([columns_of(found)], notes, document, title)
-        draw_bench(found, picture)
-        console.print(f"Written: {document}, {picture}", markup=False, soft_wrap=True)
+        plot = publish([columns_of(found)], notes, document, title)
+        draw_bench(found, plot)
+        console.print(f"Written: {document}, {plot}", markup=False, soft_wrap=True)
     if out is None:
-        console.print("Next: the same with --out FOLDER keeps the table and a picture", markup=False)
+        console.print("Next: the same with --out FOLDER keeps the table and a plot", markup=False)
         return
     out.mkdir(parents=True)
     write_whole(out / "bench.csv", to_csv(found).encode())

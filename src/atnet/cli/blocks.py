@@ -51,6 +51,6 @@ def blocks(
     if document is None:
         console.print('Next: atnet bench xxxs, or a layout of your own: atnet.create_model("xxxs", depths=(2, 8, 11))')
         return
-    picture = publish(tables, notes, document, title)
-    draw_blocks(found, picture)
-    console.print(f"Written: {document}, {picture}", markup=False, soft_wrap=True)
+    plot = publish(tables, notes, document, title)
+    draw_blocks(found, plot)
+    console.print(f"Written: {document}, {plot}", markup=False, soft_wrap=True)

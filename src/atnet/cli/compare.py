@@ -85,15 +85,15 @@ def compare(
             widest = max(spreads)
             line += f", {abs(pair.difference) / widest:.1f} times the seed spread" if widest else ", seed spread 0"
         if pair.p is None:
-            line += "; other validation pictures, so no test"
+            line += "; other validation images, so no test"
         else:
             chance = "more than chance" if pair.p < 0.05 else "may be chance"
             line += (
-                f"; {pair.only_second} pictures right in it alone, {pair.only_first} in the other alone, "
+                f"; {pair.only_second} images right in it alone, {pair.only_first} in the other alone, "
                 f"McNemar p = {pair.p:.2g}: {chance}"
             )
         console.print(line, markup=False, soft_wrap=True)
     if not spreads:
         console.print("The seed spread is not known: repeat a run with --seed 1 and --seed 2, and compare all.")
     best = max(found.entries, key=lambda entry: entry.top1)
-    console.print(f"Next: atnet predict PICTURE --weights {quoted(best.run)}", markup=False, soft_wrap=True)
+    console.print(f"Next: atnet predict IMAGE --weights {quoted(best.run)}", markup=False, soft_wrap=True)

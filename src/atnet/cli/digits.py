@@ -19,7 +19,7 @@ def digits(out: Path, /) -> None:
 
     train, val = write_digits(out)
     console = Console(highlight=False)
-    console.print(f"Written to {out}: {train:,} training and {val:,} validation pictures", markup=False, soft_wrap=True)
+    console.print(f"Written to {out}: {train:,} training and {val:,} validation images", markup=False, soft_wrap=True)
     console.print(
         f"Next: atnet predict {quoted(out)}/val/7/*.png, or atnet train --data {quoted(out)}",
         markup=False,

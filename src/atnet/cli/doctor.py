@@ -64,7 +64,7 @@ def doctor(
         said = f"it cannot begin: {error}"
     write_diagnosis(found, path, said)
     console = Console(highlight=False)
-    console.print(f"\nWritten: {path}, with pictures", markup=False, soft_wrap=True)
+    console.print(f"\nWritten: {path}, with images", markup=False, soft_wrap=True)
     command = f"atnet train --data {quoted(source)} {found.advice.command}"
     console.print(
         f"Next: {command}   ({said})" if found.healthy else "Next: mend what is marked WRONG, then examine it again",
@@ -80,7 +80,7 @@ def _print_findings(source: str, found: "Diagnosis") -> None:
     console = Console(highlight=False)
     train, val = found.parts["train"], found.parts["val"]
     console.print(
-        f"{printable(source)}: {len(train):,} training and {len(val):,} validation pictures, "
+        f"{printable(source)}: {len(train):,} training and {len(val):,} validation images, "
         f"{len(train.classes):,} classes",
         markup=False,
         soft_wrap=True,

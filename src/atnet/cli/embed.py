@@ -68,11 +68,11 @@ def embed(
     )
     console = Console(highlight=False)
     count, dim = found.vectors.shape
-    console.print(f"{count:,} pictures, vectors of {dim} numbers, by {printable(found.info.model)}", markup=False)
+    console.print(f"{count:,} images, vectors of {dim} numbers, by {printable(found.info.model)}", markup=False)
     if found.neighbours:
-        table = Table("alike", "class", "picture", box=None, header_style="bold")
+        table = Table("alike", "class", "image", box=None, header_style="bold")
         for one in found.neighbours:
-            table.add_row(f"{one.similarity:.3f}", Text(printable(one.name)), Text(printable(one.picture)))
+            table.add_row(f"{one.similarity:.3f}", Text(printable(one.name)), Text(printable(one.image)))
         console.print(table, soft_wrap=True)
     if out:
         found.write(out)
@@ -82,8 +82,8 @@ def embed(
 
         draw_map(found, map_)
         console.print(f"Written: {map_}", markup=False, soft_wrap=True)
-    console.print("Next: atnet embed FOLDER --like PICTURE, or --map FILE.png", soft_wrap=True)
+    console.print("Next: atnet embed FOLDER --like IMAGE, or --map FILE.png", soft_wrap=True)
     if found.bad:
         shown = "\n  ".join(printable(reason) for _, reason in found.bad[:10])
         more = f"\n  and {len(found.bad) - 10:,} more" if len(found.bad) > 10 else ""
-        raise DataError(f"{len(found.bad):,} pictures could not be read and were left out:\n  {shown}{more}")
+        raise DataError(f"{len(found.bad):,} images could not be read and were left out:\n  {shown}{more}")

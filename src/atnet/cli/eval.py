@@ -54,7 +54,7 @@ def evaluate(
 
     done = run(weights, data, size=size, batch=batch, workers=workers, device=device, mismatch=mismatch, model=model)
     scores, info = done.scores, done.info
-    table = Table("class", "name", "pictures", "recall %", "precision %", box=None, header_style="bold")
+    table = Table("class", "name", "images", "recall %", "precision %", box=None, header_style="bold")
     rows = zip(info.classes, info.class_names, scores.support, scores.recall, scores.precision, strict=True)
     for row in sorted(rows, key=lambda r: (np.isnan(r[3]), r[3])):
         names = (Text(printable(name)) for name in row[:2])
@@ -66,7 +66,7 @@ def evaluate(
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        f"\n{scores.count:,} pictures of {done.pictures} at {info.preprocess.size} px\n"
+        f"\n{scores.count:,} images of {done.images} at {info.preprocess.size} px\n"
         f"weights {done.weights}: {origin}\n"
         f"{top}  loss {scores.loss:.5f}\n"
         f"balanced accuracy {scores.balanced_accuracy:.2f}%  macro F1 {scores.macro_f1:.2f}%",
@@ -79,10 +79,10 @@ def evaluate(
         shown = "\n  ".join(printable(reason) for _, reason in scores.bad[:10])
         more = f"\n  and {len(scores.bad) - 10:,} more" if len(scores.bad) > 10 else ""
         raise DataError(
-            f"{len(scores.bad):,} of {scores.count + len(scores.bad):,} pictures could not be read, so these are not "
+            f"{len(scores.bad):,} of {scores.count + len(scores.bad):,} images could not be read, so these are not "
             f"the data set's figures:\n  {shown}{more}"
         )
-    console.print(f"Next: atnet predict PICTURE --weights {quoted(weights)}", markup=False, soft_wrap=True)
+    console.print(f"Next: atnet predict IMAGE --weights {quoted(weights)}", markup=False, soft_wrap=True)
 
 
 def _of_heads(scores: "Scores", heads: "HeadScores") -> Table:
@@ -99,7 +99,7 @@ def _of_heads(scores: "Scores", heads: "HeadScores") -> Table:
     error = calibration(scores.predicted == scores.labels, scores.confidence).error
     table.add_row("together", f"{scores.top1:.2f}", f"{scores.loss:.4f}", f"{error:.2f}")
     table.caption = (
-        f"two heads answer differently on {heads.disagreement:.2f}% of the pictures, "
+        f"two heads answer differently on {heads.disagreement:.2f}% of the images, "
         f"their errors correlate by {heads.error_correlation(scores.labels):.2f}"
     )
     return table

@@ -10,7 +10,7 @@ from atnet.data.classes import printable
 
 
 def explain(
-    *pictures: Path,
+    *images: Path,
     weights: Path | None = None,
     out: Path = Path("explained"),
     size: int | None = None,
@@ -23,7 +23,7 @@ def explain(
 
     Parameters
     ----------
-    pictures
+    images
         Image files, or folders with images in them.
     weights
         A run, a folder or a weights file, or pretrained ones: timm:resnet18, hf-hub:user/name, local-dir:FOLDER; the
@@ -44,11 +44,11 @@ def explain(
     from atnet.errors import ConfigError, DataError
     from atnet.viz.explain import explain as run
 
-    if not pictures:
-        raise ConfigError("no picture given: atnet explain PICTURE... --weights RUN")
+    if not images:
+        raise ConfigError("no image given: atnet explain IMAGE... --weights RUN")
     failures: list[DataError] = []
     done = run(
-        list(pictures),
+        list(images),
         weights,
         out=out,
         size=size,
@@ -61,9 +61,9 @@ def explain(
     console = Console(highlight=False)
     for one in done:
         _, name, share = one.top[0]
-        said = f"{printable(one.picture)}: {printable(name)}, {100 * share:.1f}%   Written: {one.drawn}"
+        said = f"{printable(one.image)}: {printable(name)}, {100 * share:.1f}%   Written: {one.drawn}"
         console.print(said, markup=False, soft_wrap=True)
     if done:
-        console.print("Next: atnet explain PICTURE --target CLASS   (what speaks for another class)", soft_wrap=True)
+        console.print("Next: atnet explain IMAGE --target CLASS   (what speaks for another class)", soft_wrap=True)
     if failures:
         raise DataError("\natnet: ".join(map(str, failures)))

@@ -73,7 +73,7 @@ def export(
         made = quantize(
             weights, out, max_drop=max_drop, preprocessing=with_preprocessing, licence=licence, data=data, **named
         )
-        draw_quantized(made.trials, made.costs, max_drop, made.picture)
+        draw_quantized(made.trials, made.costs, max_drop, made.plot)
         console.print(
             table_of(
                 ("", "top-1 %", "as fp32 %", "MB", "ms", "times as fast"),
@@ -89,8 +89,8 @@ def export(
         costs = ", ".join(f"{part} {cost:.1%}" for part, cost in list(made.costs.items())[:3])
         path = made.path
         said = (
-            f"on {made.pictures:,} pictures, one at a time by one thread. The logits' error with one part in 8 bits: "
-            f"{costs}, ...\nWritten: {path}, {made.report}, {made.picture}"
+            f"on {made.images:,} images, one at a time by one thread. The logits' error with one part in 8 bits: "
+            f"{costs}, ...\nWritten: {path}, {made.report}, {made.plot}"
         )
     else:
         from atnet.export.export import export as run
@@ -101,12 +101,11 @@ def export(
         path = done.path
         apart = "probabilities within" if with_preprocessing else "logits, of the largest, within"
         said = (
-            f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB): on {done.pictures} pictures the same labels as the "
+            f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB): on {done.images} images the same labels as the "
             f"weights, {apart} {done.difference:.1e}"
         )
     console.print(
-        f"{said}\nNext: atnet predict PICTURE --weights {quoted(path)}"
-        + ("   (needs no torch)" if to == "onnx" else ""),
+        f"{said}\nNext: atnet predict IMAGE --weights {quoted(path)}" + ("   (needs no torch)" if to == "onnx" else ""),
         markup=False,
         soft_wrap=True,
     )

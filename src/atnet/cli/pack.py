@@ -48,14 +48,14 @@ def pack(
     done = run(open_whole(source, classes, mismatch), out, size=size, quality=quality, shard=shard)
     console = Console(highlight=False)
     console.print(
-        f"Written to {out}: {done.pictures:,} pictures in {done.shards} shards, {done.bytes / 1e6:,.0f} MB, "
+        f"Written to {out}: {done.images:,} images in {done.shards} shards, {done.bytes / 1e6:,.0f} MB, "
         f"their index, classes.txt and {SUMS}",
         markup=False,
         soft_wrap=True,
     )
     if done.bad:
         console.print(
-            f"{len(done.bad):,} pictures could not be read, so they are left out: {out / BAD_FILES}", markup=False
+            f"{len(done.bad):,} images could not be read, so they are left out: {out / BAD_FILES}", markup=False
         )
         for _, reason in done.bad[:5]:
             console.print(f"  {printable(reason)}", markup=False, soft_wrap=True)

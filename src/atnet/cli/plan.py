@@ -1,7 +1,9 @@
 """`atnet plan`"""
 
 from pathlib import Path
+from typing import Annotated
 
+from cyclopts import Parameter
 from rich.console import Console
 
 from atnet.config import Config, Options
@@ -18,7 +20,7 @@ def plan(
     teraflops: float | None = None,
     utilisation: float = 0.1,
     gigabytes_per_second: float = 10.0,
-    pictures: int | None = None,
+    images: Annotated[int | None, Parameter(alias="--pictures")] = None,
 ) -> None:
     """Say what a training will take on several devices: steps, hours, memory, disk.
 
@@ -37,7 +39,7 @@ def plan(
         With teraflops, the share of them that a training reaches.
     gigabytes_per_second
         Of each device's connection to the others, in each direction.
-    pictures
+    images
         How many there are to train on, where they are not at hand; 1,281,167 in ImageNet-1k.
     """
     from atnet.data.sources import open_configured
@@ -59,24 +61,24 @@ def plan(
     if images_per_second is None:
         measured = forecast_config(settle(config))
         config, images_per_second = measured.config, measured.config.batch / measured.step
-        counts = measured.train_pictures, measured.val_pictures
+        counts = measured.train_images, measured.val_images
     elif not config.batch:
         raise ConfigError("--batch auto is found by measuring: give --batch N, or leave --images-per-second out")
-    elif pictures is None and config.data.source:
+    elif images is None and config.data.source:
         train, val = open_configured(config.data)
         counts = len(train), len(val)
-    elif pictures is None:
-        raise ConfigError("how many pictures? give --data FOLDER, or --pictures N")
-    if pictures is not None:
-        counts = pictures, pictures // 25
+    elif images is None:
+        raise ConfigError("how many images? give --data FOLDER, or --images N")
+    if images is not None:
+        counts = images, images // 25
     found = plan_run(
-        config, pictures=counts, devices=devices, images_per_second=images_per_second,
+        config, images=counts, devices=devices, images_per_second=images_per_second,
         gigabytes_per_second=gigabytes_per_second,
     )  # fmt: skip
     hidden = "hidden behind the backward pass" if not found.lost else f"{1000 * found.lost:.0f} ms of it not hidden"
     lines = [
         f"{config.model.removeprefix('atnet_')} at {config.data.size} px, {config.epochs} epochs of "
-        f"{counts[0]:,} pictures, batch {config.batch}, on {devices} x {images_per_second:,.0f} images/s",
+        f"{counts[0]:,} images, batch {config.batch}, on {devices} x {images_per_second:,.0f} images/s",
         f"time    {duration(found.seconds)}: {found.steps:,} steps of {1000 * found.step:,.0f} ms, "
         f"{counted(config.evaluations, 'evaluation')} of {duration(found.evaluation)}",
         f"talk    {1000 * found.communication:.1f} ms a step at {gigabytes_per_second:g} GB/s, {hidden}: "

@@ -19,7 +19,7 @@ BAR = 30
 
 
 def predict(
-    *pictures: Path,
+    *images: Path,
     weights: Path | None = None,
     top: int = 5,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
@@ -31,7 +31,7 @@ def predict(
 
     Parameters
     ----------
-    pictures
+    images
         Image files, or folders with images in them.
     weights
         A run, a folder, a weights file, an ONNX file of `atnet export`, or pretrained ones: timm:resnet18,
@@ -53,13 +53,13 @@ def predict(
     from atnet.inference.prediction import predict as run
     from atnet.inference.prediction import weights_to_ask
 
-    if not pictures:
-        raise ConfigError("no picture given: atnet predict PICTURE... --weights RUN")
+    if not images:
+        raise ConfigError("no image given: atnet predict IMAGE... --weights RUN")
     if top < 1:
         raise ConfigError(f"--top {top} must be 1 or more")
     failures: list[DataError] = []
     asked = weights_to_ask(weights, device, model)
-    answers = run(list(pictures), asked, top=top, device=device, abstain=abstain, failed=failures.append)
+    answers = run(list(images), asked, top=top, device=device, abstain=abstain, failed=failures.append)
     if as_json:
         print(json.dumps([_plain(answer) for answer in answers], indent=2))
     else:
@@ -77,7 +77,7 @@ def _plain(answer: "Prediction") -> dict[str, Any]:
     from atnet.inference.prediction import as_json as top_as_json
 
     return {
-        "picture": answer.picture,
+        "image": answer.image,
         "top": top_as_json(answer.top),
         "milliseconds": round(answer.milliseconds, 1),
         **({"heads": top_as_json(answer.heads)} if answer.heads else {}),
@@ -89,7 +89,7 @@ def _show(answers: list["Prediction"]) -> None:
     console = Console(highlight=False)
     for answer in answers:
         console.print(
-            Text(f"\n{printable(answer.picture)}  ({answer.milliseconds:.0f} ms)", style="bold"), soft_wrap=True
+            Text(f"\n{printable(answer.image)}  ({answer.milliseconds:.0f} ms)", style="bold"), soft_wrap=True
         )
         names = [printable(name) for _, name, _ in answer.top]
         width = max(map(len, names))
@@ -101,7 +101,7 @@ def _show(answers: list["Prediction"]) -> None:
         if answer.ask_a_person:
             needs = f"it would have to be {100 * answer.needs:.1f}% sure"
             console.print(Text(f"  ask a person: {needs}", style="bold yellow"), soft_wrap=True)
-    console.print("\nNext: atnet predict PICTURE --json for programs, atnet eval for a labelled folder", soft_wrap=True)
+    console.print("\nNext: atnet predict IMAGE --json for programs, atnet eval for a labelled folder", soft_wrap=True)
 
 
 def _agreement(answer: "Prediction") -> str:

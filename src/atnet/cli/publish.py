@@ -50,7 +50,7 @@ def publish(
     console.print(
         f"Written: {done.where} ({len(done.files)} files, {sum(done.files.values()) / 1e6:.1f} MB; README.md is the "
         f"model card)\n"
-        f"Next: atnet predict PICTURE --weights {quoted(done.address)}",
+        f"Next: atnet predict IMAGE --weights {quoted(done.address)}",
         markup=False,
         soft_wrap=True,
     )

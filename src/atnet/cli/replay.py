@@ -26,7 +26,7 @@ def replay(run: Path, step: int) -> None:
         f"layer     {found.layer or 'the output of every one is finite'}",
         f"gradients {', '.join(found.gradients[:5]) or 'all finite'}"
         + (f" and {len(found.gradients) - 5} more" if len(found.gradients) > 5 else ""),
-        f"pictures  {found.pictures[0]} and {len(found.pictures) - 1} more",
+        f"images  {found.images[0]} and {len(found.images) - 1} more",
     ]
     console.print("\n".join(lines), markup=False, soft_wrap=True)
-    console.print("Nothing was written. Next: look at these pictures, or lower --optim.lr", soft_wrap=True)
+    console.print("Nothing was written. Next: look at these images, or lower --optim.lr", soft_wrap=True)

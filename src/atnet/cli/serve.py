@@ -8,7 +8,7 @@ from rich.console import Console
 
 from atnet.config import Whole
 from atnet.progress import counted
-from atnet.serve.service import Limits
+from atnet.serve.app import Limits
 
 if TYPE_CHECKING:
     from atnet.weights.info import WeightsInfo
@@ -63,4 +63,4 @@ def serve(
         console.file.flush()
 
     answered = run(path, host=host, port=port, token=token, limits=limits, proxies=proxy, ready=tell)
-    console.print(f"Stopped: {answered:,} pictures answered", markup=False, soft_wrap=True)
+    console.print(f"Stopped: {answered:,} images answered", markup=False, soft_wrap=True)

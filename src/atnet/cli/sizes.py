@@ -1,19 +1,21 @@
 """`atnet sizes`"""
 
 from pathlib import Path
+from typing import Annotated
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
 
-def sizes(*names: str, picture: Path | None = None, size: int = 224) -> None:
+def sizes(*names: str, plot: Annotated[Path | None, Parameter(alias="--picture")] = None, size: int = 224) -> None:
     """Print the size table, with parameters counted at 1000 classes.
 
     Parameters
     ----------
     names
         Which sizes, with changes too (xxxs+kernel=7); all if none is given.
-    picture
+    plot
         A PNG to draw: where the parameters and multiply-adds of each lie. Nothing is overwritten.
     size
         Side of the image's input, in pixels.
@@ -40,16 +42,16 @@ def sizes(*names: str, picture: Path | None = None, size: int = 224) -> None:
         with torch.device("meta"):
             count = sum(p.numel() for p in create_classifier(name, classes=1000, size=size).parameters())
         table.add_row(name, f"{count / 1e6:.2f}M", *layout.columns, str(layout.heads))
-    if picture is not None:
+    if plot is not None:
         from atnet.viz.parts import draw_parts
 
-        require_new(picture, "--picture")
-        draw_parts(names or [name for name in SIZES if "_" not in name], size, picture)
+        require_new(plot, "--plot")
+        draw_parts(names or [name for name in SIZES if "_" not in name], size, plot)
     console.print(table)
     console.print(
         "\nConvMix: blocks of each stage. TransMix: layers of self-attention + layers of class attention. "
         "Patch_size: strides of the stem and of the later stages. Embed_Dim: widths of the stages."
     )
-    if picture is not None:
-        console.print(f"Written: {picture}", markup=False, soft_wrap=True)
+    if plot is not None:
+        console.print(f"Written: {plot}", markup=False, soft_wrap=True)
     console.print("Next: atnet train --model xxs --data FOLDER")

@@ -12,9 +12,9 @@ def table(
     add: Annotated[tuple[Path, ...], Parameter(consume_multiple=True, negative=())] = (),
     results: Path = Path("results"),
     readme: Path = Path("README.md"),
-    picture: Path = Path("docs/accuracy.png"),
+    plot: Annotated[Path, Parameter(alias="--picture")] = Path("docs/accuracy.png"),
 ) -> None:
-    """Make the published table and its image from the records under results/.
+    """Make the published table and its plot from the records under results/.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ def table(
         The records' folder.
     readme
         The Markdown file with the table's markers.
-    picture
+    plot
         Accuracy over parameters, for the dataset and input size with the most rows; a PNG.
     """
     from atnet.study.table import add_record, points_of, read_results, write_table
@@ -32,12 +32,12 @@ def table(
 
     written = [add_record(run, results) for run in add]
     found = read_results(results)
-    write_table(found, readme, picture)
+    write_table(found, readme, plot)
     if found:
         title, points = next(iter(points_of(found).items()))
-        draw_accuracy(title, points, picture)
+        draw_accuracy(title, points, plot)
     console = Console(highlight=False)
-    for path in [*written, readme, picture]:
+    for path in [*written, readme, plot]:
         if path.exists():
             console.print(f"Written: {path}", markup=False, soft_wrap=True)
     console.print("Next: git diff, and commit what is right")

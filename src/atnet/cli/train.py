@@ -85,7 +85,7 @@ def train(
         console.print(f"  {path.name}", markup=False)
     given = quoted(folder)
     console.print(
-        f"Next: atnet report {given}   (one page with all of it), or atnet predict PICTURE --weights {given}",
+        f"Next: atnet report {given}   (one page with all of it), or atnet predict IMAGE --weights {given}",
         markup=False,
         soft_wrap=True,
     )
@@ -126,8 +126,8 @@ def _print_forecast(found: "Forecast") -> None:
         f"{config.model} at {config.data.size} px, batch {config.batch}, on {config.data.source_name}: "
         f"{counted(config.epochs, 'epoch')} of {counted(found.steps_per_epoch, 'step')}, "
         f"{config.batch / found.step:.0f} images/s",
-        f"data    {counted(found.classes, 'class')}, {found.train_pictures:,} training and {found.val_pictures:,} "
-        "validation pictures",
+        f"data    {counted(found.classes, 'class')}, {found.train_images:,} training and {found.val_images:,} "
+        "validation images",
         f"time    {duration(found.seconds)}: {duration(found.epoch)} an epoch, "
         f"with {counted(config.evaluations, 'evaluation')} of {duration(found.evaluation)} in all{setup}",
         f"memory  {found.memory / 1000:.1f} GB, of {found.free / 1000:.1f} GB free{short}",

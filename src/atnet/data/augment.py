@@ -53,12 +53,12 @@ class Augment:
     def __call__(self, pixels: NDArray[np.uint8], box: Box, side: int, chance: random.Random) -> NDArray[np.uint8]:
         """Pixels (H, W, 3) and the crop's box in them to the augmented crop, uint8 (side, side, 3)."""
         augment = self.config.augment
-        picture = Image.fromarray(self._resized(pixels, box, side))
+        image = Image.fromarray(self._resized(pixels, box, side))
         if chance.random() < augment.flip:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         for _ in range(augment.randaugment):
-            picture = rand_augment(picture, augment.magnitude, self.fill, chance)
-        made: NDArray[np.uint8] = np.array(picture)
+            image = rand_augment(image, augment.magnitude, self.fill, chance)
+        made: NDArray[np.uint8] = np.array(image)
         if chance.random() < augment.erasing:
             left, top, right, bottom = erased_box(side, chance)
             made[top:bottom, left:right] = self.fill
@@ -122,14 +122,14 @@ def erased_box(side: int, chance: random.Random) -> Box:
     return 0, 0, 0, 0
 
 
-def rand_augment(picture: Image.Image, magnitude: int, fill: tuple[int, ...], chance: random.Random) -> Image.Image:
+def rand_augment(image: Image.Image, magnitude: int, fill: tuple[int, ...], chance: random.Random) -> Image.Image:
     """One random operation of RandAugment. Source: Cubuk et al. 2020, with the ranges of torchvision's.
 
     magnitude: 0 to 30.  fill: the colour of what comes in from outside.
     """
     name = OPERATIONS[chance.randrange(len(OPERATIONS))]
     sign = -1 if chance.random() < 0.5 else 1
-    return operate(picture, name, magnitude, sign, fill)
+    return operate(image, name, magnitude, sign, fill)
 
 
 OPERATIONS = (
@@ -138,42 +138,42 @@ OPERATIONS = (
 )  # fmt: skip
 
 
-def operate(picture: Image.Image, name: str, magnitude: int, sign: int, fill: tuple[int, ...]) -> Image.Image:
+def operate(image: Image.Image, name: str, magnitude: int, sign: int, fill: tuple[int, ...]) -> Image.Image:
     """One operation of RandAugment at a magnitude of 0 to 30."""
     share = magnitude / LEVELS
-    width, height = picture.size
+    width, height = image.size
     match name:
         case "shear x":
-            return _affine(picture, (1, 0.3 * share * sign, 0, 0, 1, 0), fill)
+            return _affine(image, (1, 0.3 * share * sign, 0, 0, 1, 0), fill)
         case "shear y":
-            return _affine(picture, (1, 0, 0, 0.3 * share * sign, 1, 0), fill)
+            return _affine(image, (1, 0, 0, 0.3 * share * sign, 1, 0), fill)
         case "translate x":
-            return _affine(picture, (1, 0, -int(150 / 331 * width * share * sign), 0, 1, 0), fill)
+            return _affine(image, (1, 0, -int(150 / 331 * width * share * sign), 0, 1, 0), fill)
         case "translate y":
-            return _affine(picture, (1, 0, 0, 0, 1, -int(150 / 331 * height * share * sign)), fill)
+            return _affine(image, (1, 0, 0, 0, 1, -int(150 / 331 * height * share * sign)), fill)
         case "rotate":
-            return picture.rotate(30 * share * sign, fillcolor=fill)
+            return image.rotate(30 * share * sign, fillcolor=fill)
         case "brightness":
-            return ImageEnhance.Brightness(picture).enhance(1 + 0.9 * share * sign)
+            return ImageEnhance.Brightness(image).enhance(1 + 0.9 * share * sign)
         case "color":
-            return ImageEnhance.Color(picture).enhance(1 + 0.9 * share * sign)
+            return ImageEnhance.Color(image).enhance(1 + 0.9 * share * sign)
         case "contrast":
-            return ImageEnhance.Contrast(picture).enhance(1 + 0.9 * share * sign)
+            return ImageEnhance.Contrast(image).enhance(1 + 0.9 * share * sign)
         case "sharpness":
-            return ImageEnhance.Sharpness(picture).enhance(1 + 0.9 * share * sign)
+            return ImageEnhance.Sharpness(image).enhance(1 + 0.9 * share * sign)
         case "posterize":
-            return ImageOps.posterize(picture, 8 - round(magnitude / (LEVELS / 4)))
+            return ImageOps.posterize(image, 8 - round(magnitude / (LEVELS / 4)))
         case "solarize":
-            return ImageOps.solarize(picture, round(255 * (1 - share)))
+            return ImageOps.solarize(image, round(255 * (1 - share)))
         case "autocontrast":
-            return ImageOps.autocontrast(picture)
+            return ImageOps.autocontrast(image)
         case "equalize":
-            return ImageOps.equalize(picture)
-    return picture
+            return ImageOps.equalize(image)
+    return image
 
 
-def _affine(picture: Image.Image, matrix: tuple[float, ...], fill: tuple[int, ...]) -> Image.Image:
-    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, fillcolor=fill)
+def _affine(image: Image.Image, matrix: tuple[float, ...], fill: tuple[int, ...]) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=fill)
 
 
 def make_mix(augment: AugmentConfig, classes: int) -> torch.nn.Module | None:

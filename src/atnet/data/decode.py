@@ -94,12 +94,12 @@ def read_file(path: str | Path) -> bytes:
     try:
         content = read_regular(path, MAX_BYTES, DataError)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such picture{did_you_mean(Path(path))}") from error
+        raise DataError(f"{path}: no such image{did_you_mean(Path(path))}") from error
     _require_size(str(path), len(content))
     return content
 
 
-def is_picture(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     """Whether a file begins as an image does, of whatever kind; False if it cannot be read."""
     try:
         with open_regular(path, 1 << 62, DataError) as file:
@@ -123,11 +123,11 @@ def decode(source: str | Path | bytes, name: str = "", max_pixels: int = MAX_PIX
     16 bits are scaled to 8; transparency is laid over white; of an animation, the first frame.
     Raises DataError naming the image if it cannot be read whole or has more than max_pixels.
     """
-    name = name or (str(source) if not isinstance(source, bytes) else "picture")
+    name = name or (str(source) if not isinstance(source, bytes) else "image")
     content = source if isinstance(source, bytes) else read_file(source)
-    with _opened(content, name, max_pixels) as picture:
-        picture.load()
-        return _to_rgb(_upright(picture), _stated_top(picture, content))
+    with _opened(content, name, max_pixels) as image:
+        image.load()
+        return _to_rgb(_upright(image), _stated_top(image, content))
 
 
 class EncodedImage:
@@ -136,9 +136,9 @@ class EncodedImage:
     width, height: of the upright image.
     """
 
-    def __init__(self, picture: Image.Image, content: bytes) -> None:
-        self._picture, self._content, self._turn = picture, content, _orientation(picture)
-        self.width, self.height = picture.size if self._turn < 5 else picture.size[::-1]
+    def __init__(self, image: Image.Image, content: bytes) -> None:
+        self._image, self._content, self._turn = image, content, _orientation(image)
+        self.width, self.height = image.size if self._turn < 5 else image.size[::-1]
 
     def decode(self, box: Box, reduction: float) -> tuple[NDArray[np.uint8], Box]:
         """Pixels (H, W, 3) for a crop of the image, and the crop's box in them.
@@ -146,16 +146,16 @@ class EncodedImage:
         box: left, top, right, bottom in the upright image.  reduction: by how much the pixels may be reduced.
         The pixels are those of `decode`, but a JPEG's come faster, and reduced to half or less where that is allowed.
         """
-        picture, pixels = self._picture, None
-        width, height = picture.size
-        plain = picture.mode == "RGB" and self._turn == 1 and not picture.info.get("icc_profile")
-        if picture.format == "JPEG" and plain:
+        image, pixels = self._image, None
+        width, height = image.size
+        plain = image.mode == "RGB" and self._turn == 1 and not image.info.get("icc_profile")
+        if image.format == "JPEG" and plain:
             pixels = _decode_jpeg(self._content, width, height, reduction)
         if pixels is None:
-            if reduction >= 2 and picture.format == "JPEG" and picture.mode in ("L", "RGB"):
-                picture.draft(picture.mode, (max(int(width / reduction), 1), max(int(height / reduction), 1)))
-            picture.load()
-            pixels = np.array(_to_rgb(_upright(picture), _stated_top(picture, self._content)))
+            if reduction >= 2 and image.format == "JPEG" and image.mode in ("L", "RGB"):
+                image.draft(image.mode, (max(int(width / reduction), 1), max(int(height / reduction), 1)))
+            image.load()
+            pixels = np.array(_to_rgb(_upright(image), _stated_top(image, self._content)))
         across, down = pixels.shape[1] / self.width, pixels.shape[0] / self.height
         left, top = round(box[0] * across), round(box[1] * down)
         return pixels, (left, top, max(round(box[2] * across), left + 1), max(round(box[3] * down), top + 1))
@@ -164,10 +164,10 @@ class EncodedImage:
 @contextmanager
 def open_encoded(content: bytes, name: str) -> Iterator[EncodedImage]:
     """An image whose pixels are decoded later, for a crop. Raises DataError naming it, also while it is open."""
-    with _opened(content, name, MAX_PIXELS) as picture:
-        if picture.format != "JPEG":
-            picture.load()  # before its EXIF, which in a PNG may follow the colours: reading it would hide their damage
-        yield EncodedImage(picture, content)
+    with _opened(content, name, MAX_PIXELS) as image:
+        if image.format != "JPEG":
+            image.load()  # before its EXIF, which in a PNG may follow the colours: reading it would hide their damage
+        yield EncodedImage(image, content)
 
 
 def _decode_jpeg(content: bytes, width: int, height: int, reduction: float) -> NDArray[np.uint8] | None:
@@ -188,13 +188,13 @@ def _opened(content: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]
     _require_size(name, len(content))
     formats = ", ".join(FORMATS)
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            _require_modest(picture, content, name, max_pixels)
-            yield picture
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _require_modest(image, content, name, max_pixels)
+            yield image
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError(f"{name}: {_what(content)}, not a whole {formats} picture; convert or remove it") from error
+        raise DataError(f"{name}: {_what(content)}, not a whole {formats} image; convert or remove it") from error
     except MemoryError as error:
         raise DataError(f"{name}: needs more memory than there is; make it smaller") from error
     except (
@@ -212,7 +212,7 @@ def _opened(content: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]
         Image.DecompressionBombWarning,
     ) as error:
         why = str(error) or type(error).__name__
-        raise DataError(f"{name}: not a whole {formats} picture ({why}); replace or remove it") from error
+        raise DataError(f"{name}: not a whole {formats} image ({why}); replace or remove it") from error
 
 
 def _require_size(name: str, size: int) -> None:
@@ -222,52 +222,52 @@ def _require_size(name: str, size: int) -> None:
         raise DataError(f"{name}: {size:,} bytes are more than the {MAX_BYTES:,} allowed; make it smaller")
 
 
-def _require_modest(picture: Image.Image, content: bytes, name: str, max_pixels: int) -> None:
+def _require_modest(image: Image.Image, content: bytes, name: str, max_pixels: int) -> None:
     """Raises DataError on what would take far more memory or time than its file's size lets one expect."""
-    width, height = picture.size
+    width, height = image.size
     if width * height > max_pixels:
         raise DataError(f"{name}: {width} x {height} pixels are more than the {max_pixels:,} allowed; make it smaller")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise DataError(f"{name}: sides of {width} x {height} pixels are too unequal; crop it")
-    if picture.format == "JPEG" and "progressive" in picture.info and content.count(b"\xff\xda") > MAX_SCANS:
+    if image.format == "JPEG" and "progressive" in image.info and content.count(b"\xff\xda") > MAX_SCANS:
         raise DataError(f"{name}: a progressive JPEG of more than {MAX_SCANS} scans; save it anew")
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
     """Turned by its EXIF flag."""
-    if _orientation(picture) == 1:
-        return picture
-    profile = picture.info.get("icc_profile")
-    turned = ImageOps.exif_transpose(picture)
+    if _orientation(image) == 1:
+        return image
+    profile = image.info.get("icc_profile")
+    turned = ImageOps.exif_transpose(image)
     turned.info["icc_profile"] = profile
     return turned
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     """EXIF's flag, 1 to 8; 1 where EXIF cannot be read, for the image itself is whole."""
     try:
-        flag = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        flag = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (OSError, ValueError, SyntaxError, KeyError, TypeError, IndexError, EOFError, struct.error):
         return 1
     return flag if flag in range(1, 9) else 1
 
 
-def _stated_top(picture: Image.Image, content: bytes) -> int:
+def _stated_top(image: Image.Image, content: bytes) -> int:
     """The value of white in an image of 16 bits a channel, as its file says: 4,095 of 12 bits; 65,535 if it does not.
 
     A PNG with an sBIT chunk has its values scaled to 16 bits already, if its writer kept to the standard: then the bits
     below those that count are 0 in dark shades, for which alone it matters.
     """
-    if not picture.mode.startswith("I"):
+    if not image.mode.startswith("I"):
         return 65535
-    if picture.format == "PNG":
+    if image.format == "PNG":
         at = content.find(b"\0\0\0\x01sBIT", 0, max(content.find(b"IDAT"), 0))
         bits = content[at + 8] if at >= 0 else 16
-        if not 8 <= bits < 16 or not (np.asarray(picture) & ((1 << (16 - bits)) - 1)).any():
+        if not 8 <= bits < 16 or not (np.asarray(image) & ((1 << (16 - bits)) - 1)).any():
             return 65535
         return (1 << bits) - 1
-    if isinstance(picture, TiffImagePlugin.TiffImageFile):
-        found = [picture.tag_v2.get(tag) for tag in (_MAX_SAMPLE_VALUE, TiffImagePlugin.BITSPERSAMPLE)]
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        found = [image.tag_v2.get(tag) for tag in (_MAX_SAMPLE_VALUE, TiffImagePlugin.BITSPERSAMPLE)]
         most, depth = (value[0] if isinstance(value, tuple) and value else value for value in found)
         if isinstance(most, int) and 255 <= most <= 65535:
             return most
@@ -281,35 +281,35 @@ def _shades(top: int) -> NDArray[np.uint8]:
     return np.asarray((np.minimum(np.arange(65536), top) / (top / 255)).round(), dtype=np.uint8)
 
 
-def _to_rgb(picture: Image.Image, stated: int) -> Image.Image:
+def _to_rgb(image: Image.Image, stated: int) -> Image.Image:
     """stated: see `_stated_top`."""
-    if picture.mode == "F":
+    if image.mode == "F":
         raise ValueError("floating-point pixels; save it with 8 or 16 bits a channel")
-    if picture.mode.startswith("I"):
-        wide = np.asarray(picture)
+    if image.mode.startswith("I"):
+        wide = np.asarray(image)
         least, most = int(wide.min()), int(wide.max())
         if least < 0 or most > 65535:
             raise ValueError("integers of more than 16 bits; save it with 8 or 16 bits a channel")
         deep = 65535 if most > stated else stated
-        top = 255 if picture.mode == "I" and most <= 255 else deep
+        top = 255 if image.mode == "I" and most <= 255 else deep
         return Image.fromarray(_shades(top)[wide]).convert("RGB")
-    profile = picture.info.get("icc_profile")
-    if picture.has_transparency_data:
-        whole = picture.convert("RGBA")
+    profile = image.info.get("icc_profile")
+    if image.has_transparency_data:
+        whole = image.convert("RGBA")
         opaque = _to_srgb(whole.convert("RGB"), profile)
         opaque.putalpha(whole.getchannel("A"))
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), opaque).convert("RGB")
-    if picture.mode in ("1", "P", "LA", "PA", "La"):
-        picture = picture.convert("L" if picture.mode in ("1", "LA", "La") else "RGB")
-    return _to_srgb(picture, profile).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), opaque).convert("RGB")
+    if image.mode in ("1", "P", "LA", "PA", "La"):
+        image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
+    return _to_srgb(image, profile).convert("RGB")
 
 
-def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """In sRGB's colours if it has another profile of its own kind, else as it is."""
-    if not profile or picture.mode not in ("L", "RGB", "CMYK"):
-        return picture
-    transform = _transforms.of(profile, picture.mode)
-    return picture if transform is None else ImageCms.applyTransform(picture, transform) or picture
+    if not profile or image.mode not in ("L", "RGB", "CMYK"):
+        return image
+    transform = _transforms.of(profile, image.mode)
+    return image if transform is None else ImageCms.applyTransform(image, transform) or image
 
 
 class _Transforms:
@@ -383,39 +383,39 @@ def describe(content: bytes, suffix: str, brightest: int = 255) -> Facts:
 
     suffix: of its name, lower case with a dot.  brightest: shade, 0 to 255, that `decode` gives.
     """
-    with _opened(content, "picture", MAX_PIXELS) as picture:
-        kind = "JPEG" if picture.format == "MPO" else picture.format or ""  # several JPEGs in one file
-        width, height = picture.size
+    with _opened(content, "image", MAX_PIXELS) as image:
+        kind = "JPEG" if image.format == "MPO" else image.format or ""  # several JPEGs in one file
+        width, height = image.size
         odd = []
         if suffix and suffix not in SUFFIXES_OF[kind]:
             odd.append(f"a {kind} called {suffix}")
-        if _has_frames(picture):
+        if _has_frames(image):
             odd.append("several frames, of which the first is taken")
-        if _orientation(picture) != 1:
+        if _orientation(image) != 1:
             odd.append("turned by its EXIF flag")
-            width, height = (height, width) if _orientation(picture) >= 5 else (width, height)
-        if picture.mode == "CMYK":
+            width, height = (height, width) if _orientation(image) >= 5 else (width, height)
+        if image.mode == "CMYK":
             odd.append("CMYK colours")
-        elif _is_deep(picture, content):
+        elif _is_deep(image, content):
             odd.append("16 bits a channel")
-        elif picture.has_transparency_data:
+        elif image.has_transparency_data:
             odd.append("transparent parts, laid over white")
-        elif picture.mode in ("L", "1"):
+        elif image.mode in ("L", "1"):
             odd.append("grey")
-        if brightest <= DARK_16 and _is_deep(picture, content):
+        if brightest <= DARK_16 and _is_deep(image, content):
             odd.append(f"{NEARLY_BLACK}, with 14 or fewer of 16 bits a channel in use")
         elif brightest <= DARK:
             odd.append(NEARLY_BLACK)
-        profile = picture.info.get("icc_profile")
-        if profile and picture.mode in ("L", "RGB", "CMYK") and _transforms.of(profile, picture.mode) is not None:
+        profile = image.info.get("icc_profile")
+        if profile and image.mode in ("L", "RGB", "CMYK") and _transforms.of(profile, image.mode) is not None:
             odd.append("a colour profile other than sRGB")
     return Facts(format=kind, width=width, height=height, odd=tuple(odd))
 
 
-def _has_frames(picture: Image.Image) -> bool:
+def _has_frames(image: Image.Image) -> bool:
     """Whether there is more than one; to count them would take a pass over all, of which there may be a million."""
     try:
-        return bool(getattr(picture, "is_animated", False))
+        return bool(getattr(image, "is_animated", False))
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error):
         return True  # a damaged one after the first
 
@@ -425,20 +425,20 @@ def is_too_dark(content: bytes, name: str) -> bool:
 
     Raises DataError naming it if it cannot be read.
     """
-    with _opened(content, name, MAX_PIXELS) as picture:
-        if not _is_deep(picture, content):
+    with _opened(content, name, MAX_PIXELS) as image:
+        if not _is_deep(image, content):
             return False
     return brightest_of(decode(content, name)) <= DARK_16
 
 
-def brightest_of(picture: Image.Image) -> int:
+def brightest_of(image: Image.Image) -> int:
     """The largest value, 0 to 255, in an RGB image."""
-    return max(high for _, high in picture.getextrema())  # type: ignore[misc]
+    return max(high for _, high in image.getextrema())  # type: ignore[misc]
 
 
-def _is_deep(picture: Image.Image, content: bytes) -> bool:
+def _is_deep(image: Image.Image, content: bytes) -> bool:
     """Whether it has 16 bits a channel; of colours, Pillow leaves the upper 8."""
-    if isinstance(picture, TiffImagePlugin.TiffImageFile):
-        bits = picture.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, 1)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, 1)
         return max(bits if isinstance(bits, tuple) else (bits,), default=1) > 8
-    return picture.mode.startswith("I") or (picture.format == "PNG" and content[24:25] == b"\x10")
+    return image.mode.startswith("I") or (image.format == "PNG" and content[24:25] == b"\x10")

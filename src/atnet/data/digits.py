@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from atnet.data.pictures import Names, Pictures
+from atnet.data.samples import Names, Samples
 
 DIGITS = "digits"
 
@@ -19,20 +19,20 @@ class Digits:
 
     name: str = DIGITS
 
-    def locate(self, picture: str, place: int) -> str:
-        return f"{self.name} {picture}"
+    def locate(self, image: str, place: int) -> str:
+        return f"{self.name} {image}"
 
-    def read(self, picture: str, place: int) -> bytes:
+    def read(self, image: str, place: int) -> bytes:
         stream = io.BytesIO()
         Image.fromarray(_digits()[0][place]).save(stream, "BMP")
         return stream.getvalue()
 
 
-def open_digits() -> Pictures:
+def open_digits() -> Samples:
     """The digits in the package's own order, class by class."""
     _, labels = _digits()
     places = np.arange(len(labels))
-    return Pictures(Digits(), tuple("0123456789"), Names(map(str, places)), labels, places)
+    return Samples(Digits(), tuple("0123456789"), Names(map(str, places)), labels, places)
 
 
 @cache

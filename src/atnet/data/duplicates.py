@@ -31,9 +31,9 @@ class Sketch(NamedTuple):
     miniature: NDArray[np.uint8]
 
 
-def sketch(picture: Image.Image) -> Sketch:
+def sketch(image: Image.Image) -> Sketch:
     """Of an RGB image."""
-    grey = picture.convert("L")
+    grey = image.convert("L")
     pixels = np.asarray(grey.resize((32, 32), Image.Resampling.BOX), dtype=np.float32)
     low = dctn(pixels, norm="ortho")[:12, :12].ravel()[1:129]
     bands = np.packbits(low > np.median(low)).view(np.uint16)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atnet.data.classes import class_of
-from atnet.data.decode import OTHER_SUFFIXES, SUFFIXES, is_picture, read_file
-from atnet.data.pictures import Pictures, collect, some
+from atnet.data.decode import OTHER_SUFFIXES, SUFFIXES, is_image, read_file
+from atnet.data.samples import Samples, collect, some
 from atnet.errors import DataError
 
 log = logging.getLogger("atnet")
@@ -34,14 +34,14 @@ class Folder:
     def name(self) -> str:
         return str(self.root)
 
-    def locate(self, picture: str, place: int) -> str:
-        return str(self.root / picture)
+    def locate(self, image: str, place: int) -> str:
+        return str(self.root / image)
 
-    def read(self, picture: str, place: int) -> bytes:
-        return read_file(self.root / picture)
+    def read(self, image: str, place: int) -> bytes:
+        return read_file(self.root / image)
 
 
-def open_folder(root: Path) -> Pictures:
+def open_folder(root: Path) -> Samples:
     """All images in the folders below root. Raises DataError if there are none, or two folders are one class."""
     classes: list[str] = []
     ids: list[str] = []
@@ -51,24 +51,24 @@ def open_folder(root: Path) -> Pictures:
         if label in folders:
             raise DataError(f"{root}: two folders are called {label!r} ({folders[label]!a} and {name!a}): merge them")
         folders[label] = name
-        found = list_pictures(root, name)
+        found = list_images(root, name)
         if not found:
-            log.warning("%s: no pictures in it, so it is no class", root / name)
+            log.warning("%s: no images in it, so it is no class", root / name)
         ids += found
         classes += [label] * len(found)
     if not ids:
-        if has_pictures(root):
+        if has_images(root):
             raise DataError(
-                f"{root}: its pictures lie in no class folder; give the folder above it if it is one class, "
+                f"{root}: its images lie in no class folder; give the folder above it if it is one class, "
                 "else sort them into a folder for each class"
             )
         raise DataError(
-            f"{root}: no class folders with pictures in it; expected {root.name}/CLASS/PICTURE, "
-            f"a picture ending in {', '.join(sorted(SUFFIXES))}"
+            f"{root}: no class folders with images in it; expected {root.name}/CLASS/IMAGE, "
+            f"an image ending in {', '.join(sorted(SUFFIXES))}"
         )
-    stray = stray_pictures(root)
+    stray = stray_images(root)
     if stray:
-        log.warning("%s: %d pictures in no class folder are left out (%s)", root, len(stray), some(stray))
+        log.warning("%s: %d images in no class folder are left out (%s)", root, len(stray), some(stray))
     alike = repeated_folders(ids)
     if alike:
         log.warning(
@@ -78,7 +78,7 @@ def open_folder(root: Path) -> Pictures:
     return collect(Folder(root), ids, classes)
 
 
-def stray_pictures(root: Path) -> list[str]:
+def stray_images(root: Path) -> list[str]:
     """The images directly in a folder of class folders, by their names, sorted."""
     return [name for name in _names(root) if os.path.splitext(name)[1].lower() in SUFFIXES and not is_hidden(name)]
 
@@ -98,14 +98,14 @@ def repeated_folders(ids: Iterable[str]) -> list[str]:
     return common if len(common) > 1 and 2 * len(common) >= max(map(len, inside.values())) else []
 
 
-def open_album(root: Path) -> Pictures:
+def open_album(root: Path) -> Samples:
     """All images in a folder and below it; the class of those directly in it is called ""."""
-    ids = list_pictures(root)
+    ids = list_images(root)
     folders = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in ids]
     return collect(Folder(root), ids, [folder and class_name(root, folder) for folder in folders])
 
 
-def has_pictures(root: Path) -> bool:
+def has_images(root: Path) -> bool:
     """Whether images lie directly in the folder, by their names. Raises DataError if it cannot be read."""
     return any(os.path.splitext(name)[1].lower() in SUFFIXES for name in _names(root))
 
@@ -118,7 +118,7 @@ def _names(root: Path) -> list[str]:
         raise DataError(f"{root}: this folder cannot be read ({error.strerror})") from error
 
 
-def list_pictures(root: Path, folder: str = "") -> list[str]:
+def list_images(root: Path, folder: str = "") -> list[str]:
     """Paths of the images below root/folder, relative to root, sorted; links are followed, each folder once.
 
     Raises DataError naming a folder that cannot be read.
@@ -132,18 +132,18 @@ def list_pictures(root: Path, folder: str = "") -> list[str]:
             others[suffix] += 1
     if others:
         kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(3))
-        log.warning("%s: files that are no pictures are left out (%s)", root / folder, kinds)
-        left = unread_pictures(root, folder)
+        log.warning("%s: files that are no images are left out (%s)", root / folder, kinds)
+        left = unread_images(root, folder)
         if left:
             log.warning(
-                "%s: %d of these look like pictures (%s): convert them, or give them a suffix of %s",
+                "%s: %d of these look like images (%s): convert them, or give them a suffix of %s",
                 root / folder, len(left), some(left), ", ".join(sorted(SUFFIXES)),
             )  # fmt: skip
     return sorted(found)
 
 
-def unread_pictures(root: Path, folder: str = "") -> list[str]:
-    """Paths of the files below root/folder that `list_pictures` leaves out, but look like images, sorted.
+def unread_images(root: Path, folder: str = "") -> list[str]:
+    """Paths of the files below root/folder that `list_images` leaves out, but look like images, sorted.
 
     They do by a suffix of images that are not decoded here, or by how their content begins.
     """
@@ -154,7 +154,7 @@ def unread_pictures(root: Path, folder: str = "") -> list[str]:
             continue
         place = os.path.dirname(path), suffix
         looked[place] += 1
-        if suffix in OTHER_SUFFIXES or (looked[place] <= LOOKED_AT and is_picture(root / path)):
+        if suffix in OTHER_SUFFIXES or (looked[place] <= LOOKED_AT and is_image(root / path)):
             found.append(path)
     return sorted(found)
 

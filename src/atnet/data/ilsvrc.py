@@ -8,8 +8,8 @@ import struct
 import zlib
 from pathlib import Path
 
-from atnet.data.folders import Folder, list_pictures, subfolders
-from atnet.data.pictures import Pictures, collect
+from atnet.data.folders import Folder, list_images, subfolders
+from atnet.data.samples import Samples, collect
 from atnet.errors import DataError
 from atnet.files import read_regular, read_text
 
@@ -26,14 +26,14 @@ def data_root(root: Path) -> Path:
     return next((root / inner for inner in _INNER if os.path.isdir(root / inner / "train")), root)
 
 
-def open_flat_validation(root: Path, val: Path) -> Pictures | None:
+def open_flat_validation(root: Path, val: Path) -> Samples | None:
     """The images of a flat val/, labelled by Kaggle's list or the devkit's; None if it is not flat.
 
     Raises DataError if it is flat and there is no list, or the list does not name an image.
     """
     if subfolders(val):
         return None
-    names = list_pictures(val)
+    names = list_images(val)
     if not names:
         return None
     solution, truth = _find(root, SOLUTION), _find(root, GROUND_TRUTH)
@@ -49,7 +49,7 @@ def open_flat_validation(root: Path, val: Path) -> Pictures | None:
         ]
     else:
         raise DataError(
-            f"{val}: its pictures lie in no class folders; put {SOLUTION} or the devkit's {GROUND_TRUTH} "
+            f"{val}: its images lie in no class folders; put {SOLUTION} or the devkit's {GROUND_TRUTH} "
             f"and {SYNSETS} in {root}, or sort them into a folder for each class"
         )
     unknown = next((name for name, label in zip(names, classes, strict=True) if label is None), None)

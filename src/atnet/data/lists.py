@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from atnet.data.classes import class_of
 from atnet.data.decode import read_file
-from atnet.data.pictures import Pictures, collect, some
+from atnet.data.samples import Samples, collect, some
 from atnet.errors import DataError
 from atnet.files import open_regular
 
@@ -41,21 +41,21 @@ class Listed:
     def name(self) -> str:
         return str(self.list)
 
-    def locate(self, picture: str, place: int) -> str:
-        return str(self.list.parent / picture)
+    def locate(self, image: str, place: int) -> str:
+        return str(self.list.parent / image)
 
-    def read(self, picture: str, place: int) -> bytes:
-        return read_file(self.list.parent / picture)
+    def read(self, image: str, place: int) -> bytes:
+        return read_file(self.list.parent / image)
 
 
-def open_list(path: Path) -> dict[str, Pictures]:
+def open_list(path: Path) -> dict[str, Samples]:
     """The images that a list names, by its column of splits in lower case; under "" where there is none.
 
     Raises DataError naming the list and the row that cannot be used.
     """
     ids: defaultdict[str, list[str]] = defaultdict(list)
     classes: defaultdict[str, list[str]] = defaultdict(list)
-    known: dict[Any, str] = {}  # of each label its class: one string for all its pictures
+    known: dict[Any, str] = {}  # of each label its class: one string for all its images
     number = 0
     found: dict[str, int | None] = {}
     seen = 0
@@ -63,23 +63,23 @@ def open_list(path: Path) -> dict[str, Pictures]:
         for number, (header, row) in enumerate(_read(path), 1):
             if len(header) != seen:
                 found, seen = {what: _column(path, header, what) for what in COLUMNS}, len(header)
-            picture, value, part = (None if at is None or at >= len(row) else row[at] for at in found.values())
+            image, value, part = (None if at is None or at >= len(row) else row[at] for at in found.values())
             label = known.get(value) if isinstance(value, str) else None
             if label is None:
                 label = class_of(value)
                 if isinstance(value, str):
                     known[value] = label
-            if picture in (None, "") or not label:
-                what = "path" if picture in (None, "") else "label"
+            if image in (None, "") or not label:
+                what = "path" if image in (None, "") else "label"
                 raise DataError(f"{path}: row {number} has no {what}: {str(row)[:200]}")
-            picture = str(picture)
+            image = str(image)
             if number > MAX_ROWS:
-                raise DataError(f"{path}: more than the {MAX_ROWS:,} rows allowed: split it, or pack its pictures")
-            picture.encode("utf-8", "surrogateescape")
+                raise DataError(f"{path}: more than the {MAX_ROWS:,} rows allowed: split it, or pack its images")
+            image.encode("utf-8", "surrogateescape")
             split = "" if found["split"] is None else "None" if part is None else str(part).strip().lower()
             if split not in ids and len(ids) == MAX_SPLITS:
                 raise DataError(f"{path}: more than {MAX_SPLITS} parts in its column of splits")
-            ids[split].append(picture)
+            ids[split].append(image)
             classes[split].append(label)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such list") from error

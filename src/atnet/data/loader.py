@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from atnet.config import Config, DataConfig
 from atnet.data.augment import Augment
 from atnet.data.order import BatchOrder, Draw
-from atnet.data.pictures import Pictures
 from atnet.data.preprocess import Preprocess, resize_shorter
+from atnet.data.samples import Samples
 from atnet.device import pick_device
 from atnet.errors import DataError, TrainingError
 from atnet.progress import progress_bar
@@ -40,7 +40,7 @@ def make_preprocess(data: DataConfig) -> Preprocess:
 class BadSample(NamedTuple):
     """An image that cannot be read: its id, and why.  In its batch it has the label NO_LABEL, and no colours."""
 
-    picture: str
+    image: str
     reason: str
 
 
@@ -59,30 +59,30 @@ class TrainSet(Dataset[Sample]):
     and no lock or event: of these a process that is killed while it waits leaves one that nobody can set again.
     """
 
-    def __init__(self, pictures: Pictures, config: Config, free: ctypes.c_bool | None = None) -> None:
+    def __init__(self, samples: Samples, config: Config, free: ctypes.c_bool | None = None) -> None:
         data = config.data
         self.free = free
-        self.pictures = pictures
+        self.samples = samples
         self.augment = Augment(config)
         self.cached: list[NDArray[np.uint8] | BadSample] | None = None
         if data.cache == "ram":
 
-            def shrink(picture: Image.Image) -> NDArray[np.uint8]:
-                if min(picture.size) > data.cache_size:
-                    picture = resize_shorter(picture, data.cache_size, data.interpolation)
-                return np.array(picture)
+            def shrink(image: Image.Image) -> NDArray[np.uint8]:
+                if min(image.size) > data.cache_size:
+                    image = resize_shorter(image, data.cache_size, data.interpolation)
+                return np.array(image)
 
-            self.cached = _read_all(pictures, shrink, "Caching training pictures")
+            self.cached = _read_all(samples, shrink, "Caching training images")
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.samples)
 
     def __getitem__(self, draw: Draw) -> Sample:
         if self.free is not None:
             end = time.monotonic() + LONGEST_WAIT
             while not self.free.value and time.monotonic() < end:
                 time.sleep(NAP)
-        return self.at(draw.picture, draw)
+        return self.at(draw.image, draw)
 
     def at(self, place: int, draw: Draw) -> Sample:
         """The image at a place among these, as it looks in a draw."""
@@ -94,50 +94,50 @@ class TrainSet(Dataset[Sample]):
                     raise DataError(found.reason)
                 pixels, (box, _) = found, self.augment.crop(found.shape[1], found.shape[0], side, chance)
             else:
-                with self.pictures.open(place) as image:
+                with self.samples.open(place) as image:
                     pixels, box = image.decode(*self.augment.crop(image.width, image.height, side, chance))
             pixels = self.augment(pixels, box, side, chance)
         except DataError as error:
             nothing = torch.zeros(side, side, 3, dtype=torch.uint8)
-            return nothing.permute(2, 0, 1), NO_LABEL, BadSample(self.pictures.ids[place], str(error))
-        return torch.from_numpy(pixels).permute(2, 0, 1), int(self.pictures.labels[place]), None
+            return nothing.permute(2, 0, 1), NO_LABEL, BadSample(self.samples.ids[place], str(error))
+        return torch.from_numpy(pixels).permute(2, 0, 1), int(self.samples.labels[place]), None
 
 
 class EvalSet(Dataset[Sample]):
     """Images as evaluation sees them: float32 (3, size, size), label, and a hole if it cannot be read."""
 
-    def __init__(self, pictures: Pictures, preprocess: Preprocess, cache: bool = False) -> None:
-        self.pictures = pictures
+    def __init__(self, samples: Samples, preprocess: Preprocess, cache: bool = False) -> None:
+        self.samples = samples
         self.preprocess = preprocess
         self.cached: list[Any] | None = None
         if cache:
-            self.cached = _read_all(pictures, preprocess.resize_and_crop, "Caching validation pictures")
+            self.cached = _read_all(samples, preprocess.resize_and_crop, "Caching validation images")
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> Sample:
-        found = self.cached[index] if self.cached else _read(self.pictures, index, self.preprocess.resize_and_crop)
+        found = self.cached[index] if self.cached else _read(self.samples, index, self.preprocess.resize_and_crop)
         if isinstance(found, BadSample):
             return torch.zeros(3, self.preprocess.size, self.preprocess.size), NO_LABEL, found
-        return torch.from_numpy(self.preprocess.normalise(found)), int(self.pictures.labels[index]), None
+        return torch.from_numpy(self.preprocess.normalise(found)), int(self.samples.labels[index]), None
 
 
 def train_loader(
-    pictures: Pictures, config: Config, first: int, last: int, share: tuple[int, int] = (0, 1)
+    samples: Samples, config: Config, first: int, last: int, share: tuple[int, int] = (0, 1)
 ) -> DataLoader[Any]:
     """Batches, or shares of them, of the training steps first to last; the same ones with any number of workers.
 
     A batch is pixels, labels, and the holes in it. Where a step takes all of the processors, loader processes work
     between steps: beside one, they would hold up all threads of it at each operation.
     """
-    order = batch_order(pictures, config, first, last, share)
+    order = batch_order(samples, config, first, last, share)
     workers = config.data.workers
     free = None
     if workers and pick_device(config.device).type == "cpu" and torch.get_num_threads() >= (os.cpu_count() or 1):
         free = RawValue(ctypes.c_bool, True)  # `batches_of` sets it to false for each step
     return DataLoader(
-        TrainSet(pictures, config, free),
+        TrainSet(samples, config, free),
         batch_sampler=order,
         collate_fn=collate,
         num_workers=workers,
@@ -147,13 +147,11 @@ def train_loader(
     )
 
 
-def batch_order(
-    pictures: Pictures, config: Config, first: int, last: int, share: tuple[int, int] = (0, 1)
-) -> BatchOrder:
+def batch_order(samples: Samples, config: Config, first: int, last: int, share: tuple[int, int] = (0, 1)) -> BatchOrder:
     """Which images the training steps first to last show."""
-    labels = pictures.labels if config.data.balance == "sampler" else None
+    labels = samples.labels if config.data.balance == "sampler" else None
     return BatchOrder(
-        seed=config.seed, count=len(pictures), batch=config.batch, first=first, last=last, share=share, labels=labels
+        seed=config.seed, count=len(samples), batch=config.batch, first=first, last=last, share=share, labels=labels
     )
 
 
@@ -163,7 +161,7 @@ def collate(samples: list[Sample]) -> tuple[Any, Any, list[BadSample]]:
     Arrays go through a pipe. Left to the queue between the processes, a batch that has no room is lost, and waited for.
     """
     pixels, labels, holes = zip(*samples, strict=True)
-    # Channels last, as the augmented pictures are and the network wants them.
+    # Channels last, as the augmented images are and the network wants them.
     together = torch.stack([one.permute(1, 2, 0) for one in pixels]).permute(0, 3, 1, 2)
     numbers, found = torch.tensor(labels), [hole for hole in holes if hole is not None]
     if get_worker_info() is not None:
@@ -176,10 +174,10 @@ def collate(samples: list[Sample]) -> tuple[Any, Any, list[BadSample]]:
 
 
 def eval_loader(
-    pictures: Pictures, preprocess: Preprocess, batch: int, workers: int, cache: bool = False
+    samples: Samples, preprocess: Preprocess, batch: int, workers: int, cache: bool = False
 ) -> DataLoader[Any]:
     """All images, each once, in order, the last batch too; a batch is pixels, labels, and the holes in it."""
-    cached = EvalSet(pictures, preprocess, cache)
+    cached = EvalSet(samples, preprocess, cache)
     workers = 0 if cache else workers
     return DataLoader(
         cached,
@@ -238,21 +236,21 @@ def batches_of(loader: DataLoader[Any]) -> Generator[Any, None, None]:
         yield batch
 
 
-def _read(pictures: Pictures, index: int, keep: Callable[[Image.Image], Any]) -> Any:
+def _read(samples: Samples, index: int, keep: Callable[[Image.Image], Any]) -> Any:
     """What is to be kept of an image; a hole if it cannot be read."""
     try:
-        return keep(pictures.read(index))
+        return keep(samples.read(index))
     except DataError as error:
-        return BadSample(pictures.ids[index], str(error))
+        return BadSample(samples.ids[index], str(error))
 
 
-def _read_all(pictures: Pictures, keep: Callable[[Image.Image], Any], title: str) -> list[Any]:
+def _read_all(samples: Samples, keep: Callable[[Image.Image], Any], title: str) -> list[Any]:
     """What is to be kept of each image, read by threads: decoding leaves the interpreter's lock."""
-    with progress_bar(title, len(pictures)) as advance, ThreadPoolExecutor(os.cpu_count()) as threads:
+    with progress_bar(title, len(samples)) as advance, ThreadPoolExecutor(os.cpu_count()) as threads:
 
         def read(index: int) -> Any:
-            kept = _read(pictures, index, keep)
+            kept = _read(samples, index, keep)
             advance(1)
             return kept
 
-        return list(threads.map(read, range(len(pictures))))
+        return list(threads.map(read, range(len(samples))))

@@ -55,7 +55,7 @@ class Draw(NamedTuple):
     """An image's turn, by its position.  repeat: how often it was shown in this epoch before."""
 
     epoch: int
-    picture: int
+    image: int
     repeat: int = 0
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from atnet.data.classes import spreadsheet_safe
 from atnet.data.decode import decode
-from atnet.data.pictures import Pictures, hash_of
 from atnet.data.preprocess import resize_shorter
+from atnet.data.samples import Samples, hash_of
 from atnet.data.shards import CLASSES, MAX_INDEX_BYTES, Sample, Table, index_path, write_shard
 from atnet.errors import ConfigError, DataError
-from atnet.files import csv_table, read_regular, read_text, write_whole
+from atnet.files import csv_table, read_regular, read_text, renamed, write_whole
 from atnet.progress import progress_bar
 
 SETTINGS = "pack.json"
@@ -30,12 +30,12 @@ class Packed:
 
     out: Path
     shards: int
-    pictures: int
+    images: int
     bytes: int
     bad: tuple[tuple[str, str], ...]
 
 
-def pack(parts: dict[str, Pictures], out: Path, *, size: int = 256, quality: int = 90, shard: int = 2000) -> Packed:
+def pack(parts: dict[str, Samples], out: Path, *, size: int = 256, quality: int = 90, shard: int = 2000) -> Packed:
     """Writes each part as out/PART-000000.tar and so on; what is there already, of a pack broken off, is kept.
 
     size: an image whose shorter side is longer, in pixels, is resized to it and saved as JPEG of the quality;
@@ -48,7 +48,7 @@ def pack(parts: dict[str, Pictures], out: Path, *, size: int = 256, quality: int
         "size": size,
         "quality": quality,
         "shard": shard,
-        "pictures": {part: pictures.digest for part, pictures in parts.items()},
+        "images": {part: samples.digest for part, samples in parts.items()},
     }
     _begin(out, settings, next(iter(parts.values())).classes)
     count, written, bad, sums = 0, 0, [], []
@@ -56,8 +56,8 @@ def pack(parts: dict[str, Pictures], out: Path, *, size: int = 256, quality: int
         progress_bar("Packing", sum(map(len, parts.values()))) as advance,
         ThreadPoolExecutor(os.cpu_count()) as threads,
     ):
-        for part, pictures in parts.items():
-            names = list(pictures.ids)
+        for part, samples in parts.items():
+            names = list(samples.ids)
             # Mixed, for those who read shards one after the other; the same mix each time.
             mixed = sorted(range(len(names)), key=[hash_of(name) for name in names].__getitem__)
             for number, begin in enumerate(range(0, len(mixed), shard)):
@@ -65,7 +65,7 @@ def pack(parts: dict[str, Pictures], out: Path, *, size: int = 256, quality: int
                 path = out / f"{part or 'all'}-{number:06}.tar"
 
                 def made(index: int) -> Sample | tuple[str, str]:
-                    sample = _sample(pictures, index, size, quality)  # noqa: B023, called in this turn
+                    sample = _sample(samples, index, size, quality)  # noqa: B023, called in this turn
                     advance(1)
                     return sample
 
@@ -77,9 +77,9 @@ def pack(parts: dict[str, Pictures], out: Path, *, size: int = 256, quality: int
                     bad += [found for found in map(made, again) if not isinstance(found, Sample)]
                     kept = len(known)
                 else:
-                    samples = list(threads.map(made, members))
-                    bad += [found for found in samples if not isinstance(found, Sample)]
-                    kept = write_shard(path, (found for found in samples if isinstance(found, Sample)))
+                    tried = list(threads.map(made, members))
+                    bad += [found for found in tried if not isinstance(found, Sample)]
+                    kept = write_shard(path, (found for found in tried if isinstance(found, Sample)))
                 with path.open("rb") as file:
                     sums.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
                 count += kept
@@ -87,14 +87,14 @@ def pack(parts: dict[str, Pictures], out: Path, *, size: int = 256, quality: int
     write_whole(out / SUMS, "".join(sums).encode())
     if bad:
         write_bad_files(out / BAD_FILES, [("", *found) for found in bad])
-    return Packed(out=out, shards=len(sums), pictures=count, bytes=written, bad=tuple(bad))
+    return Packed(out=out, shards=len(sums), images=count, bytes=written, bad=tuple(bad))
 
 
 def write_bad_files(path: Path, bad: Iterable[tuple[str, str, str]]) -> None:
     """A CSV of images that cannot be read: part, image, reason."""
     rows = [
-        {"part": part, "picture": spreadsheet_safe(picture), "reason": spreadsheet_safe(reason)}
-        for part, picture, reason in bad
+        {"part": part, "image": spreadsheet_safe(image), "reason": spreadsheet_safe(reason)}
+        for part, image, reason in bad
     ]
     write_whole(path, csv_table(rows).encode("utf-8", "backslashreplace"))
 
@@ -105,13 +105,13 @@ def _begin(out: Path, settings: dict[str, Any], classes: tuple[str, ...]) -> Non
         raise ConfigError(f"{out}: exists and is not empty; choose another folder")
     if path.is_file():
         try:
-            known = json.loads(read_text(path))
+            known = renamed(json.loads(read_text(path)))
         except ConfigError:
             raise
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError, AttributeError) as error:
             raise ConfigError(f"{path}: damaged ({error}); choose another folder") from error
         if known != settings:
-            raise ConfigError(f"{out}: holds a pack of other pictures or settings; choose another folder")
+            raise ConfigError(f"{out}: holds a pack of other images or settings; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     unsuited = next((name for name in classes if not name.strip() or len(name.splitlines()) != 1), None)
     if unsuited is not None:
@@ -120,16 +120,16 @@ def _begin(out: Path, settings: dict[str, Any], classes: tuple[str, ...]) -> Non
     write_whole(path, json.dumps(settings, indent=2).encode())
 
 
-def _sample(pictures: Pictures, index: int, size: int, quality: int) -> Sample | tuple[str, str]:
+def _sample(samples: Samples, index: int, size: int, quality: int) -> Sample | tuple[str, str]:
     """The image as it is packed; or its id and why it cannot be read."""
-    name, label = pictures.ids[index], int(pictures.labels[index])
+    name, label = samples.ids[index], int(samples.labels[index])
     try:
-        content = pictures.read_bytes(index)
-        picture = decode(content, pictures.locate(index))
+        content = samples.read_bytes(index)
+        image = decode(content, samples.locate(index))
     except DataError as error:
         return name, str(error)
-    if size and min(picture.size) > size:
+    if size and min(image.size) > size:
         stream = io.BytesIO()
-        resize_shorter(picture, size, "bicubic").save(stream, "JPEG", quality=quality)
+        resize_shorter(image, size, "bicubic").save(stream, "JPEG", quality=quality)
         content = stream.getvalue()
-    return Sample(name, pictures.classes[label], label, content)
+    return Sample(name, samples.classes[label], label, content)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from atnet.data.classes import class_of
-from atnet.data.pictures import some
+from atnet.data.samples import some
 from atnet.errors import DataError
 from atnet.files import open_regular
 
@@ -99,13 +99,13 @@ def rows_of(file: "ParquetFile", columns: list[str], name: str, size: int, most:
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
-def picture_columns(path: Path) -> tuple[str, str] | None:
+def image_columns(path: Path) -> tuple[str, str] | None:
     """The columns of images, by its path, and of labels; None if there are no images in the file."""
     import pyarrow
 
     with opened(path) as file:
         fields = list(file.schema_arrow)
-    pictures = [field.name for field in fields if is_bytes(field.type)] + [
+    images = [field.name for field in fields if is_bytes(field.type)] + [
         f"{field.name}.bytes"
         for field in fields
         if pyarrow.types.is_struct(field.type)
@@ -113,37 +113,37 @@ def picture_columns(path: Path) -> tuple[str, str] | None:
     ]
     names = [field.name for field in fields]
     labels = [name for name in names if name.lower() in ("label", "labels", "fine_label", "class", "target")]
-    if not pictures:
+    if not images:
         return None
-    if len(pictures) > 1 or len(labels) != 1:
-        raise DataError(f"{path}: expected one column of pictures and one called label, found {some(names)}")
-    return pictures[0], labels[0]
+    if len(images) > 1 or len(labels) != 1:
+        raise DataError(f"{path}: expected one column of images and one called label, found {some(names)}")
+    return images[0], labels[0]
 
 
-def read_pictures(path: Path) -> Iterator[tuple[str, str, bytes]]:
+def read_images(path: Path) -> Iterator[tuple[str, str, bytes]]:
     """Each image's id, class and bytes.
 
     The classes are the names that Hugging Face's metadata give the labels, or else the labels themselves.
     """
-    columns = picture_columns(path)
+    columns = image_columns(path)
     if columns is None:
-        raise DataError(f"{path}: no column of pictures in it")
-    picture, label = columns
+        raise DataError(f"{path}: no column of images in it")
+    image, label = columns
     size = path.stat().st_size
     total, allowed = 0, most_bytes(size)
     with opened(path) as file:
         names = _class_names(file, label, str(path))
         row = 0
-        # One by one, for else a large picture that stands in many rows would be in memory as often.
-        for batch in batches_of(file, [picture, label], 1, str(path), size):
-            cells = batch[picture.removesuffix(".bytes")]
-            if cells.type.num_fields and picture.endswith(".bytes"):
+        # One by one, for else a large image that stands in many rows would be in memory as often.
+        for batch in batches_of(file, [image, label], 1, str(path), size):
+            cells = batch[image.removesuffix(".bytes")]
+            if cells.type.num_fields and image.endswith(".bytes"):
                 cells = cells.field("bytes")
             for cell, value in zip(cells, batch[label].to_pylist(), strict=True):
                 content = cell.as_py() or b""
                 total += len(content)
                 if total > allowed:
-                    raise DataError(f"{path}: its pictures take more than {allowed:,} bytes, too many for its size")
+                    raise DataError(f"{path}: its images take more than {allowed:,} bytes, too many for its size")
                 name = class_of(value)
                 if not name or value == -1:
                     raise DataError(f"{path}: row {row} has no label: a part without labels cannot be used")
@@ -156,7 +156,7 @@ def read_pictures(path: Path) -> Iterator[tuple[str, str, bytes]]:
 
 def class_names(path: Path) -> tuple[str, ...] | None:
     """The names that Hugging Face's metadata give the labels, in their order; None if they don't."""
-    columns = picture_columns(path)
+    columns = image_columns(path)
     with opened(path) as file:
         names = _class_names(file, columns[1], str(path)) if columns else None
     return tuple(names) if names else None

@@ -32,16 +32,16 @@ class Preprocess:
         """What the shorter side is resized to."""
         return math.floor(self.size / self.crop_pct)
 
-    def __call__(self, picture: Image.Image) -> NDArray[np.float32]:
+    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """RGB image to float32 (3, size, size)."""
-        return self.normalise(self.resize_and_crop(picture))
+        return self.normalise(self.resize_and_crop(image))
 
-    def resize_and_crop(self, picture: Image.Image) -> NDArray[np.uint8]:
+    def resize_and_crop(self, image: Image.Image) -> NDArray[np.uint8]:
         """RGB image to uint8 (size, size, 3)."""
-        picture = resize_shorter(picture, self.side, self.interpolation)
-        left = round((picture.width - self.size) / 2)
-        top = round((picture.height - self.size) / 2)
-        return np.asarray(picture.crop((left, top, left + self.size, top + self.size)))
+        image = resize_shorter(image, self.side, self.interpolation)
+        left = round((image.width - self.size) / 2)
+        top = round((image.height - self.size) / 2)
+        return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
 
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (H, W, 3) to float32 (3, H, W)."""
@@ -68,8 +68,8 @@ class Preprocess:
         return made
 
 
-def resize_shorter(picture: Image.Image, side: int, interpolation: str) -> Image.Image:
+def resize_shorter(image: Image.Image, side: int, interpolation: str) -> Image.Image:
     """The image with its shorter side of the given length, the aspect ratio kept."""
-    width, height = picture.size
+    width, height = image.size
     target = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
-    return picture if target == picture.size else picture.resize(target, RESAMPLING[interpolation])
+    return image if target == image.size else image.resize(target, RESAMPLING[interpolation])

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from atnet.data.classes import class_of
 from atnet.data.decode import MAX_BYTES, OTHER_SUFFIXES, SUFFIXES
 from atnet.data.parquet import batches_of, is_bytes, is_integer, is_text, opened
-from atnet.data.pictures import Pictures, collect, in_order, some
+from atnet.data.samples import Samples, collect, in_order, some
 from atnet.errors import DataError
 from atnet.files import cache_folder, kind_of_file, open_regular, read_regular, write_whole, writing_whole
 from atnet.progress import progress_bar
@@ -56,14 +56,14 @@ class Shards:
     spans: NDArray[np.int64]
     """Of each image (N, 3): which file, offset and length in bytes."""
 
-    def locate(self, picture: str, place: int) -> str:
-        return f"{self.files[self.spans[place, 0]]}/{picture}"
+    def locate(self, image: str, place: int) -> str:
+        return f"{self.files[self.spans[place, 0]]}/{image}"
 
-    def read(self, picture: str, place: int) -> bytes:
+    def read(self, image: str, place: int) -> bytes:
         file, begin, length = self.spans[place].tolist()
         where = self.files[file]
         if length > MAX_BYTES:
-            raise DataError(f"{self.locate(picture, place)}: {length:,} bytes are more than the {MAX_BYTES:,} allowed")
+            raise DataError(f"{self.locate(image, place)}: {length:,} bytes are more than the {MAX_BYTES:,} allowed")
         try:
             if is_address(where):
                 content: bytes = _system(where).cat_file(where, start=begin, end=begin + length)
@@ -72,10 +72,10 @@ class Shards:
                     opened.seek(begin)
                     content = opened.read(length)
         except Exception as error:  # each fsspec backend has errors of its own
-            raise DataError(f"{self.locate(picture, place)}: cannot be read ({error})") from error
+            raise DataError(f"{self.locate(image, place)}: cannot be read ({error})") from error
         if len(content) != length:
             raise DataError(
-                f"{self.locate(picture, place)}: {len(content):,} of {length:,} bytes: the shard is truncated"
+                f"{self.locate(image, place)}: {len(content):,} of {length:,} bytes: the shard is truncated"
             )
         return content
 
@@ -125,7 +125,7 @@ def expand(source: str) -> list[str]:
     return found
 
 
-def open_shards(name: str, files: Sequence[str]) -> Pictures:
+def open_shards(name: str, files: Sequence[str]) -> Samples:
     """The images of tar files, labelled by a .cls, .json or .txt file beside each.
 
     Where an index of `atnet pack` lies beside the files it is used; else they are scanned once, and what was found is
@@ -147,7 +147,7 @@ def open_shards(name: str, files: Sequence[str]) -> Pictures:
         [np.column_stack([np.full(len(table.ids), i), table.spans]) for i, table in enumerate(tables)]
     ).astype(np.int64)
     if not ids:
-        raise DataError(f"{name}: no pictures in it")
+        raise DataError(f"{name}: no images in it")
     store = Shards(name, tuple(files), spans)
     listed = _beside(files[0], CLASSES, MAX_CLASSES_BYTES)
     known = None if listed is None else parse_class_list(listed, f"{name}: {CLASSES}")
@@ -240,7 +240,7 @@ class Table:
                 if rows and not any(kind(schema.field(name).type) for kind in allowed):
                     raise DataError(f"{path}: the column {name!r} is of another kind than an index has: {again}")
             if rows > size // tarfile.BLOCKSIZE:
-                raise DataError(f"{path}: {rows:,} pictures cannot be in a shard of {size:,} bytes: {again}")
+                raise DataError(f"{path}: {rows:,} images cannot be in a shard of {size:,} bytes: {again}")
             for batch in batches_of(file, list(kinds), 10_000, path, len(content)) if rows else ():
                 if any(column.null_count for column in batch.columns):
                     raise DataError(f"{path}: a row without a value in it: {again}")
@@ -334,7 +334,7 @@ def scan(file: BinaryIO, name: str) -> Table:
                 suffix = posixpath.splitext(base)[1].lower()
                 if suffix in SUFFIXES:
                     if key in found:
-                        raise DataError(f"{name}: two pictures have the key {key!r}")
+                        raise DataError(f"{name}: two images have the key {key!r}")
                     if member.issparse():
                         raise DataError(f"{name}: {member.name!a} is stored without its zeros: write the file anew")
                     found[key] = (member.name, member.offset_data, member.size)
@@ -354,7 +354,7 @@ def scan(file: BinaryIO, name: str) -> Table:
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, RecursionError) as error:
         raise DataError(f"{name}: not a whole tar file ({error})") from error
     if left:
-        log.warning("%s: %d pictures of kinds that are not read are left out (%s)", name, len(left), some(left))
+        log.warning("%s: %d images of kinds that are not read are left out (%s)", name, len(left), some(left))
     if end > size:
         raise DataError(f"{name}: truncated, {size:,} of at least {end:,} bytes")
     bare = next((one for key, (one, _, _) in found.items() if key not in labels), None)

@@ -1,7 +1,7 @@
 """Where images come from, and which are for training and which for validation. Free of torch.
 
 A source is a folder of class folders, of ImageNet's archives, of tar shards or of Parquet files; a list; an fsspec
-address of tar shards; or "digits". Each becomes `Pictures` in one order, with one class list.
+address of tar shards; or "digits". Each becomes `Images` in one order, with one class list.
 """
 
 import logging
@@ -16,11 +16,11 @@ import numpy as np
 from atnet.config import DataConfig
 from atnet.data.decode import is_too_dark
 from atnet.data.digits import DIGITS, open_digits
-from atnet.data.folders import has_pictures, open_album, open_folder, subfolders
+from atnet.data.folders import has_images, open_album, open_folder, subfolders
 from atnet.data.ilsvrc import data_root, open_flat_validation
 from atnet.data.lists import SUFFIXES as LISTS
 from atnet.data.lists import open_list
-from atnet.data.pictures import Pictures, hash_of, some
+from atnet.data.samples import Samples, hash_of, some
 from atnet.data.shards import CLASSES, INDEX, expand, files_in, is_address, open_shards, read_class_list
 from atnet.errors import ConfigError, DataError
 from atnet.files import did_you_mean
@@ -38,7 +38,7 @@ LOOKED_AT = 16
 
 def open_parts(
     source: str, val_share: float, classes: str = "", mismatch: Mismatch = "error"
-) -> tuple[Pictures, Pictures]:
+) -> tuple[Samples, Samples]:
     """Training and validation images of a source, with one class list, training's.
 
     Without a validation part, val_share of each class is held out: the images whose hashed names
@@ -50,7 +50,7 @@ def open_parts(
     return (parts["train"], parts["val"]) if "val" in parts else split(parts[""], val_share)
 
 
-def open_whole(source: str, classes: str = "", mismatch: Mismatch = "error") -> dict[str, Pictures]:
+def open_whole(source: str, classes: str = "", mismatch: Mismatch = "error") -> dict[str, Samples]:
     """The images of a source by part, "train" and "val", with one class list; under "" where there is one part only.
 
     classes: a file with the class list, in the order of the labels; else classes.txt in the source, or the classes
@@ -71,7 +71,7 @@ def open_whole(source: str, classes: str = "", mismatch: Mismatch = "error") -> 
     present = len(np.unique(train.labels))
     if present < 2:
         raise DataError(
-            f"{train.store.name}: {present} class{' folder' if Path(source).is_dir() else ''} with pictures; "
+            f"{train.store.name}: {present} class{' folder' if Path(source).is_dir() else ''} with images; "
             "a classifier needs two or more, one folder a class"
         )
     if listed is not None:
@@ -81,11 +81,11 @@ def open_whole(source: str, classes: str = "", mismatch: Mismatch = "error") -> 
     val = parts["val"].relabel(train.classes, ignore)
     _require_all(val, ignore)
     if not len(val):
-        raise DataError(f"{val.store.name}: no pictures of the {len(train.classes)} classes to validate on")
+        raise DataError(f"{val.store.name}: no images of the {len(train.classes)} classes to validate on")
     return {"train": train, "val": val}
 
 
-def open_configured(data: DataConfig) -> tuple[Pictures, Pictures]:
+def open_configured(data: DataConfig) -> tuple[Samples, Samples]:
     """Training and validation images as the configuration says; a warning if they would be nearly black."""
     train, val = open_parts(data.source, data.val_share, data.classes, data.mismatch)
     dark = []
@@ -97,19 +97,19 @@ def open_configured(data: DataConfig) -> tuple[Pictures, Pictures]:
             continue  # training lists it
     if dark:
         log.warning(
-            "%s: nearly black, for 14 or fewer of its 16 bits a channel are used; scale such pictures to all 16 bits, "
+            "%s: nearly black, for 14 or fewer of its 16 bits a channel are used; scale such images to all 16 bits, "
             "or save them with 8 (`atnet doctor` finds them)", dark[0],
         )  # fmt: skip
     return train, val
 
 
-def open_held_out(data: DataConfig) -> Pictures:
+def open_held_out(data: DataConfig) -> Samples:
     """The images that a run of the configuration validates on, whatever classes are among them now."""
     parts = _open(data.source)
     return parts["val"] if "val" in parts else open_configured(data)[1]
 
 
-def open_labelled(source: str, part: Literal["train", "val"] = "val") -> Pictures:
+def open_labelled(source: str, part: Literal["train", "val"] = "val") -> Samples:
     """Labelled images to evaluate on: the source's part, or all of it where it has no parts."""
     if source == DIGITS:
         train, val = open_parts(source, 0.2)
@@ -120,13 +120,13 @@ def open_labelled(source: str, part: Literal["train", "val"] = "val") -> Picture
     return parts[part] if part in parts else parts[""]
 
 
-def open_any(source: str) -> dict[str, Pictures]:
+def open_any(source: str) -> dict[str, Samples]:
     """The images of a source by part, to look at: one class is enough, and images directly in a folder have none.
 
     The class of these is called "".  Raises DataError if there are no images.
     """
     root, kind = _path_of(source)
-    return {"": open_album(root)} if kind == "folder" and has_pictures(root) else _open(source)
+    return {"": open_album(root)} if kind == "folder" and has_images(root) else _open(source)
 
 
 def write_digits(out: Path) -> tuple[int, int]:
@@ -138,16 +138,16 @@ def write_digits(out: Path) -> tuple[int, int]:
         raise ConfigError(f"{out}: exists and is not empty; choose another folder")
     parts = dict(zip(("train", "val"), open_parts(DIGITS, 0.2), strict=True))
     with progress_bar("Writing digits", sum(map(len, parts.values()))) as advance:
-        for part, pictures in parts.items():
-            for i, name in enumerate(pictures.ids):
-                folder = out / part / pictures.classes[pictures.labels[i]]
+        for part, samples in parts.items():
+            for i, name in enumerate(samples.ids):
+                folder = out / part / samples.classes[samples.labels[i]]
                 folder.mkdir(parents=True, exist_ok=True)
-                pictures.read(i).convert("L").save(folder / f"{name}.png")
+                samples.read(i).convert("L").save(folder / f"{name}.png")
                 advance(1)
     return len(parts["train"]), len(parts["val"])
 
 
-def _open(source: str) -> dict[str, Pictures]:
+def _open(source: str) -> dict[str, Samples]:
     """The source's parts, train and val; all of it under "" where it has none."""
     if source == DIGITS:
         return {"": open_digits()}
@@ -201,13 +201,13 @@ def _root_of(path: Path) -> Path:
         return root
     inside = [path / name for name in subfolders(path)]
     both = [one for one in inside if set(_part_folders(one)) == {"train", "val"}] if len(inside) <= 3 else []
-    if len(both) != 1 or any(has_pictures(one) for one in inside):
+    if len(both) != 1 or any(has_images(one) for one in inside):
         return root
     log.info("%s: the parts are in %s", path, both[0])
     return both[0]
 
 
-def _open_folders(root: Path) -> dict[str, Pictures]:
+def _open_folders(root: Path) -> dict[str, Samples]:
     found = _part_folders(root)
     if not found:
         return {"": open_folder(root)}
@@ -229,7 +229,7 @@ def _open_folders(root: Path) -> dict[str, Pictures]:
 def _shards_in(folder: Path) -> list[str]:
     """The tar shards in a folder; none where it has images or folders of them too, beside which a tar is a stray."""
     tars = files_in(folder, ".tar")
-    if not os.path.isdir(folder / INDEX) and (subfolders(folder) or has_pictures(folder)):
+    if not os.path.isdir(folder / INDEX) and (subfolders(folder) or has_images(folder)):
         return []
     return [str(tar) for tar in tars]
 
@@ -264,7 +264,7 @@ def _words(name: str) -> set[str]:
     return {word.lower().removesuffix("set") or "set" for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)}
 
 
-def _open_tars(source: str, files: list[str]) -> dict[str, Pictures]:
+def _open_tars(source: str, files: list[str]) -> dict[str, Samples]:
     """Tar shards, their parts told by their names."""
     return {part: open_shards(source, names) for part, names in _by_part(source, files).items()}
 
@@ -302,31 +302,31 @@ def _parts_of(found: dict[str, T], source: str) -> dict[str, T]:
     return parts
 
 
-def _open_list(path: Path) -> dict[str, Pictures]:
+def _open_list(path: Path) -> dict[str, Samples]:
     if path.suffix.lower() == ".parquet":
-        from atnet.data.parquet import picture_columns
+        from atnet.data.parquet import image_columns
 
-        if picture_columns(path) is not None:
+        if image_columns(path) is not None:
             return _unpack({"": [path]}, str(path))
     return _parts_of(open_list(path), str(path))
 
 
 def _tables_in(folder: Path) -> list[str]:
     """The Parquet files with images in a folder or in its data/, where Hugging Face's datasets have them."""
-    from atnet.data.parquet import picture_columns
+    from atnet.data.parquet import image_columns
 
     inside = folder / "data"
     files = files_in(folder, ".parquet") or (files_in(inside, ".parquet") if os.path.isdir(inside) else [])
-    return [str(file) for file in files] if files and picture_columns(files[0]) is not None else []
+    return [str(file) for file in files] if files and image_columns(files[0]) is not None else []
 
 
-def _open_parquet(source: str, files: list[str]) -> dict[str, Pictures]:
+def _open_parquet(source: str, files: list[str]) -> dict[str, Samples]:
     """Parquet files with images in them, their parts told by their names."""
     parts = _by_part(source, files)
     return _unpack({part: [Path(name) for name in names] for part, names in parts.items()}, source)
 
 
-def _unpack(files: dict[str, list[Path]], source: str) -> dict[str, Pictures]:
+def _unpack(files: dict[str, list[Path]], source: str) -> dict[str, Samples]:
     from atnet.data.unpack import unpack
 
     return {part: open_shards(source, unpack(names)) for part, names in files.items()}
@@ -342,31 +342,31 @@ def _class_list(source: str, classes: str) -> tuple[str, ...] | None:
     return None
 
 
-def _require_all(pictures: Pictures, ignore: bool) -> None:
+def _require_all(samples: Samples, ignore: bool) -> None:
     """Raises DataError if a class has no images; if that is to be ignored, it is said."""
-    present = set(pictures.labels.tolist())
-    absent = [name for i, name in enumerate(pictures.classes) if i not in present]
+    present = set(samples.labels.tolist())
+    absent = [name for i, name in enumerate(samples.classes) if i not in present]
     if not absent:
         return
     if not ignore:
         raise DataError(
-            f"{pictures.store.name}: no pictures of {some(absent)}, so its figures would not be of all classes: "
+            f"{samples.store.name}: no images of {some(absent)}, so its figures would not be of all classes: "
             "add some, or go on without with --data.mismatch ignore"
         )
-    log.warning("%s: no pictures of %s; their labels stay what they are", pictures.store.name, some(absent))
+    log.warning("%s: no images of %s; their labels stay what they are", samples.store.name, some(absent))
 
 
-def split(pictures: Pictures, val_share: float) -> tuple[Pictures, Pictures]:
+def split(samples: Samples, val_share: float) -> tuple[Samples, Samples]:
     """Training and validation part, stratified; each class keeps a training image at least."""
     train: list[int] = []
     val: list[int] = []
-    names = list(pictures.ids)
-    for label in range(len(pictures.classes)):
-        members = np.flatnonzero(pictures.labels == label).tolist()
+    names = list(samples.ids)
+    for label in range(len(samples.classes)):
+        members = np.flatnonzero(samples.labels == label).tolist()
         members.sort(key=lambda i: hash_of(names[i]))
         held = min(max(1, round(val_share * len(members))), max(len(members) - 1, 0))
         val += members[:held]
         train += members[held:]
     if not val:
-        raise DataError(f"{pictures.store.name}: one picture a class leaves none to validate on; give more")
-    return pictures.only(sorted(train)), pictures.only(sorted(val))
+        raise DataError(f"{samples.store.name}: one image a class leaves none to validate on; give more")
+    return samples.only(sorted(train)), samples.only(sorted(val))

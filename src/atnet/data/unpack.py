@@ -6,7 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from atnet.data.parquet import class_names, read_pictures
+from atnet.data.parquet import class_names, read_images
 from atnet.data.shards import CLASSES, Sample, index_path, write_shard
 from atnet.files import cache_folder, write_whole
 from atnet.progress import progress_bar
@@ -18,7 +18,7 @@ def unpack(files: list[Path]) -> list[str]:
     for file in files:
         status = file.stat()
         key = hashlib.sha256(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:32]
-        shard = cache_folder() / "unpacked" / key / "pictures.tar"
+        shard = cache_folder() / "unpacked" / key / "images.tar"
         shard.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(shard.with_name(".lock")):  # the processes of a training ask for it all at once
             if not index_path(shard).is_file():
@@ -35,8 +35,8 @@ def _unpack(file: Path, shard: Path) -> None:
     with progress_bar(f"Unpacking {file.name}", file.stat().st_size) as advance:
 
         def samples() -> Iterable[Sample]:
-            for picture, label, content in read_pictures(file):
+            for image, label, content in read_images(file):
                 advance(len(content))
-                yield Sample(picture, label, position.get(label, 0), content)
+                yield Sample(image, label, position.get(label, 0), content)
 
         write_shard(shard, samples())

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from atnet.data.classes import look_alikes
 from atnet.data.decode import NEARLY_BLACK, SUFFIXES, Facts, brightest_of, decode, describe
 from atnet.data.duplicates import Sketch, near_pairs, sketch
-from atnet.data.folders import Folder, is_hidden, repeated_folders, stray_pictures, unread_pictures
-from atnet.data.pictures import Pictures, some
+from atnet.data.folders import Folder, is_hidden, repeated_folders, stray_images, unread_images
+from atnet.data.samples import Samples, some
 from atnet.data.sources import PARTS, Mismatch, open_whole, split
 from atnet.errors import DataError
 from atnet.progress import counted, progress_bar
@@ -80,7 +80,7 @@ class Diagnosis:
     """All that was found in a source, the gravest first."""
 
     source: str
-    parts: dict[str, Pictures]
+    parts: dict[str, Samples]
     findings: tuple[Finding, ...]
     advice: Advice
     sides: NDArray[np.int64] = field(repr=False)
@@ -107,7 +107,7 @@ def examine(
         whole = open_whole(source, classes, "ignore")
         mismatches.append(Finding(grave="wrong", what=str(error)))
     parts = whole if "val" in whole else dict(zip(("train", "val"), split(whole[""], val_share), strict=True))
-    looks = {part: _look_at_all(part, pictures) for part, pictures in parts.items()}
+    looks = {part: _look_at_all(part, samples) for part, samples in parts.items()}
     findings = [
         *mismatches,
         *_damaged(parts, looks, max_bad),
@@ -139,24 +139,24 @@ class _Look:
         return self.facts.width, self.facts.height
 
 
-def _look_at_all(part: str, pictures: Pictures) -> "list[_Look | str]":
+def _look_at_all(part: str, samples: Samples) -> "list[_Look | str]":
     """Each image's look, or why it cannot be read."""
 
     def look(index: int) -> "_Look | str":
         advance(1)
         try:
-            content = pictures.read_bytes(index)
-            picture = decode(content, pictures.locate(index))
-            facts = describe(content, Path(pictures.ids[index]).suffix.lower(), brightest_of(picture))
+            content = samples.read_bytes(index)
+            image = decode(content, samples.locate(index))
+            facts = describe(content, Path(samples.ids[index]).suffix.lower(), brightest_of(image))
         except DataError as error:
             return str(error)
-        return _Look(hashlib.blake2b(content, digest_size=16).digest(), len(content), facts, sketch(picture))
+        return _Look(hashlib.blake2b(content, digest_size=16).digest(), len(content), facts, sketch(image))
 
-    with progress_bar(f"Examining {part}", len(pictures)) as advance, ThreadPoolExecutor(os.cpu_count()) as threads:
-        return list(threads.map(look, range(len(pictures))))
+    with progress_bar(f"Examining {part}", len(samples)) as advance, ThreadPoolExecutor(os.cpu_count()) as threads:
+        return list(threads.map(look, range(len(samples))))
 
 
-def _damaged(parts: dict[str, Pictures], looks: "dict[str, list[_Look | str]]", max_bad: float) -> Iterable[Finding]:
+def _damaged(parts: dict[str, Samples], looks: "dict[str, list[_Look | str]]", max_bad: float) -> Iterable[Finding]:
     for part, found in looks.items():
         reasons = [look for look in found if isinstance(look, str)]
         if not reasons:
@@ -165,8 +165,8 @@ def _damaged(parts: dict[str, Pictures], looks: "dict[str, list[_Look | str]]", 
         wrong = part == "val" or share > max_bad
         yield Finding(
             grave="wrong" if wrong else "odd",
-            what=f"{len(reasons):,} of {len(found):,} {_called(part)} pictures cannot be read ({share:.2%})",
-            remedy="Mend or remove them: a figure is of the pictures that can be read."
+            what=f"{len(reasons):,} of {len(found):,} {_called(part)} images cannot be read ({share:.2%})",
+            remedy="Mend or remove them: a figure is of the images that can be read."
             if part == "val"
             else "Training skips and lists them"
             + (f", and stops, for they are more than --data.max-bad {max_bad:g} allows." if wrong else "."),
@@ -174,10 +174,10 @@ def _damaged(parts: dict[str, Pictures], looks: "dict[str, list[_Look | str]]", 
         )
     if not any(isinstance(look, str) for found in looks.values() for look in found):
         total = sum(map(len, parts.values()))
-        yield Finding(grave="fine", what=f"All {total:,} pictures can be read")
+        yield Finding(grave="fine", what=f"All {total:,} images can be read")
 
 
-def _duplicates(parts: dict[str, Pictures], looks: "dict[str, list[_Look | str]]", parted: bool) -> Iterable[Finding]:
+def _duplicates(parts: dict[str, Samples], looks: "dict[str, list[_Look | str]]", parted: bool) -> Iterable[Finding]:
     """parted: whether the source itself says what is for validation."""
     everything = ((part, i, look) for part, found in looks.items() for i, look in enumerate(found))
     places = [(part, i, look) for part, i, look in everything if isinstance(look, _Look)]
@@ -192,7 +192,7 @@ def _duplicates(parts: dict[str, Pictures], looks: "dict[str, list[_Look | str]]
         near = {(firsts[one], firsts[other]) for one, other in near_pairs(bands, miniatures).tolist()}
     else:
         near = set()
-    for pairs, how in ((exact, "the same file"), (near, "nearly the same picture")):
+    for pairs, how in ((exact, "the same file"), (near, "nearly the same image")):
         kinds: defaultdict[str, list[tuple[str, int, str, int]]] = defaultdict(list)
         for one, other in sorted(pairs):
             (part, i, _), (part2, k, _) = places[one], places[other]
@@ -203,27 +203,27 @@ def _duplicates(parts: dict[str, Pictures], looks: "dict[str, list[_Look | str]]
             kinds[kind].append((part, i, part2, k))
         yield from _pairs_found(parts, kinds, how, parted)
     if not exact and not near:
-        yield Finding(grave="fine", what="No picture is there twice")
+        yield Finding(grave="fine", what="No image is there twice")
 
 
 def _pairs_found(
-    parts: dict[str, Pictures], kinds: "dict[str, list[tuple[str, int, str, int]]]", how: str, parted: bool
+    parts: dict[str, Samples], kinds: "dict[str, list[tuple[str, int, str, int]]]", how: str, parted: bool
 ) -> Iterable[Finding]:
     certain = how == "the same file"
     said: dict[str, tuple[Grave, str, str]] = {
         "across": (
             "wrong",
-            "a training and a validation picture are",
-            "Remove one of each: the figures would be of pictures that were trained on."
+            "a training and a validation image are",
+            "Remove one of each: the figures would be of images that were trained on."
             if parted
             else "Remove one of each, or give a validation part of your own: the split is by name, and does not know.",
         ),
         "contradiction": (
             "wrong" if certain else "odd",
-            "pictures of two classes are",
+            "images of two classes are",
             "Keep the one in its right class: no network can have both right.",
         ),
-        "within": ("odd", "pictures of one class are", "They count twice; remove one of each if that is not meant."),
+        "within": ("odd", "images of one class are", "They count twice; remove one of each if that is not meant."),
     }
     for kind, (grave, who, remedy) in said.items():
         pairs = kinds.get(kind, [])
@@ -237,7 +237,7 @@ def _pairs_found(
             )
 
 
-def _classes(parts: dict[str, Pictures]) -> Iterable[Finding]:
+def _classes(parts: dict[str, Samples]) -> Iterable[Finding]:
     train, val = parts["train"], parts["val"]
     counts = np.bincount(train.labels, minlength=len(train.classes))
     counts_val = np.bincount(val.labels, minlength=len(train.classes))
@@ -246,7 +246,7 @@ def _classes(parts: dict[str, Pictures]) -> Iterable[Finding]:
         if empty:
             yield Finding(
                 grave="wrong",
-                what=f"No {part} pictures of {counted(len(empty), 'class')}",
+                what=f"No {part} images of {counted(len(empty), 'class')}",
                 remedy="Add some, or remove the classes: the figures would not be of all of them.",
                 examples=tuple(empty),
             )
@@ -255,7 +255,7 @@ def _classes(parts: dict[str, Pictures]) -> Iterable[Finding]:
         rare, common = (train.classes[int(i)] for i in (np.where(counts > 0, counts, most).argmin(), counts.argmax()))
         yield Finding(
             grave="odd",
-            what=f"The classes are uneven: {least:,} training pictures of {rare!r}, {most:,} of {common!r}",
+            what=f"The classes are uneven: {least:,} training images of {rare!r}, {most:,} of {common!r}",
             remedy="Try --data.balance loss, and look at balanced accuracy rather than top-1.",
         )
     alike = look_alikes(train.classes)
@@ -270,19 +270,19 @@ def _classes(parts: dict[str, Pictures]) -> Iterable[Finding]:
     if few:
         yield Finding(
             grave="odd",
-            what=f"Fewer than 20 training pictures of {few:,} of {counted(len(counts), 'class')}",
+            what=f"Fewer than 20 training images of {few:,} of {counted(len(counts), 'class')}",
             remedy="Start from weights: atnet train --weights W --data FOLDER",
         )
     shift = float(np.abs(counts / counts.sum() - counts_val / max(counts_val.sum(), 1)).sum() / 2)
     if shift > SHIFT:
         yield Finding(
             grave="odd",
-            what=f"The classes' shares differ between the parts, by {shift:.0%} of the pictures",
+            what=f"The classes' shares differ between the parts, by {shift:.0%} of the images",
             remedy="Top-1 will be of another mix of classes than the training's; balanced accuracy is of neither.",
         )
 
 
-def _odd(parts: dict[str, Pictures], looks: "dict[str, list[_Look | str]]") -> Iterable[Finding]:
+def _odd(parts: dict[str, Samples], looks: "dict[str, list[_Look | str]]") -> Iterable[Finding]:
     kinds: Counter[str] = Counter()
     odd: defaultdict[str, list[str]] = defaultdict(list)
     total = 0
@@ -304,7 +304,7 @@ def _odd(parts: dict[str, Pictures], looks: "dict[str, list[_Look | str]]") -> I
         yield Finding(grave="fine", what="Formats: " + ", ".join(f"{n:,} {name}" for name, n in kinds.most_common()))
     for what, places in sorted(odd.items(), key=lambda item: -len(item[1])):
         if what == "very small" and len(places) > total / 2:
-            continue  # a data set of small pictures
+            continue  # a data set of small images
         remedy = ""
         if what == "huge":
             remedy = "`atnet pack` makes them small once, for all epochs."
@@ -312,30 +312,30 @@ def _odd(parts: dict[str, Pictures], looks: "dict[str, list[_Look | str]]") -> I
             remedy = "Scale their values to all 16 bits, or save them with 8."
         grave: Grave = "odd" if what in ("huge", "very small") or what.startswith(("a ", NEARLY_BLACK)) else "fine"
         yield Finding(
-            grave=grave, what=f"{counted(len(places), 'picture')}: {what}", remedy=remedy, examples=tuple(places)
+            grave=grave, what=f"{counted(len(places), 'image')}: {what}", remedy=remedy, examples=tuple(places)
         )
 
 
-def _folders(parts: dict[str, Pictures]) -> Iterable[Finding]:
+def _folders(parts: dict[str, Samples]) -> Iterable[Finding]:
     """Folders that are no classes, and images that are not taken."""
     hidden: list[str] = []
     empty: list[str] = []
     unread: list[str] = []
     stray: list[str] = []
     repeated: dict[str, list[str]] = {}
-    for root in sorted({pictures.store.root for pictures in parts.values() if isinstance(pictures.store, Folder)}):
-        own = [name for pictures in parts.values() if pictures.store == Folder(root) for name in pictures.ids]
+    for root in sorted({samples.store.root for samples in parts.values() if isinstance(samples.store, Folder)}):
+        own = [name for samples in parts.values() if samples.store == Folder(root) for name in samples.ids]
         used = {name.split(os.sep)[0] for name in own}
-        unread += [str(root / name) for name in unread_pictures(root)]
+        unread += [str(root / name) for name in unread_images(root)]
         if any(os.sep in name for name in own):  # else it is ImageNet's validation part, without class folders
-            stray += [str(root / name) for name in stray_pictures(root)]
+            stray += [str(root / name) for name in stray_images(root)]
         repeated[str(root)] = repeated_folders(own)
         for path in sorted(root.iterdir()):
             if path.is_dir() and is_hidden(path.name):
                 hidden.append(str(path))
             elif path.is_dir() and path.name not in used:
                 empty.append(str(path))
-    roots = {part: pictures.store.root for part, pictures in parts.items() if isinstance(pictures.store, Folder)}
+    roots = {part: samples.store.root for part, samples in parts.items() if isinstance(samples.store, Folder)}
     if len(set(roots.values())) == 2 and any(root.name.lower() not in PARTS[part] for part, root in roots.items()):
         yield Finding(
             grave="odd",
@@ -346,14 +346,14 @@ def _folders(parts: dict[str, Pictures]) -> Iterable[Finding]:
     if empty:
         yield Finding(
             grave="odd",
-            what=f"No pictures in {counted(len(empty), 'folder')}, so they are no classes",
+            what=f"No images in {counted(len(empty), 'folder')}, so they are no classes",
             examples=tuple(empty),
         )
     if unread:
         kinds = Counter(Path(name).suffix.lower() or "without suffix" for name in unread)
         yield Finding(
             grave="odd",
-            what=f"Left out: {counted(len(unread), 'file')} that look like pictures "
+            what=f"Left out: {counted(len(unread), 'file')} that look like images "
             f"({', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common(5))})",
             remedy=f"Convert them, or give them a suffix that is read: {', '.join(sorted(SUFFIXES))}.",
             examples=tuple(unread),
@@ -361,7 +361,7 @@ def _folders(parts: dict[str, Pictures]) -> Iterable[Finding]:
     if stray:
         yield Finding(
             grave="odd",
-            what=f"Left out: {counted(len(stray), 'picture')} in no class folder",
+            what=f"Left out: {counted(len(stray), 'image')} in no class folder",
             remedy="Sort them into a folder for each class, or move them away.",
             examples=tuple(stray),
         )
@@ -377,7 +377,7 @@ def _folders(parts: dict[str, Pictures]) -> Iterable[Finding]:
         yield Finding(grave="fine", what=f"Left out: {counted(len(hidden), 'hidden folder')}", examples=tuple(hidden))
 
 
-def _advise(train: Pictures, sides: NDArray[np.int64]) -> Advice:
+def _advise(train: Samples, sides: NDArray[np.int64]) -> Advice:
     """Rules of thumb: a resolution that most images have; weights that know photos for photos that are few, else a size
     for the count of images.
     """

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from atnet.config import make_config
 from atnet.data.loader import NO_LABEL, BadSample, batches_of, eval_loader
-from atnet.data.pictures import Pictures
+from atnet.data.samples import Samples
 from atnet.data.sources import open_held_out, open_labelled
 from atnet.device import pick_device
 from atnet.errors import ConfigError, DataError, WeightsError
@@ -64,7 +64,7 @@ def score_together(
     for name, model in models.items():
         model.train(training[name])
     if not truth:
-        raise DataError(f"none of {total:,} pictures to evaluate on can be read; the first: {bad[0].reason}")
+        raise DataError(f"none of {total:,} images to evaluate on can be read; the first: {bad[0].reason}")
     found = torch.cat(truth).numpy()
     scores = {}
     for name, parts in answers.items():
@@ -95,10 +95,10 @@ def _together(parts: list[tuple[Tensor, Tensor, Tensor]]) -> HeadScores:
     )
 
 
-def scored(pictures: Pictures, scores: Scores) -> Pictures:
+def scored(samples: Samples, scores: Scores) -> Samples:
     """Those of the images that are in the scores' figures: all that could be read."""
     bad = {name for name, _ in scores.bad}
-    return pictures.only([i for i, name in enumerate(pictures.ids) if name not in bad]) if bad else pictures
+    return samples.only([i for i, name in enumerate(samples.ids) if name not in bad]) if bad else samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class Evaluation:
 
     weights: str
     info: WeightsInfo
-    pictures: str
+    images: str
     scores: Scores
 
 
@@ -138,21 +138,21 @@ def evaluate(
     source = find_weights(weights, model)
     chosen = pick_device(device)
     network, info = load(source, str(chosen), size=asked)
-    pictures = open_validation(source.path, data).relabel(info.classes, ignore=mismatch == "ignore")
-    loader = eval_loader(pictures, info.preprocess, batch, workers)
+    samples = open_validation(source.path, data).relabel(info.classes, ignore=mismatch == "ignore")
+    loader = eval_loader(samples, info.preprocess, batch, workers)
     network = network.to(memory_format=torch.channels_last)
-    scores = score(network, loader, classes=len(info.classes), device=chosen, total=len(pictures))
+    scores = score(network, loader, classes=len(info.classes), device=chosen, total=len(samples))
     if not math.isfinite(scores.loss):
         raise WeightsError(f"{source.path}: {INFINITE}")
     return Evaluation(
         weights=source.name if source.is_fetched else str(source.path),
         info=info,
-        pictures=pictures.store.name,
+        images=samples.store.name,
         scores=scores,
     )
 
 
-def open_validation(weights: Path, data: str | None) -> Pictures:
+def open_validation(weights: Path, data: str | None) -> Samples:
     """The folder's images; of the run's own source, or without a folder, the part that it was not trained on.
 
     weights: the file.  Raises ConfigError if no folder is given and the file lies in no run.

@@ -39,14 +39,14 @@ def describe_fit(rows: Sequence[dict[str, str]], config: dict[str, Any]) -> list
     mixed = config["augment"]["mixup"] or config["augment"]["cutmix"]
     gap = train_top1[-1] - top1[-1]
     if mixed:
-        said.append("Training top-1 is measured on mixed pictures, so its distance to validation tells nothing.")
+        said.append("Training top-1 is measured on mixed images, so its distance to validation tells nothing.")
     elif gap > GAP:
         since = next(
             i for i in range(len(rows)) if all(t - v > GAP for t, v in zip(train_top1[i:], top1[i:], strict=True))
         )
         said.append(
             f"Training top-1 ends {gap:.1f} points above validation, and has been over {GAP:.0f} since epoch "
-            f"{epochs[since]}: the network knows its training pictures better than new ones. {remedy}"
+            f"{epochs[since]}: the network knows its training images better than new ones. {remedy}"
         )
     fifth = max(len(rows) // 5, 1)
     gain = top1[-1] - max(top1[:-fifth])
@@ -64,7 +64,7 @@ def describe_fit(rows: Sequence[dict[str, str]], config: dict[str, Any]) -> list
         )
     if not said or (mixed and len(said) == 1):
         said.append(
-            "No over-fitting, and nothing gained in the last epochs: a larger --model or more pictures come next."
+            "No over-fitting, and nothing gained in the last epochs: a larger --model or more images come next."
         )
     return said
 
@@ -84,4 +84,4 @@ def _stronger(config: dict[str, Any]) -> str:
     if not config["drop_path"]:
         steps.append("--drop-path 0.05")
     steps.append(f"--optim.weight-decay {2 * optim['weight_decay']:g}")
-    return f"Try, in this order: {', '.join(steps[:4])}; a smaller --model, or more pictures."
+    return f"Try, in this order: {', '.join(steps[:4])}; a smaller --model, or more images."

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 
 from atnet.errors import ConfigError
+from atnet.files import renamed
 
 TRUST = "trust"
 """The key among a weights file's facts."""
@@ -43,7 +44,7 @@ def fit_trust(confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_])
         if len(places):
             last = int(places[-1])
             levels.append([level, float(sure[last]), round((last + 1) / len(order), 4)])
-    return {"pictures": len(order), "levels": levels}
+    return {"images": len(order), "levels": levels}
 
 
 def least_confidence(facts: dict[str, Any], accuracy: float) -> tuple[float, float]:
@@ -56,11 +57,11 @@ def least_confidence(facts: dict[str, Any], accuracy: float) -> tuple[float, flo
         raise ConfigError(f"--abstain {accuracy:g} is out of range: use 0.5 to 0.999, the accuracy to hold")
     try:
         levels = [(float(level), float(least), float(share)) for level, least, share in facts[TRUST]["levels"]]
-        pictures = int(facts[TRUST].get("pictures", 0))
+        images = int(renamed(facts[TRUST]).get("images", 0))
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             "these weights do not tell how sure they have to be: train them with this version, which fits it on the "
-            "validation pictures"
+            "validation images"
         ) from error
     for level, least, share in levels:
         if level >= accuracy - 1e-9:
@@ -68,5 +69,5 @@ def least_confidence(facts: dict[str, Any], accuracy: float) -> tuple[float, flo
     most = f"the most that could be promised is {levels[-1][0]:g}" if levels else "nothing could be promised"
     asked = next((level for level in LEVELS if level >= accuracy - 1e-9), LEVELS[-1])
     needed = math.ceil(math.log(DOUBT) / math.log(asked))
-    few = f"; {pictures:,} are too few, {needed:,} it takes if all are right" if 0 < pictures < needed else ""
-    raise ConfigError(f"--abstain {accuracy:g} was not reached on the validation pictures: {most}{few}")
+    few = f"; {images:,} are too few, {needed:,} it takes if all are right" if 0 < images < needed else ""
+    raise ConfigError(f"--abstain {accuracy:g} was not reached on the validation images: {most}{few}")

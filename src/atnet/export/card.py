@@ -89,7 +89,7 @@ def _metadata(info: WeightsInfo, title: str, licence: str) -> dict[str, Any]:
         return found
     result = {
         "task": {"type": "image-classification", "name": "Image classification"},
-        "dataset": {"type": "imagefolder", "name": printable(str(info.facts.get("data") or "validation pictures"))},
+        "dataset": {"type": "imagefolder", "name": printable(str(info.facts.get("data") or "validation images"))},
         "metrics": figures,
     }
     return found | {"metrics": ["accuracy"], "model-index": [{"name": printable(title), "results": [result]}]}

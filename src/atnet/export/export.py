@@ -17,7 +17,7 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from atnet.data.classes import display_names
-from atnet.data.pictures import Pictures
+from atnet.data.samples import Samples
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.eval.evaluate import open_validation
 from atnet.exported.contract import OPSET
@@ -31,7 +31,7 @@ from atnet.progress import progress_bar
 from atnet.weights.find import Source, find_weights
 from atnet.weights.info import WEIGHTS, WeightsInfo
 
-PICTURES = 64
+IMAGES = 64
 TOLERANCE, TOLERANCE_HALF = 1e-3, 2e-2
 """Largest difference of a logit, over the largest logit of its image."""
 
@@ -55,7 +55,7 @@ class Exported:
     """
 
     path: Path
-    pictures: int
+    images: int
     difference: float
 
 
@@ -93,14 +93,14 @@ def export(
         info = named_by(info, classes)
     told = describe(network, info, source.path, licence, "float16" if half else "float32")
     info = of_onnx(told, preprocessing) if to == "onnx" else told
-    pictures = open_validation(source.path, data)
+    samples = open_validation(source.path, data)
     with placing_whole(path) as partial:
         ask = _written(network, info, partial, to, half, preprocessing)
         apart, tolerance = logits_apart, TOLERANCE_HALF if half else TOLERANCE
         if preprocessing:
             apart, tolerance = probabilities_apart, TOLERANCE_PREPROCESSED + (TOLERANCE_HALF if half else 0)
-        compared, worst = compare(ask, answer_of(network, info), pictures, info, apart, tolerance)
-    return Exported(path=path, pictures=compared, difference=worst)
+        compared, worst = compare(ask, answer_of(network, info), samples, info, apart, tolerance)
+    return Exported(path=path, images=compared, difference=worst)
 
 
 def named_by(info: WeightsInfo, listed: str | Path) -> WeightsInfo:
@@ -148,18 +148,16 @@ def of_onnx(info: WeightsInfo, preprocessing: bool) -> WeightsInfo:
     """What an ONNX file says of itself beside: what it takes."""
     size = info.preprocess.size
     images = f"images: float32 (N, 3, {size}, {size}), RGB, resized, cropped and normalised"
-    picture = "picture: uint8 (height, width, 3), RGB, of any size, one at a time"
-    return dataclasses.replace(
-        info, facts={**info.facts, "opset": OPSET, "input": picture if preprocessing else images}
-    )
+    image = "picture: uint8 (height, width, 3), RGB, of any size, one at a time"
+    return dataclasses.replace(info, facts={**info.facts, "opset": OPSET, "input": image if preprocessing else images})
 
 
 def answer_of(model: nn.Module, info: WeightsInfo) -> Answer:
     """The network in torch, asked with an image prepared by Pillow."""
 
-    def ask(picture: Image.Image) -> Logits:
+    def ask(image: Image.Image) -> Logits:
         with torch.inference_mode():
-            together, each = answer(model, torch.from_numpy(info.preprocess(picture))[None])
+            together, each = answer(model, torch.from_numpy(info.preprocess(image))[None])
             return (together if each is None else torch.cat([together, each[0]])).numpy()
 
     return ask
@@ -178,7 +176,7 @@ def probabilities_apart(ours: Logits, theirs: Logits) -> float:
 def compare(
     ours: Answer,
     theirs: Answer,
-    pictures: Pictures,
+    samples: Samples,
     info: WeightsInfo,
     apart: Callable[[Logits, Logits], float],
     most: float,
@@ -188,26 +186,26 @@ def compare(
     Raises WeightsError on an image of which they say another class, or are apart by more than the most allowed.
     """
     worst, compared = 0.0, 0
-    some = spread(len(pictures), PICTURES)
+    some = spread(len(samples), IMAGES)
     with progress_bar("Comparing with torch", len(some)) as advance:
         for i in some:
             advance(1)
             try:
-                picture = pictures.read(i)
+                image = samples.read(i)
             except DataError:
                 continue
-            logits, expected = ours(picture), theirs(picture)
+            logits, expected = ours(image), theirs(image)
             difference = apart(logits, expected)
             said, right = (info.classes[one[0].argmax()] for one in (logits, expected))
             if not difference <= most or said != right:
                 raise WeightsError(
-                    f"{pictures.ids[i]}: the file says {said}, torch {right}, apart by {difference:.2%}: "
+                    f"{samples.ids[i]}: the file says {said}, torch {right}, apart by {difference:.2%}: "
                     "nothing was exported"
                 )
             worst = max(worst, difference)
             compared += 1
     if not compared:
-        raise DataError(f"{pictures.store.name}: none of {len(some)} pictures to compare with can be read")
+        raise DataError(f"{samples.store.name}: none of {len(some)} images to compare with can be read")
     return compared, worst
 
 

@@ -24,7 +24,7 @@ from scipy.special import softmax
 
 from atnet.bench.bench import take_turns
 from atnet.config import make_config
-from atnet.data.pictures import Pictures
+from atnet.data.samples import Samples
 from atnet.data.sources import open_configured, open_labelled
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.eval.evaluate import open_validation
@@ -83,8 +83,8 @@ class Trial:
 class Quantized:
     """The file, and what was tried for it.
 
-    report: the same as CSV, beside the file.  picture: a new name beside it, for a plot.
-    pictures: labelled ones that it was measured on.
+    report: the same as CSV, beside the file.  plot: a new name beside it, for a plot.
+    images: labelled ones that it was measured on.
     trials: fp32, fp16, int8, then one part more in float each time; the last is the file's.
     costs: by part, the costliest first: the error of the logits with this part alone in 8 bits, over the logits
     themselves, both root mean squares.
@@ -92,8 +92,8 @@ class Quantized:
 
     path: Path
     report: Path
-    picture: Path
-    pictures: int
+    plot: Path
+    images: int
     trials: tuple[Trial, ...]
     costs: dict[str, float]
 
@@ -124,22 +124,22 @@ def quantize(
         raise ConfigError(f"--max-drop {max_drop:g} is out of range: use 0 to 100, points of top-1")
     found = find_weights(weights, model)
     source, path = found.path, place_for(found, out, "int8.onnx")
-    report, picture = path.with_suffix(".csv"), path.with_suffix(".png")
+    report, plot = path.with_suffix(".csv"), path.with_suffix(".png")
     require_new(report)
-    require_new(picture)
+    require_new(plot)
     network, info = load(found)
     if classes is not None:
         info = named_by(info, classes)
-    pictures = open_validation(source, data).relabel(info.classes)
+    samples = open_validation(source, data).relabel(info.classes)
     told = describe(network, info, source, licence, "int8, and float16 where float")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as place:
         folder = Path(place)
         whole, made = folder / "fp32.onnx", folder / "int8.onnx"
         write_onnx(network, (3, info.preprocess.size, info.preprocess.size), whole)
         opened = finish_onnx(whole, of_onnx(told, False), False, False)
-        compare(opened.answer, answer_of(network, info), pictures, info, logits_apart, TOLERANCE)
+        compare(opened.answer, answer_of(network, info), samples, info, logits_apart, TOLERANCE)
         maker = _Maker(opened, _pixels(_calibration(source, data), info))
-        exam = _Exam(opened, pictures)
+        exam = _Exam(opened, samples)
         trials = [exam.take("fp32", opened), exam.take("fp16", maker.make(folder / "fp16.onnx", []))]
         least = trials[0].top1 - max_drop - 1e-9
         costs = maker.costs(made)
@@ -159,7 +159,7 @@ def quantize(
                 )
         facts = {
             "top1": trials[-1].top1, "top1_fp32": trials[0].top1, "agreement": trials[-1].agreement,
-            "pictures": exam.count, "float": kept,
+            "images": exam.count, "float": kept,
         }  # fmt: skip
         told = dataclasses.replace(told, facts=told.facts | {"int8": facts, TRUST: exam.trust(small)})
         final = finish_onnx(made, of_onnx(told, preprocessing), False, preprocessing)
@@ -172,7 +172,7 @@ def quantize(
         os.replace(folder / "report.csv", report)
         os.replace(made, path)
     return Quantized(
-        path=path, report=report, picture=picture, pictures=exam.count, trials=tuple(trials), costs=costs
+        path=path, report=report, plot=plot, images=exam.count, trials=tuple(trials), costs=costs
     )  # fmt: skip
 
 
@@ -254,12 +254,12 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]
 class _Exam:
     """Labelled images that networks are tried on, beside the fp32 one.  count: of those that can be read."""
 
-    def __init__(self, whole: OnnxNetwork, pictures: Pictures) -> None:
-        self.whole, self.pictures = whole, pictures
+    def __init__(self, whole: OnnxNetwork, samples: Samples) -> None:
+        self.whole, self.samples = whole, samples
         self.expected, _ = self._answers(whole)
         self.count = int((self.expected != UNREAD).sum())
         if not self.count:
-            raise DataError(f"{pictures.store.name}: none of {len(pictures):,} pictures to measure on can be read")
+            raise DataError(f"{samples.store.name}: none of {len(samples):,} images to measure on can be read")
 
     def take(self, name: str, network: OnnxNetwork, kept: Sequence[str] = ()) -> Trial:
         top1, agreement = self.score(network)
@@ -281,27 +281,27 @@ class _Exam:
         """Top-1, and the answers that are those of fp32, percent."""
         found, _ = self._answers(network)
         read = found != UNREAD
-        right, same = (found[read] == other[read] for other in (self.pictures.labels, self.expected))
+        right, same = (found[read] == other[read] for other in (self.samples.labels, self.expected))
         return 100 * float(right.mean()), 100 * float(same.mean())
 
     def trust(self, network: OnnxNetwork) -> dict[str, Any]:
         """How sure its answers have to be, see `fit_trust`: they are not as sure as those of fp32."""
         found, sure = self._answers(network)
         read = found != UNREAD
-        return fit_trust(sure[read], found[read] == self.pictures.labels[read])
+        return fit_trust(sure[read], found[read] == self.samples.labels[read])
 
     def _answers(self, network: OnnxNetwork) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The network's labels, from the bytes of the images, and their probabilities."""
 
         def label(i: int) -> tuple[int, float]:
             try:
-                shares = softmax(network.answer(self.pictures.read(i))[0])
+                shares = softmax(network.answer(self.samples.read(i))[0])
             except DataError:
                 return UNREAD, 0.0
             return int(shares.argmax()), float(shares.max())
 
         found = []
-        count = len(self.pictures)
+        count = len(self.samples)
         with ThreadPoolExecutor(os.cpu_count()) as pool, progress_bar("Measuring", count) as advance:
             for one in pool.map(label, range(count)):
                 found.append(one)
@@ -330,24 +330,24 @@ def _parts(graph: onnx.GraphProto) -> dict[str, list[str]]:
     return found
 
 
-def _calibration(source: Path, data: str | None) -> Pictures:
+def _calibration(source: Path, data: str | None) -> Samples:
     """Images to take ranges from: of the folder or, without one, of the run's own training part."""
     if data is not None:
         return open_labelled(data, "train")
     return open_configured(make_config(source.parent / CONFIG).data)[0]
 
 
-def _pixels(pictures: Pictures, info: WeightsInfo) -> list[NDArray[np.uint8]]:
+def _pixels(samples: Samples, info: WeightsInfo) -> list[NDArray[np.uint8]]:
     """Some of the images, resized and cropped. Raises DataError if none can be read."""
     found = []
-    some = spread(len(pictures), CALIBRATION)
+    some = spread(len(samples), CALIBRATION)
     for i in some:
         try:
-            found.append(info.preprocess.resize_and_crop(pictures.read(i)))
+            found.append(info.preprocess.resize_and_crop(samples.read(i)))
         except DataError:
             continue
     if not found:
-        raise DataError(f"{pictures.store.name}: none of {len(some)} pictures to take ranges from can be read")
+        raise DataError(f"{samples.store.name}: none of {len(some)} images to take ranges from can be read")
     return found
 
 

@@ -18,7 +18,7 @@ MAX_BYTES = 500_000_000
 class OnnxNetwork:
     """The network of an ONNX file that `atnet export` wrote, on the CPU.
 
-    info: what the file says of itself.  takes_pictures: whether its input is an image as it is, not normalised images.
+    info: what the file says of itself.  takes_images: whether its input is an image as it is, not normalised images.
     batch: images at a time, at most.
     The file may come from anyone, unless it is trusted: see `require_survivable`.
     Raises WeightsError if the file is no such file.
@@ -39,7 +39,7 @@ class OnnxNetwork:
             raise WeightsError(f"{path}: not an ONNX file, or a damaged one ({said})") from error
         self.info = WeightsInfo.from_metadata(self.session.get_modelmeta().custom_metadata_map, path)
         [self._entry] = self.session.get_inputs()
-        self.takes_pictures = self._entry.type == "tensor(uint8)"
+        self.takes_images = self._entry.type == "tensor(uint8)"
         outputs = {one.name for one in self.session.get_outputs()}
         self._answers = [name for name in ANSWERS if name in outputs]
 
@@ -53,15 +53,15 @@ class OnnxNetwork:
         except WeightsError as error:
             raise DataError(str(error)) from error
 
-    def ask(self, picture: Image.Image) -> NDArray[np.float32]:
+    def ask(self, image: Image.Image) -> NDArray[np.float32]:
         """The logits of each decision head (heads, classes) for an RGB image."""
-        together, *each = self.answer(picture)
+        together, *each = self.answer(image)
         return np.stack(each or [together])
 
-    def answer(self, picture: Image.Image) -> NDArray[np.float32]:
+    def answer(self, image: Image.Image) -> NDArray[np.float32]:
         """What the network says of an RGB image: logits (1, classes); of several heads each one's too, below."""
         found: NDArray[np.float32] = self.answers(
-            np.asarray(picture) if self.takes_pictures else self.info.preprocess(picture)[None]
+            np.asarray(image) if self.takes_images else self.info.preprocess(image)[None]
         )[0]
         return found
 
@@ -78,9 +78,9 @@ class OnnxNetwork:
 
     def require_images(self, what: str) -> None:
         """Raises WeightsError if it takes images, one by one.  what: what needs batches of images of one size."""
-        if self.takes_pictures:
+        if self.takes_images:
             raise WeightsError(
-                f"{self.path}: takes whole pictures, and {what} prepares them itself; export the weights without "
+                f"{self.path}: takes whole images, and {what} prepares them itself; export the weights without "
                 "--with-preprocessing for it"
             )
 
@@ -89,9 +89,7 @@ class OnnxNetwork:
             found: list[NDArray[np.float32]] = self.session.run(self._answers, {self._entry.name: given})
         except Exception as error:  # its errors have no base of their own
             said = " ".join(str(error).split())[:300]
-            raise WeightsError(
-                f"{self.path}: does not run on this picture ({said}); export its weights again"
-            ) from error
+            raise WeightsError(f"{self.path}: does not run on this image ({said}); export its weights again") from error
         return found
 
 

@@ -33,7 +33,7 @@ PATIENCE = 5
 MORE_SECONDS = 3
 """In which batches are tried that are neither the largest nor a single image; those that then are left are not."""
 
-PICTURES = ((1, 1), (40, 300), (300, 40))
+IMAGES = ((1, 1), (40, 300), (300, 40))
 """Heights and widths of the images that a network is tried on which takes them as they are."""
 
 
@@ -103,13 +103,13 @@ def main() -> None:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         [entry] = session.get_inputs()
         if entry.type == "tensor(uint8)":
-            tries = [np.ones((*sides, 3), np.uint8) for sides in PICTURES]
+            tries = [np.ones((*sides, 3), np.uint8) for sides in IMAGES]
         else:
             images = np.ones((batch, *entry.shape[1:]), np.float32)
             tries = [images[:count] for count in (batch, *range(1, batch))]
         began = time.monotonic()
         for number, given in enumerate(tries):
-            if number < len(PICTURES) or time.monotonic() - began < MORE_SECONDS:
+            if number < len(IMAGES) or time.monotonic() - began < MORE_SECONDS:
                 session.run(None, {entry.name: given})
     except WeightsError as error:
         _end(str(error))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from atnet.data.classes import display_names
 from atnet.data.decode import decode
 from atnet.data.loader import NO_LABEL, BadSample, batches_of, eval_loader
-from atnet.data.pictures import Pictures
+from atnet.data.samples import Samples
 from atnet.data.sources import open_any
 from atnet.device import pick_device
 from atnet.errors import ConfigError, DataError
@@ -30,7 +30,7 @@ PERPLEXITY = 30
 class Neighbour:
     """An image, its class's name ("" without one), and how alike it is: the cosine of the vectors, -1 to 1."""
 
-    picture: str
+    image: str
     name: str
     similarity: float
 
@@ -45,7 +45,7 @@ class Embedding:
     bad: images that cannot be read, and why.
     """
 
-    parts: dict[str, Pictures]
+    parts: dict[str, Samples]
     vectors: NDArray[np.float32]
     neighbours: tuple[Neighbour, ...]
     bad: tuple[BadSample, ...]
@@ -56,10 +56,10 @@ class Embedding:
 
         The last three are "" where there is none.
         """
-        for part, pictures in self.parts.items():
-            names = display_names(pictures.classes)
-            for i, label in enumerate(pictures.labels.tolist()):
-                yield pictures.locate(i), part, pictures.classes[label], names[label]
+        for part, samples in self.parts.items():
+            names = display_names(samples.classes)
+            for i, label in enumerate(samples.labels.tolist()):
+                yield samples.locate(i), part, samples.classes[label], names[label]
 
     def write(self, path: Path) -> None:
         """Writes a Parquet file with the columns path, part, class, name and vector.
@@ -114,19 +114,19 @@ def embed(
     found: list[NDArray[np.float32]] = []
     bad: list[BadSample] = []
     with progress_bar("Embedding", sum(map(len, parts.values()))) as advance:
-        for part, pictures in parts.items():
+        for part, samples in parts.items():
             missing = len(bad)
-            for images, labels, holes in batches_of(eval_loader(pictures, info.preprocess, batch, workers)):
+            for images, labels, holes in batches_of(eval_loader(samples, info.preprocess, batch, workers)):
                 advance(len(labels))
                 bad += holes
                 images = images[labels != NO_LABEL]
                 if len(images):
                     found.append(_vectors(network, images.to(chosen, memory_format=torch.channels_last)))
-            gone = {hole.picture for hole in bad[missing:]}
+            gone = {hole.image for hole in bad[missing:]}
             if gone:
-                parts[part] = pictures.only([i for i, name in enumerate(pictures.ids) if name not in gone])
+                parts[part] = samples.only([i for i, name in enumerate(samples.ids) if name not in gone])
     if not found:
-        raise DataError(f"{source}: none of its {len(bad):,} pictures can be read; the first: {bad[0].reason}")
+        raise DataError(f"{source}: none of its {len(bad):,} images can be read; the first: {bad[0].reason}")
     made = Embedding(parts=parts, vectors=np.concatenate(found), neighbours=(), bad=tuple(bad), info=info)
     return made if asked is None else replace(made, neighbours=_nearest(made, asked, top))
 
@@ -171,7 +171,7 @@ def _nearest(among: Embedding, asked: NDArray[np.float32], top: int) -> tuple[Ne
     similar = _directions(among.vectors) @ _directions(asked)
     order = np.argsort(-similar, kind="stable")[:top]
     rows = list(among.rows())
-    return tuple(Neighbour(picture=rows[i][0], name=rows[i][3], similarity=float(similar[i])) for i in order.tolist())
+    return tuple(Neighbour(image=rows[i][0], name=rows[i][3], similarity=float(similar[i])) for i in order.tolist())
 
 
 def _text(cell: str) -> str | None:

@@ -34,11 +34,16 @@ class Prediction:
     needs: the probability that the likeliest class needs for the accuracy asked for, 0 if none was.
     """
 
-    picture: str
+    image: str
     top: tuple[tuple[str, str, float], ...]
     milliseconds: float
     heads: tuple[tuple[str, str, float], ...] = ()
     needs: float = 0.0
+
+    @property
+    def picture(self) -> str:
+        """The image, as version 0.1 called it."""
+        return self.image
 
     @property
     def ask_a_person(self) -> bool:
@@ -52,7 +57,7 @@ class Prediction:
 
 
 def predict(
-    pictures: str | Path | Sequence[str | Path],
+    images: str | Path | Sequence[str | Path],
     weights: str | Path | Source | None = None,
     *,
     top: int = 5,
@@ -63,7 +68,7 @@ def predict(
 ) -> list[Prediction]:
     """What each image shows.
 
-    pictures: files; of a folder the images directly in it.
+    images: files; of a folder the images directly in it.
     abstain: the accuracy to hold, 0.5 to 0.999: answers that are not sure enough for it say `ask_a_person`.
     failed: takes the error of an image that cannot be read, which is then left out; it is raised if None.
     weights, model: as for `atnet.load`; or an ONNX file of `atnet export`, which needs no torch; None: see
@@ -73,7 +78,7 @@ def predict(
     """
     ask, info = _open(weights_to_ask(weights, device, model), device)
     needs = least_confidence(info.facts, abstain)[0] if abstain is not None else 0.0
-    paths = picture_files(pictures)
+    paths = image_files(images)
     answers = []
     ask(Image.new("RGB", (info.preprocess.size, info.preprocess.size)))  # the first run is slow
     with progress_bar("Predicting", len(paths)) as advance:
@@ -89,7 +94,7 @@ def predict(
                 continue
             answers.append(
                 Prediction(
-                    picture=str(path),
+                    image=str(path),
                     top=likeliest(logits, info, top),
                     milliseconds=1000 * (time.perf_counter() - began),
                     heads=tuple(likeliest(one, info, 1)[0] for one in logits) if len(logits) > 1 else (),
@@ -135,13 +140,13 @@ def weights_to_ask(weights: str | Path | Source | None, device: str = "auto", mo
     return replace(source, path=source.path.with_suffix(".onnx")) if by_onnx else source
 
 
-def picture_files(pictures: str | Path | Sequence[str | Path]) -> list[Path]:
+def image_files(images: str | Path | Sequence[str | Path]) -> list[Path]:
     """The files; of a folder the images directly in it. Raises DataError naming a folder without any."""
     found: list[Path] = []
-    for path in map(Path, [pictures] if isinstance(pictures, str | Path) else pictures):
+    for path in map(Path, [images] if isinstance(images, str | Path) else images):
         inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         if not inside:
-            raise DataError(f"{path}: no pictures in this folder")
+            raise DataError(f"{path}: no images in this folder")
         found += inside
     return found
 
@@ -165,9 +170,9 @@ def _open(source: Source, device: str) -> tuple[Ask, WeightsInfo]:
     chosen = pick_device(device)
     model, info = load(source, str(chosen))
 
-    def ask(picture: Image.Image) -> NDArray[np.float32]:
+    def ask(image: Image.Image) -> NDArray[np.float32]:
         with torch.inference_mode():
-            together, each = answer(model, torch.from_numpy(info.preprocess(picture))[None].to(chosen))
+            together, each = answer(model, torch.from_numpy(info.preprocess(image))[None].to(chosen))
         logits: NDArray[np.float32] = (together if each is None else each[0]).float().cpu().numpy()
         if not np.isfinite(logits).all():
             raise WeightsError(f"{path}: {INFINITE}")

@@ -3,13 +3,13 @@
 
    1. The weight gradient of a depthwise k x k convolution: stride 1, zeros around, fp32.
 
-   gradient[i, j, c] = sum over pictures, rows and columns of in[row + i - k/2, column + j - k/2, c] * grad[row, column, c]
+   gradient[i, j, c] = sum over images, rows and columns of in[row + i - k/2, column + j - k/2, c] * grad[row, column, c]
 
-   LANES channels at a time, a picture's are first laid side by side with their border of zeros, so that the sums of
-   RUN taps stay in registers over the whole picture.
+   LANES channels at a time, an image's are first laid side by side with their border of zeros, so that the sums of
+   RUN taps stay in registers over the whole image.
 
    2. BatchNorm and the ReLU after it: normalised and cut in one pass over the grid, and one gradient of both. Each
-   picture's numbers may have a factor after that, as stochastic depth gives them.
+   image's numbers may have a factor after that, as stochastic depth gives them.
 
    3. Bytes of colours to normalised numbers, in one pass. */
 
@@ -57,7 +57,7 @@ INLINE void store(void *to, size_t at, vec x, int bf16) {
 #endif
 }
 
-static void add_picture(const void *in, const void *grad, size_t first_at, int bf16, float *sums, vec *x, vec *g,
+static void add_image(const void *in, const void *grad, size_t first_at, int bf16, float *sums, vec *x, vec *g,
                         int height, int width, int channels, int kernel) {
   int pad = kernel / 2, wide = width + 2 * pad;
   for (int row = 0; row < height; row++)
@@ -103,7 +103,7 @@ int depthwise_weight_gradient(const void *in, const void *grad, float *gradient,
       int until = (int)((size_t)count * (group + 1) / groups);
       for (int n = (int)((size_t)count * group / groups); n < until; n++)
         for (int c = 0; c < channels; c += LANES)
-          add_picture(in, grad, n * plane + c, bf16, sums + group * taps + c, x, x + padded, height, width, channels,
+          add_image(in, grad, n * plane + c, bf16, sums + group * taps + c, x, x + padded, height, width, channels,
                       kernel);
     }
     memcpy(gradient, sums, taps * sizeof(float));
@@ -118,10 +118,10 @@ int depthwise_weight_gradient(const void *in, const void *grad, float *gradient,
 /* Group number `group` of the rows of a grid: the first one and, with group + 1, the one after its last. */
 static inline size_t first_row(size_t rows, int group) { return rows * group / ROW_GROUPS; }
 
-/* How much of a picture's change counts: rows one after the other belong to one picture, and have its factor. */
+/* How much of an image's change counts: rows one after the other belong to one image, and have its factor. */
 typedef struct {
   const float *factors; /* none: 1 for all */
-  size_t rows;          /* of a picture */
+  size_t rows;          /* of an image */
 } shares;
 
 INLINE float share_of(shares of, size_t row) { return of.factors ? of.factors[row / of.rows] : 1; }
@@ -129,8 +129,8 @@ INLINE float share_of(shares of, size_t row) { return of.factors ? of.factors[ro
 /* The row up to which one factor, and one sum in fp32, serve. */
 INLINE size_t next_row(size_t row, size_t until, shares of) {
   size_t next = row + ROWS < until ? row + ROWS : until;
-  size_t picture = of.factors ? (row / of.rows + 1) * of.rows : until;
-  return next < picture ? next : picture;
+  size_t image = of.factors ? (row / of.rows + 1) * of.rows : until;
+  return next < image ? next : image;
 }
 
 /* Where a normalised number is cut to 0. A NaN is not. */
@@ -218,14 +218,14 @@ static void affine(const float *weight, const float *bias, const float *mean, co
   }
 }
 
-/* in, out: (rows, channels).  factors: one for each picture_rows rows, which what is left after the ReLU is multiplied
+/* in, out: (rows, channels).  factors: one for each image_rows rows, which what is left after the ReLU is multiplied
    by, or none.  more: as many numbers as in, added then, or none.  weight, bias, mean, variance: (channels), fp32; the
    last two are written, of all rows, the variance over rows, not over rows - 1.
    Returns 0, or 1 where memory is short. */
 int norm_relu(const void *in, const void *more, const float *factors, void *out, const float *weight, const float *bias,
-              float *mean, float *variance, float eps, int bf16, size_t rows, size_t picture_rows, int channels,
+              float *mean, float *variance, float eps, int bf16, size_t rows, size_t image_rows, int channels,
               int threads) {
-  shares of = {factors, picture_rows};
+  shares of = {factors, image_rows};
   size_t per_group = (size_t)ROW_GROUPS * channels;
   double *sums = calloc(2 * per_group + 2 * channels, sizeof(double)), *squares = sums + per_group;
   float *scale = malloc(3 * channels * sizeof(float)), *shift = scale + channels, *pivot = shift + channels;
@@ -343,8 +343,8 @@ INLINE void gradient_rows(const void *in, const void *grad, void *out, size_t ro
    Returns 0, or 1 where memory is short. */
 int norm_relu_gradient(const void *in, const void *grad, const float *factors, void *out, const float *weight,
                        const float *bias, const float *mean, const float *variance, float *of_weight, float *of_bias,
-                       float eps, int bf16, size_t rows, size_t picture_rows, int channels, int threads) {
-  shares of = {factors, picture_rows};
+                       float eps, int bf16, size_t rows, size_t image_rows, int channels, int threads) {
+  shares of = {factors, image_rows};
   size_t per_group = (size_t)ROW_GROUPS * channels;
   double *sums = calloc(2 * per_group + 2 * channels, sizeof(double)), *products = sums + per_group;
   float *scale = malloc(4 * channels * sizeof(float)), *shift = scale + channels;

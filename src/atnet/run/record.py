@@ -29,10 +29,20 @@ import yaml
 from atnet.config import Config, make_config, read_yaml, to_yaml
 from atnet.data.classes import spreadsheet_names, spreadsheet_safe
 from atnet.data.pack import BAD_FILES
-from atnet.data.pictures import Pictures
+from atnet.data.samples import Samples
 from atnet.errors import AtnetError, ConfigError
 from atnet.eval.metrics import Scores, interval
-from atnet.files import UNFINISHED, csv_table, did_you_mean, quoted, read_regular, read_text, resolve_run, write_whole
+from atnet.files import (
+    UNFINISHED,
+    csv_table,
+    did_you_mean,
+    quoted,
+    read_regular,
+    read_text,
+    renamed,
+    resolve_run,
+    write_whole,
+)
 from atnet.system import process_peak_mb, processor
 from atnet.weights.find import find_weights
 from atnet.weights.info import BEST, CONFIG, EMA, HASHES, LAST, MAX_WEIGHTS_BYTES, sha256_of
@@ -419,7 +429,7 @@ def reading(run: Path) -> Iterator[None]:
 def read_rows(path: Path, *columns: str) -> list[dict[str, str]]:
     """A CSV file's rows; none if there is no such file. Raises ConfigError if it is damaged, or lacks a column."""
     try:
-        rows = list(csv.DictReader(io.StringIO(read_text(path, MAX_METRICS_BYTES)), strict=True))
+        rows = [*map(renamed, csv.DictReader(io.StringIO(read_text(path, MAX_METRICS_BYTES)), strict=True))]
     except FileNotFoundError:
         return []
     except csv.Error as error:
@@ -437,18 +447,18 @@ def write_metrics(run: Path, rows: list[dict[str, Any]]) -> None:
 
 def read_predictions(run: Path) -> list[dict[str, str]]:
     """What the run's network said of each validation image, one row an image."""
-    rows = read_rows(run / PREDICTIONS, "picture", "class", "called", "confidence")
+    rows = read_rows(run / PREDICTIONS, "image", "class", "called", "confidence")
     if not rows:
         raise ConfigError(f"{run / PREDICTIONS}: absent or empty; a run has one when it is finished, so {_ANEW}")
     return rows
 
 
-def write_predictions(run: Path, pictures: Pictures, scores: Scores) -> None:
+def write_predictions(run: Path, samples: Samples, scores: Scores) -> None:
     """A row for each validation image: its file, class, the class called, and with which probability."""
-    classes = spreadsheet_names(pictures.classes)
-    answers = zip(pictures.ids, scores.labels, scores.predicted, scores.confidence, strict=True)
+    classes = spreadsheet_names(samples.classes)
+    answers = zip(samples.ids, scores.labels, scores.predicted, scores.confidence, strict=True)
     rows = [
-        {"picture": spreadsheet_safe(name), "class": classes[i], "called": classes[k], "confidence": f"{sure:.6f}"}
+        {"image": spreadsheet_safe(name), "class": classes[i], "called": classes[k], "confidence": f"{sure:.6f}"}
         for name, i, k, sure in answers
     ]
     write_whole(run / PREDICTIONS, csv_table(rows).encode())
@@ -488,7 +498,7 @@ def kept_weights(record: dict[str, Any]) -> str:
 
 def accuracy(record: dict[str, Any]) -> tuple[float, float, float, int]:
     """Top-1 of `kept_weights`, percent; its 95% interval's ends; and of how many images."""
-    top1, count = record["top1"][kept_weights(record)], record["val_pictures"] - record["bad_pictures"]["val"]
+    top1, count = record["top1"][kept_weights(record)], record["val_images"] - record["bad_images"]["val"]
     return top1, *interval(top1, count), count
 
 
@@ -507,7 +517,7 @@ _FIGURES = "a mapping of numbers, one of them last"
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("model", "data", "device"), ("a text", lambda value: isinstance(value, str))),
     **dict.fromkeys(
-        ("parameters", "train_pictures", "val_pictures", "classes", "size", "epochs", "batch", "seed"),
+        ("parameters", "train_images", "val_images", "classes", "size", "epochs", "batch", "seed"),
         ("a whole number", lambda value: type(value) is int and abs(value) < 2**63),
     ),
     **dict.fromkeys(("seconds", "images_per_s"), ("a number", lambda value: _is_number(value))),
@@ -538,6 +548,7 @@ def read_json(path: Path) -> dict[str, Any]:
         record = json.loads(read_text(path))
         if not isinstance(record, dict):
             raise ValueError("no mapping")
+        record = renamed(record)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
     except (ValueError, RecursionError) as error:

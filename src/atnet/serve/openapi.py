@@ -19,11 +19,11 @@ def openapi(info: WeightsInfo, version: str, token: bool) -> dict[str, Any]:
         "paths": {
             "/predict": {
                 "post": {
-                    "summary": "What a picture shows",
+                    "summary": "What an image shows",
                     "parameters": [top],
                     "requestBody": {
                         "required": True,
-                        "description": "the picture's bytes: JPEG, PNG, WebP, BMP, GIF or TIFF",
+                        "description": "the image's bytes: JPEG, PNG, WebP, BMP, GIF or TIFF",
                         "content": {"application/octet-stream": {}, "image/*": {}},
                     },
                     "responses": {"200": _json("the likeliest classes, likeliest first", _ANSWER)} | refusals,

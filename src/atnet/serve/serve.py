@@ -16,8 +16,8 @@ import uvicorn
 from atnet.errors import ConfigError, WeightsError
 from atnet.exported.onnx import OnnxNetwork
 from atnet.inference.prediction import weights_to_ask
+from atnet.serve.app import Limits, Network, Service
 from atnet.serve.connections import SEND_BYTES, Address, Connection, Door
-from atnet.serve.service import Limits, Network, Service
 from atnet.weights.info import WeightsInfo
 
 SELDOM_SECONDS = 1.0

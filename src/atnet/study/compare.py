@@ -95,7 +95,7 @@ def _groups(entries: Sequence[Entry]) -> tuple[Group, ...]:
     alike: dict[str, list[Entry]] = {}
     for entry in entries:
         settings = flat_settings(entry.record["config"]) | dict.fromkeys({"seed", *WHERE})
-        key = json.dumps([settings, entry.record["train_pictures"], entry.record["val_pictures"]], sort_keys=True)
+        key = json.dumps([settings, entry.record["train_images"], entry.record["val_images"]], sort_keys=True)
         alike.setdefault(key, []).append(entry)
     groups = []
     for members in alike.values():
@@ -108,9 +108,7 @@ def _groups(entries: Sequence[Entry]) -> tuple[Group, ...]:
 
 def _pair(one: Entry, other: Entry) -> Pair:
     answers = [read_predictions(entry.run) for entry in (one, other)]
-    same = [(row["picture"], row["class"]) for row in answers[0]] == [
-        (row["picture"], row["class"]) for row in answers[1]
-    ]
+    same = [(row["image"], row["class"]) for row in answers[0]] == [(row["image"], row["class"]) for row in answers[1]]
     first = second = p = None
     if same:
         right = [[row["class"] == row["called"] for row in rows] for rows in answers]

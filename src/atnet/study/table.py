@@ -110,8 +110,7 @@ def _require_alike(record: dict[str, Any], other: dict[str, Any], path: Path) ->
     if row_name(other) != row_name(record):
         return
     settings, theirs = (
-        flat_settings(one["config"])
-        | {name: one.get(name) for name in ("class_names", "train_pictures", "val_pictures")}
+        flat_settings(one["config"]) | {name: one.get(name) for name in ("class_names", "train_images", "val_images")}
         for one in (record, other)
     )
     for name in sorted((settings.keys() & theirs.keys()) - WHERE - NO_DIFFERENCE):
@@ -182,11 +181,11 @@ def make_table(results: Results) -> str:
     return markdown_table(head, rows)
 
 
-def write_table(results: Results, readme: Path, picture: Path) -> None:
-    """Puts the table, and below it the image that is to be there, between the markers in readme."""
+def write_table(results: Results, readme: Path, plot: Path) -> None:
+    """Puts the table, and below it the plot that is to be there, between the markers in readme."""
     body = make_table(results)
     if results:
-        body += f"\n![Top-1 over parameters]({Path(os.path.relpath(picture, readme.parent)).as_posix()})\n"
+        body += f"\n![Top-1 over parameters]({Path(os.path.relpath(plot, readme.parent)).as_posix()})\n"
     replace_between(readme, BEGIN, END, body)
 
 

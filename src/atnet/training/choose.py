@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from atnet.config import Config
 from atnet.data.loader import batches_of, eval_loader, train_loader
-from atnet.data.pictures import Pictures
+from atnet.data.samples import Samples
 from atnet.eval.evaluate import score_together
 from atnet.progress import progress_bar
 from atnet.training import distributed
@@ -75,7 +75,7 @@ def folds_to_train(config: Config, labels: NDArray[np.int64]) -> int:
     return min(folds, -(-ENOUGH * folds // len(labels)))
 
 
-def compare_with_probe(config: Config, train: Pictures) -> Comparison | None:
+def compare_with_probe(config: Config, train: Samples) -> Comparison | None:
     """Trains as configured on all but a fold of the training images, and judges its probe and its end by that fold.
 
     None if there is nothing to compare: the head of the weights is kept, a class has one image alone, there are very
@@ -112,7 +112,7 @@ def compare_with_probe(config: Config, train: Pictures) -> Comparison | None:
 
 def _train(state: State, title: str) -> None:
     last = state.steps_per_epoch * state.config.epochs
-    batches = batches_of(train_loader(state.train_pictures, state.config, 0, last))
+    batches = batches_of(train_loader(state.train_images, state.config, 0, last))
     state.train_mode()
     with progress_bar(title, last) as advance:
         for _ in range(last):
@@ -125,9 +125,9 @@ def _train(state: State, title: str) -> None:
 
 def _judge(state: State, name: str) -> list[bool]:
     """Whether each image of the fold that can be read is recognised."""
-    config, pictures = state.config, state.val_pictures
+    config, samples = state.config, state.val_images
     batch = config.batch // config.optim.accumulate
-    loader = eval_loader(pictures, state.info.preprocess, batch, config.data.workers)
+    loader = eval_loader(samples, state.info.preprocess, batch, config.data.workers)
     networks = {name: state.networks[name]}
-    found = score_together(networks, loader, classes=len(state.info.classes), device=state.device, total=len(pictures))
+    found = score_together(networks, loader, classes=len(state.info.classes), device=state.device, total=len(samples))
     return list(found[name].predicted == found[name].labels)

@@ -35,12 +35,12 @@ def note_bad(state: State, run: Path, holes: list[BadSample]) -> None:
 
     holes: of this process's share.  To be called in all processes, if there are holes in one.
     """
-    found = {hole.picture: hole.reason for share in distributed.all_gather_object(holes) for hole in share}
-    new = {picture: reason for picture, reason in found.items() if picture not in state.bad}
+    found = {hole.image: hole.reason for share in distributed.all_gather_object(holes) for hole in share}
+    new = {image: reason for image, reason in found.items() if image not in state.bad}
     if not new:
         return
     state.bad |= new
-    count, total = len(state.bad), len(state.train_pictures)
+    count, total = len(state.bad), len(state.train_images)
     if distributed.rank() == 0:
         write_bad_files(run / BAD_FILES, (("train", *known) for known in state.bad.items()))
         for reason in new.values():
@@ -48,7 +48,7 @@ def note_bad(state: State, run: Path, holes: list[BadSample]) -> None:
     allowed = state.config.data.max_bad
     if count > max(allowed * total, 1 if allowed else 0):
         raise DataError(
-            f"{count:,} of {total:,} training pictures could not be read, more than --data.max-bad {allowed:g} allows; "
+            f"{count:,} of {total:,} training images could not be read, more than --data.max-bad {allowed:g} allows; "
             f"{run / BAD_FILES} lists them, `atnet doctor` finds all; mend or remove them"
         )
 
@@ -65,20 +65,20 @@ def note_fault(state: State, run: Path, fault: str) -> None:
         raise TrainingError(
             f"{fault} at step {state.step} (epoch {epoch + 1}), and {state.faults} steps in a row were not taken: "
             f"lower --optim.lr {state.config.optim.lr:g} or lengthen --schedule.warmup; {run / FOLDER / LIST} says "
-            f"which pictures they were of, `atnet replay {quoted(run)} {first}` what happened first"
+            f"which images they were of, `atnet replay {quoted(run)} {first}` what happened first"
         )
 
 
 def _write_down(state: State, run: Path, epoch: int, fault: str) -> int:
     """A line, and of the first ones the network; returns the first faulty step."""
     folder = own_folder(run, FOLDER)
-    pictures = " ".join(str(draw.picture) for draw in _batch(state, state.step))
+    samples = " ".join(str(draw.image) for draw in _batch(state, state.step))
     row: dict[str, Any] = {
         "step": state.step,
         "epoch": epoch + 1,
         "seed": state.config.seed,
         "fault": fault,
-        "pictures": pictures,
+        "images": samples,
     }
     rows: list[dict[str, Any]] = [
         old for old in read_rows(folder / LIST, "step") if old["step"].isdecimal() and float(old["step"]) < state.step
@@ -92,20 +92,20 @@ def _write_down(state: State, run: Path, epoch: int, fault: str) -> int:
 
 def _batch(state: State, step: int) -> list[Draw]:
     """Which images a step shows."""
-    return next(iter(batch_order(state.train_pictures, state.config, step, step + 1)))
+    return next(iter(batch_order(state.train_images, state.config, step, step + 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
     """What a step does when it is played again.
 
-    pictures: their files.  fault: what was not finite, "" if now all is.
+    images: their files.  fault: what was not finite, "" if now all is.
     layer: the first one whose output was not finite, "" if none.
     gradients: the parameters whose gradient was not finite, from the output on.
     """
 
     step: int
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     loss: float
     fault: str
     layer: str
@@ -128,9 +128,9 @@ def replay(run: Path, step: int) -> Replay:
     state.model.load_state_dict(load(network)[0].state_dict())
     state.step = step
     batch = _batch(state, step)
-    pictures = state.train_pictures.only([draw.picture for draw in batch])
-    samples = TrainSet(pictures, state.config)
-    pixels, labels, _ = collate([samples.at(place, draw) for place, draw in enumerate(batch)])
+    samples = state.train_images.only([draw.image for draw in batch])
+    train_set = TrainSet(samples, state.config)
+    pixels, labels, _ = collate([train_set.at(place, draw) for place, draw in enumerate(batch)])
     first: list[str] = []
     faulty: dict[str, None] = {}
 
@@ -158,7 +158,7 @@ def replay(run: Path, step: int) -> Replay:
     done = train_step(state, pixels, labels)
     return Replay(
         step=step,
-        pictures=tuple(pictures.ids),
+        images=tuple(samples.ids),
         loss=done.loss if math.isfinite(done.loss) else float("nan"),
         fault=done.fault,
         layer=first[0] if first else "",

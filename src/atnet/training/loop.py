@@ -123,13 +123,13 @@ def train_config(
             unfinished = distributed.on_main_process(lambda: unfinished_run(config, out))
             if unfinished is not None:
                 return _resume(unfinished)
-        pictures = open_configured(config.data)
-        compared = compare_with_probe(config, pictures[0])
+        samples = open_configured(config.data)
+        compared = compare_with_probe(config, samples[0])
         if compared is not None:
             log.info("%s", compared)
             if compared.keep_probe:
                 config = dataclasses.replace(config, epochs=0)
-        state = State(config, pictures)
+        state = State(config, samples)
         log.info(state.start_from_weights() if config.weights else from_random_weights(config.model))
         if compared is not None:
             state.probe |= compared.figures
@@ -193,14 +193,14 @@ def _fit(state: State, run: Path) -> Run:
     config = state.config
     steps = state.steps_per_epoch * config.epochs
     log.info(
-        "%s: %s at %d px on %s: %d classes, %s training and %s validation pictures, %s",
+        "%s: %s at %d px on %s: %d classes, %s training and %s validation images, %s",
         run,
         config.model,
         config.data.size,
         printable(config.data.source_name),
         len(state.info.classes),
-        f"{len(state.train_pictures):,}",
-        f"{len(state.val_pictures):,}",
+        f"{len(state.train_images):,}",
+        f"{len(state.val_images):,}",
         state.device,
     )
     if state.step:
@@ -248,7 +248,7 @@ def _write_results(state: State, run: Path, scores: dict[str, Scores], record: d
     if state.bad or final.bad:
         bad = [("train", *found) for found in state.bad.items()] + [("val", *found) for found in final.bad]
         write_bad_files(run / BAD_FILES, bad)
-    write_predictions(run, scored(state.val_pictures, final), final)
+    write_predictions(run, scored(state.val_images, final), final)
     write_record(run / RECORD, record)
 
 
@@ -258,9 +258,9 @@ def _train_epochs(
     """The epochs that are left: the last one's scores, and the metrics of all."""
     config, per_epoch = state.config, state.steps_per_epoch
     rows: list[dict[str, Any]] = [dict(row) for row in read_metrics(run)[: state.epoch]]
-    mine = np.array_split(np.arange(len(state.val_pictures)), distributed.world_size())[distributed.rank()]
+    mine = np.array_split(np.arange(len(state.val_images)), distributed.world_size())[distributed.rank()]
     validation = eval_loader(
-        state.val_pictures.only(mine.tolist()),
+        state.val_images.only(mine.tolist()),
         state.info.preprocess,
         config.batch // config.optim.accumulate,
         config.data.workers,
@@ -268,7 +268,7 @@ def _train_epochs(
     )
     last = per_epoch * config.epochs
     batches = batches_of(
-        train_loader(state.train_pictures, config, state.step, last, (distributed.rank(), distributed.world_size()))
+        train_loader(state.train_images, config, state.step, last, (distributed.rank(), distributed.world_size()))
     )
     scores: dict[str, Scores] = {}
     while state.epoch < config.epochs:
@@ -308,7 +308,7 @@ def _probe_row(state: State) -> dict[str, Any]:
         "step": 0,
         "lr": "0",
         **{name: state.probe[name] for name in ("train_loss", "train_top1", "train_top5")},
-        "images_per_s": round(len(state.train_pictures) / max(seconds, 0.1), 1),
+        "images_per_s": round(len(state.train_images) / max(seconds, 0.1), 1),
         "peak_memory_mb": round(peak_memory_mb(state.device)),
         "seconds": seconds,
     }
@@ -461,9 +461,9 @@ def _record(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[
         "parameters": sum(p.numel() for p in state.model.parameters()),
         "parameters_without_classifier": sum(p.numel() for p in state.model.parameters() if id(p) not in heads),
         "data": config.data.source_name,
-        "train_pictures": len(state.train_pictures),
-        "val_pictures": len(state.val_pictures),
-        "bad_pictures": {"train": len(state.bad), "val": len(next(iter(scores.values())).bad)},
+        "train_images": len(state.train_images),
+        "val_images": len(state.val_images),
+        "bad_images": {"train": len(state.bad), "val": len(next(iter(scores.values())).bad)},
         "classes": len(state.info.classes),
         "class_names": list(state.info.classes),
         "size": config.data.size,

@@ -20,7 +20,7 @@ from atnet.config import Config, make_config
 from atnet.data.digits import DIGITS
 from atnet.data.loader import batch_order, batches_of, eval_loader, train_loader
 from atnet.data.order import epoch_steps
-from atnet.data.pictures import Pictures
+from atnet.data.samples import Samples
 from atnet.data.shards import is_address
 from atnet.data.sources import open_configured
 from atnet.device import pick_device
@@ -60,8 +60,8 @@ class Forecast:
 
     config: Config
     classes: int
-    train_pictures: int
-    val_pictures: int
+    train_images: int
+    val_images: int
     steps_per_epoch: int
     setup: float
     folds: int
@@ -112,7 +112,7 @@ def settle(config: Config) -> Config:
     config = named(config)
     if not config.data.source:
         raise ConfigError(
-            "nothing to train on: give --data FOLDER, one with a folder of pictures for each class, "
+            "nothing to train on: give --data FOLDER, one with a folder of images for each class, "
             "or --data digits, the embedded ones"
         )
     if config.optim.accumulate % distributed.world_size():
@@ -160,11 +160,11 @@ def forecast_config(config: Config) -> Forecast:
     if config.weights:
         state.start_from_weights(probe=False)
     wanted = WARM_STEPS + min(MOST_STEPS, state.steps_per_epoch)
-    order = batch_order(state.train_pictures, config, 0, wanted)
-    first = {draw.picture for batch in order for draw in batch}
-    others = (i for i in range(len(state.train_pictures)) if i not in first)  # a batch of repeats leaves too few
+    order = batch_order(state.train_images, config, 0, wanted)
+    first = {draw.image for batch in order for draw in batch}
+    others = (i for i in range(len(state.train_images)) if i not in first)  # a batch of repeats leaves too few
     first.update(itertools.islice(others, max(config.batch - len(first), 0)))
-    sample = state.train_pictures.only(sorted(first))
+    sample = state.train_images.only(sorted(first))
 
     began = time.perf_counter()
     full = dataclasses.replace(config, data=dataclasses.replace(config.data, first_size=0))
@@ -172,7 +172,7 @@ def forecast_config(config: Config) -> Forecast:
     caching = (time.perf_counter() - began) / len(sample)
     step = _time_steps(state, batches_of(loader), wanted) * config.mean_area
 
-    few = state.val_pictures.only(list(range(min(len(state.val_pictures), EVAL_BATCHES * config.batch))))
+    few = state.val_images.only(list(range(min(len(state.val_images), EVAL_BATCHES * config.batch))))
     cached = config.data.cache == "ram"
     began = time.perf_counter()
     batches = eval_loader(few, state.info.preprocess, config.batch, config.data.workers, cached)
@@ -184,22 +184,22 @@ def forecast_config(config: Config) -> Forecast:
     memory = peak_memory_mb(state.device)
     setup = 0.0
     if config.weights and not state.head_kept:  # the features of its probe, of two views
-        setup = 2 * evaluation / len(state.networks) * len(state.train_pictures)
+        setup = 2 * evaluation / len(state.networks) * len(state.train_images)
     if cached:
-        setup += caching * len(state.train_pictures) + caching_val * len(state.val_pictures)
+        setup += caching * len(state.train_images) + caching_val * len(state.val_images)
         if state.device.type != "cuda":
-            memory += _cache_mb(sample, config) * (len(state.train_pictures) / len(sample) - 1)
-            memory += (len(state.val_pictures) - len(few)) * 3 * config.data.size**2 / 1e6
+            memory += _cache_mb(sample, config) * (len(state.train_images) / len(sample) - 1)
+            memory += (len(state.val_images) - len(few)) * 3 * config.data.size**2 / 1e6
     return Forecast(
         config=config,
         classes=len(state.info.classes),
-        train_pictures=len(state.train_pictures),
-        val_pictures=len(state.val_pictures),
+        train_images=len(state.train_images),
+        val_images=len(state.val_images),
         steps_per_epoch=state.steps_per_epoch,
         setup=setup,
-        folds=0 if state.head_kept else folds_to_train(config, state.train_pictures.labels),
+        folds=0 if state.head_kept else folds_to_train(config, state.train_images.labels),
         step=step,
-        evaluation=evaluation * len(state.val_pictures),
+        evaluation=evaluation * len(state.val_images),
         memory=memory,
         free=free,
         disk=_disk_mb(state),
@@ -235,11 +235,11 @@ def counted_speed(config: Config, *, teraflops: float, utilisation: float) -> fl
 
 
 def plan_run(
-    config: Config, *, pictures: tuple[int, int], devices: int, images_per_second: float, gigabytes_per_second: float
+    config: Config, *, images: tuple[int, int], devices: int, images_per_second: float, gigabytes_per_second: float
 ) -> Plan:
     """What a training takes, from one device's speed.
 
-    pictures: to train and to validate on.  images_per_second: of one device in training,
+    images: to train and to validate on.  images_per_second: of one device in training,
     on crops of full size: smaller ones cost by their area.  gigabytes_per_second: of each device to the others.
     A step is its images' time, and what of a ring all-reduce of fp32 gradients exceeds the backward pass, two
     thirds of it. Evaluation goes at three times the speed, for the last weights and their average.
@@ -251,8 +251,8 @@ def plan_run(
     alone = config.batch / devices / images_per_second * config.mean_area
     communication = 8 * cost.parameters * (devices - 1) / devices / (1e9 * gigabytes_per_second)
     lost = max(0.0, communication - BACKWARD * alone)
-    steps, networks = epoch_steps(pictures[0], config.batch), 2 if config.ema else 1
-    evaluation = networks * pictures[1] / (EVALUATION * images_per_second * devices)
+    steps, networks = epoch_steps(images[0], config.batch), 2 if config.ema else 1
+    evaluation = networks * images[1] / (EVALUATION * images_per_second * devices)
     weights, moments = 4 * cost.parameters / 1e6, 2 if config.optim.name == "adamw" else 1.2
     share = config.batch // max(config.optim.accumulate, devices)
     return Plan(
@@ -263,7 +263,7 @@ def plan_run(
         lost=lost,
         evaluation=evaluation,
         seconds=config.epochs * steps * (alone + lost) + config.evaluations * evaluation,
-        memory=(2 + networks + moments) * weights + share * picture_mb(config, torch.device("cpu"), 1000),
+        memory=(2 + networks + moments) * weights + share * image_mb(config, torch.device("cpu"), 1000),
         disk=(1 + networks) * weights + config.keep * (networks + moments) * weights + 2,
     )
 
@@ -287,7 +287,7 @@ def _time_steps(state: State, batches: Any, wanted: int) -> float:
     return seconds / (taken - WARM_STEPS)
 
 
-def _cache_mb(sample: Pictures, config: Config) -> float:
+def _cache_mb(sample: Samples, config: Config) -> float:
     """What the sample's training images take in the cache."""
     sizes = []
     for index in range(min(len(sample), 64)):
@@ -323,25 +323,25 @@ def fitting_batch(config: Config) -> int:
     Memory is that of what the forward pass keeps for the backward pass, counted on two images.
     """
     device = pick_device(config.device)
-    pictures, _ = open_configured(config.data)
-    picture = picture_mb(config, device, len(pictures.classes))
+    samples, _ = open_configured(config.data)
+    image = image_mb(config, device, len(samples.classes))
     parameters = cost_of(config.model, config.data.size).parameters
     room = SHARE_OF_MEMORY * _free_mb(device) - 4 * 5 * parameters / 1e6  # weights, average, gradient, two moments
     batch = LARGEST_BATCH
-    while batch > 2 and (batch * picture > room or batch * LEAST_STEPS_PER_EPOCH > len(pictures)):
+    while batch > 2 and (batch * image > room or batch * LEAST_STEPS_PER_EPOCH > len(samples)):
         batch //= 2
-    if batch * picture > room:
+    if batch * image > room:
         raise TrainingError(
-            f"out of memory: {config.model} at {config.data.train_side} px needs {picture:.0f} MB a picture and "
+            f"out of memory: {config.model} at {config.data.train_side} px needs {image:.0f} MB an image and "
             f"{_free_mb(device):,.0f} MB are free; use --checkpointing, a smaller --data.size or --model"
         )
-    bound = "fits in memory" if 2 * batch * LEAST_STEPS_PER_EPOCH <= len(pictures) else "leaves 20 steps an epoch"
-    log.info("--batch auto: %d (%s; %.0f MB a picture, %s MB free)", batch, bound, picture, f"{_free_mb(device):,.0f}")
+    bound = "fits in memory" if 2 * batch * LEAST_STEPS_PER_EPOCH <= len(samples) else "leaves 20 steps an epoch"
+    log.info("--batch auto: %d (%s; %.0f MB an image, %s MB free)", batch, bound, image, f"{_free_mb(device):,.0f}")
     return batch
 
 
 @cache
-def picture_mb(config: Config, device: torch.device, classes: int) -> float:
+def image_mb(config: Config, device: torch.device, classes: int) -> float:
     """What a training step keeps of each image for its backward pass, half of it added for passing results."""
     model = create_classifier(config.model, classes=classes, size=config.data.size, drop_path=config.drop_path).to(
         device

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from atnet.data.loader import NO_LABEL, BadSample, batches_of, eval_loader
-from atnet.data.pictures import Pictures
 from atnet.data.preprocess import Preprocess
+from atnet.data.samples import Samples
 from atnet.device import naming_shortage
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.files import cache_folder, read_regular, write_whole
@@ -103,7 +103,7 @@ def set_head(model: nn.Module, probe: Probe) -> None:
 
 
 def features_of(
-    model: nn.Module, pictures: Pictures, info: WeightsInfo, device: torch.device, *, batch: int, workers: int
+    model: nn.Module, samples: Samples, info: WeightsInfo, device: torch.device, *, batch: int, workers: int
 ) -> Features:
     """The features of each image that can be read, from the cache where it has them.
 
@@ -111,25 +111,25 @@ def features_of(
     They are kept by the SHA-256 of the image's file and of the network before its classifier: only new images are
     computed.  Raises DataError if no image can be read, ConfigError if the network cannot be probed.
     """
-    hashes, holes = _hashes(pictures)
+    hashes, holes = _hashes(samples)
     place = cache_folder() / "features" / f"{_key(model, info)}.safetensors"
     kept = _read_cache(place)
     missing = [i for i, one in enumerate(hashes) if one and one not in kept]
     if missing:
         with naming_shortage(f"a batch of {batch} for the features", "use a smaller --batch or --data.size"):
-            computed, found = _compute(model, pictures.only(missing), info.preprocess, device, batch, workers)
+            computed, found = _compute(model, samples.only(missing), info.preprocess, device, batch, workers)
         holes += found
-        gone = {hole.picture for hole in found}
-        readable = [i for i in missing if pictures.ids[i] not in gone]
+        gone = {hole.image for hole in found}
+        readable = [i for i in missing if samples.ids[i] not in gone]
         kept |= {hashes[i]: vector for i, vector in zip(readable, computed, strict=True)}
         if len(kept) <= MOST_CACHED:
             _write_cache(place, kept)
-    gone = {hole.picture for hole in holes}
-    used = [i for i, one in enumerate(hashes) if one and pictures.ids[i] not in gone]
+    gone = {hole.image for hole in holes}
+    used = [i for i, one in enumerate(hashes) if one and samples.ids[i] not in gone]
     if not used:
-        raise DataError(f"{pictures.store.name}: none of its {len(pictures):,} images can be read: {holes[0].reason}")
+        raise DataError(f"{samples.store.name}: none of its {len(samples):,} images can be read: {holes[0].reason}")
     return Features(
-        vectors=np.stack([kept[hashes[i]] for i in used]), labels=pictures.labels[np.array(used)], bad=tuple(holes)
+        vectors=np.stack([kept[hashes[i]] for i in used]), labels=samples.labels[np.array(used)], bad=tuple(holes)
     )
 
 
@@ -218,7 +218,7 @@ def _limited(features: Features, classes: int) -> tuple[NDArray[np.float32], NDA
 
 @torch.inference_mode()
 def _compute(
-    model: nn.Module, pictures: Pictures, preprocess: Preprocess, device: torch.device, batch: int, workers: int
+    model: nn.Module, samples: Samples, preprocess: Preprocess, device: torch.device, batch: int, workers: int
 ) -> tuple[list[NDArray[np.float32]], list[BadSample]]:
     found: list[NDArray[np.float32]] = []
     bad: list[BadSample] = []
@@ -231,8 +231,8 @@ def _compute(
     hook = linear_head(model).register_forward_pre_hook(keep)
     try:
         model.eval()
-        with progress_bar("Computing features", len(pictures)) as advance:
-            for images, labels, holes in batches_of(eval_loader(pictures, preprocess, batch, workers)):
+        with progress_bar("Computing features", len(samples)) as advance:
+            for images, labels, holes in batches_of(eval_loader(samples, preprocess, batch, workers)):
                 advance(len(labels))
                 bad += holes
                 images = images[labels != NO_LABEL].to(device, memory_format=torch.channels_last)
@@ -252,17 +252,17 @@ def _compute(
     return found, bad
 
 
-def _hashes(pictures: Pictures) -> tuple[list[bytes], list[BadSample]]:
+def _hashes(samples: Samples) -> tuple[list[bytes], list[BadSample]]:
     """The SHA-256 of each image's file; empty of one that cannot be read, which is among the bad ones."""
 
     def one(index: int) -> bytes | BadSample:
         try:
-            return hashlib.sha256(pictures.read_bytes(index)).digest()
+            return hashlib.sha256(samples.read_bytes(index)).digest()
         except DataError as error:
-            return BadSample(pictures.ids[index], str(error))
+            return BadSample(samples.ids[index], str(error))
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        found = list(threads.map(one, range(len(pictures))))
+        found = list(threads.map(one, range(len(samples))))
     return [x if isinstance(x, bytes) else b"" for x in found], [x for x in found if isinstance(x, BadSample)]
 
 

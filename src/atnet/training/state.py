@@ -21,7 +21,7 @@ from atnet.data.augment import make_mix
 from atnet.data.classes import display_names
 from atnet.data.loader import NO_LABEL, BadSample, make_preprocess
 from atnet.data.order import derive_seed, epoch_steps
-from atnet.data.pictures import Pictures
+from atnet.data.samples import Samples
 from atnet.data.sources import open_configured
 from atnet.device import keep_freed_memory, multiplies_in_bf16, naming_shortage, pick_device, seed_generators
 from atnet.errors import ConfigError
@@ -55,17 +55,17 @@ class EpochMeter:
 class State:
     """What a run holds between two steps."""
 
-    def __init__(self, config: Config, pictures: tuple[Pictures, Pictures] | None = None) -> None:
-        """pictures: to train and to validate on; None: as the configuration says."""
+    def __init__(self, config: Config, samples: tuple[Samples, Samples] | None = None) -> None:
+        """images: to train and to validate on; None: as the configuration says."""
         if config.threads:
             torch.set_num_threads(config.threads)
         self.config = config
         distributed.require_shares(config.optim.accumulate)
         self.device = pick_device(config.device)
         keep_freed_memory(self.device, keep=True)
-        self.train_pictures, self.val_pictures = pictures or open_configured(config.data)
-        self.steps_per_epoch = epoch_steps(len(self.train_pictures), config.batch)
-        classes = self.train_pictures.classes
+        self.train_images, self.val_images = samples or open_configured(config.data)
+        self.steps_per_epoch = epoch_steps(len(self.train_images), config.batch)
+        classes = self.train_images.classes
         seed_generators(derive_seed(config.seed, "weights"), self.device)
         self.model = with_kernels(
             create_classifier(config.model, classes=len(classes), size=config.data.size, drop_path=config.drop_path)
@@ -92,7 +92,7 @@ class State:
         self.mix = make_mix(config.augment, len(classes))
         self.class_weight = None
         if config.data.balance == "loss":
-            self.class_weight = balanced_weights(self.train_pictures).to(self.device)
+            self.class_weight = balanced_weights(self.train_images).to(self.device)
         self.epoch = 0  # whole epochs done, evaluated and saved
         self.step = 0  # steps done
         self.sums = EpochMeter()
@@ -100,7 +100,7 @@ class State:
         self.head_kept = False  # the weights', whose classes are the same
         self.probe: dict[str, float] = {}  # what the head of a run from weights began as
         self.unread: list[BadSample] = []  # training images without features for the probe
-        self.bad: dict[str, str] = {}  # training pictures that could not be read, and why
+        self.bad: dict[str, str] = {}  # training images that could not be read, and why
         self.best = -1.0
         self.seconds = 0.0  # of the whole epochs
         self.info = WeightsInfo(
@@ -120,7 +120,7 @@ class State:
                     self.model.eval()(torch.zeros(1, 3, size, size, device=self.device))
         except (RuntimeError, AssertionError, ValueError) as error:
             raise ConfigError(
-                f"{self.config.model} does not take pictures of {size} px ({error}); use --data.size of another"
+                f"{self.config.model} does not take images of {size} px ({error}); use --data.size of another"
             ) from error
 
     def start_from_weights(self, probe: bool = True) -> str:
@@ -156,7 +156,7 @@ class State:
         began, config = time.perf_counter(), self.config
         batch = config.batch // config.optim.accumulate
         features = features_of(
-            self.model, self.train_pictures, self.info, self.device, batch=batch, workers=config.data.workers
+            self.model, self.train_images, self.info, self.device, batch=batch, workers=config.data.workers
         )
         self.unread = list(features.bad)
         balanced = config.data.balance != "none"
@@ -188,7 +188,7 @@ class State:
     @property
     def data_digest(self) -> str:
         """Which images the run is on."""
-        return f"{self.train_pictures.digest} {self.val_pictures.digest}"
+        return f"{self.train_images.digest} {self.val_images.digest}"
 
     def checkpoint(self) -> dict[str, Any]:
         return {
@@ -210,7 +210,7 @@ class State:
     def most_bytes(self) -> int:
         """More than a checkpoint of this run takes: networks, two moments, and a line on each training image."""
         numbers: int = sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
-        return 4 * numbers + 64_000_000 + 1000 * len(self.train_pictures)
+        return 4 * numbers + 64_000_000 + 1000 * len(self.train_images)
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Takes what `checkpoint` gave.
@@ -220,7 +220,7 @@ class State:
         """
         if checkpoint["data"] != self.data_digest:
             raise ConfigError(
-                f"{self.config.data.source}: its pictures are not those the run began with, so order and split "
+                f"{self.config.data.source}: its images are not those the run began with, so order and split "
                 "would be others; bring them back or start the run anew"
             )
         taught = self.teachers.digests if self.teachers else []
@@ -255,11 +255,11 @@ def mean_and_std(data: DataConfig, device: torch.device) -> tuple[Tensor, Tensor
     return mean, std
 
 
-def balanced_weights(pictures: Pictures) -> Tensor:
+def balanced_weights(samples: Samples) -> Tensor:
     """Weights of the classes in the loss, (classes,): the mean of all images' is 1, and all classes count alike."""
-    counts = torch.from_numpy(np.bincount(pictures.labels, minlength=len(pictures.classes))).float()
+    counts = torch.from_numpy(np.bincount(samples.labels, minlength=len(samples.classes))).float()
     present = counts > 0
-    return torch.where(present, len(pictures) / (present.sum() * counts.clamp(min=1)), 0.0)
+    return torch.where(present, len(samples) / (present.sum() * counts.clamp(min=1)), 0.0)
 
 
 def prepare(state: State, pixels: Tensor, labels: Tensor, part: int) -> tuple[Tensor, Tensor]:
@@ -389,7 +389,7 @@ def _naming_single(state: State, images: Tensor) -> Iterator[None]:
         if "Expected more than 1" not in str(error):
             raise
         raise ConfigError(
-            f"{state.config.model} cannot be trained on {len(images)} picture(s) of {images.shape[-1]} px at once: "
+            f"{state.config.model} cannot be trained on {len(images)} image(s) of {images.shape[-1]} px at once: "
             f"use a larger --data.size, or --batch {2 * state.config.optim.accumulate} or more"
         ) from error
 

@@ -14,7 +14,7 @@ from PIL import Image
 from atnet.data.classes import display_names, printable
 from atnet.data.loader import TrainSet
 from atnet.data.order import Draw
-from atnet.data.pictures import Pictures
+from atnet.data.samples import Samples
 from atnet.errors import DataError
 from atnet.eval.doctor import Diagnosis, Finding
 from atnet.training.plan import configure
@@ -38,13 +38,13 @@ def write_diagnosis(found: Diagnosis, out: Path, forecast: str) -> None:
         out,
         PAGE,
         title=f"The data set {printable(Path(found.source).name)}",
-        subtitle=f"{len(train):,} training and {len(val):,} validation pictures of {len(train.classes):,} classes",
+        subtitle=f"{len(train):,} training and {len(val):,} validation images of {len(train.classes):,} classes",
         verdict="Nothing found would corrupt a result."
         if found.healthy
         else "Mend what is marked first: it would corrupt a result.",
         figures=[
-            (f"{len(train):,}", "training pictures"),
-            (f"{len(val):,}", "validation pictures"),
+            (f"{len(train):,}", "training images"),
+            (f"{len(val):,}", "validation images"),
             (f"{len(train.classes):,}", "classes"),
             (f"{int(np.median(found.sides.min(1))) if len(found.sides) else 0} px", "median shorter side"),
         ],
@@ -59,7 +59,7 @@ def write_diagnosis(found: Diagnosis, out: Path, forecast: str) -> None:
     )
 
 
-def _shown(finding: Finding, parts: dict[str, Pictures]) -> dict[str, Any]:
+def _shown(finding: Finding, parts: dict[str, Samples]) -> dict[str, Any]:
     images, titles = [], []
     for one, i, other, k in finding.pairs[:MOST_PAIRS]:
         for part, place in ((one, i), (other, k)):
@@ -67,8 +67,8 @@ def _shown(finding: Finding, parts: dict[str, Pictures]) -> dict[str, Any]:
                 images.append(parts[part].read(place))
             except DataError:
                 images.append(Image.new("RGB", (8, 8), "white"))
-            pictures = parts[part]
-            titles.append(f"{part}, {pictures.classes[pictures.labels[place]]}\n{Path(pictures.ids[place]).name}")
+            samples = parts[part]
+            titles.append(f"{part}, {samples.classes[samples.labels[place]]}\n{Path(samples.ids[place]).name}")
     return {
         "grave": finding.grave,
         "label": LABELS[finding.grave],
@@ -76,7 +76,7 @@ def _shown(finding: Finding, parts: dict[str, Pictures]) -> dict[str, Any]:
         "remedy": finding.remedy,
         "examples": [printable(line) for line in finding.examples[:MOST_LINES]],
         "more": max(len(finding.examples) - MOST_LINES, 0),
-        "picture": jpeg_address(mosaic(images, titles, empty="")) if images else "",
+        "images": jpeg_address(mosaic(images, titles, empty="")) if images else "",
     }
 
 
@@ -98,11 +98,11 @@ def _samples(found: Diagnosis) -> tuple[Image.Image, Image.Image]:
     train = found.parts["train"]
     advised = found.advice.settings
     config = configure(**advised | {"data": advised["data"] | {"cache": "none"}})
-    samples = TrainSet(train, config)
+    train_set = TrainSet(train, config)
     names = display_names(train.classes)
     before, after, titles = [], [], []
     for place in np.linspace(0, len(train) - 1, min(SAMPLES, len(train))).round().astype(int).tolist():
-        pixels, _, hole = samples[Draw(0, place)]
+        pixels, _, hole = train_set[Draw(0, place)]
         if hole is None:
             before.append(train.read(place))
             after.append(Image.fromarray(pixels.permute(1, 2, 0).to(torch.uint8).numpy()))
@@ -115,7 +115,7 @@ def _draw_sizes(sides: NDArray[np.int64]) -> Image.Image:
     axes = figure.subplots()
     axes.hist(sides.min(1) if len(sides) else [], bins=40, color=BLUE)
     axes.set_xlabel("shorter side, pixels")
-    axes.set_ylabel("pictures")
+    axes.set_ylabel("images")
     axes.spines[["top", "right"]].set_visible(False)
     written = io.BytesIO()
     figure.savefig(written, dpi=100)

@@ -31,14 +31,14 @@ def draw_map(embedding: Embedding, path: Path) -> None:
     A frame's colour is the class's, whose name stands amid its images where there are no more than 40 classes.
     Raises ConfigError if the file cannot be written.
     """
-    pictures = [(part, i) for part in embedding.parts.values() for i in range(len(part))]
-    some = np.linspace(0, len(pictures) - 1, min(MOST, len(pictures))).round().astype(int).tolist()
-    pictures = [pictures[k] for k in some]
+    images = [(part, i) for part in embedding.parts.values() for i in range(len(part))]
+    some = np.linspace(0, len(images) - 1, min(MOST, len(images))).round().astype(int).tolist()
+    images = [images[k] for k in some]
     every = [name for *_, name in embedding.rows()]
     names = [every[k] for k in some]
     colours = _colours(names)
     cells = int(np.clip(np.sqrt(len(some)), 3, MOST_CELLS))
-    log.info("lays %s out on a plane", counted(len(some), "picture"))
+    log.info("lays %s out on a plane", counted(len(some), "image"))
     places = _spread(on_plane(embedding.vectors[some])) * cells
     width, height = (2 * MARGIN + CELL * np.ceil(places.max(0) + 1e-6).clip(1)).astype(int).tolist()
     sheet = Image.new("RGB", (width, height), "white")
@@ -46,12 +46,12 @@ def draw_map(embedding: Embedding, path: Path) -> None:
     with progress_bar("Drawing", len(shown)) as advance:
         for (column, row), k in shown.items():
             advance(1)
-            part, i = pictures[k]
+            part, i = images[k]
             try:
-                picture = ImageOps.fit(part.read(i), (CELL - 2 * FRAME, CELL - 2 * FRAME))
+                image = ImageOps.fit(part.read(i), (CELL - 2 * FRAME, CELL - 2 * FRAME))
             except DataError:  # it could be read before; the file has gone since
                 continue
-            framed = ImageOps.expand(picture, FRAME, colours[names[k]])
+            framed = ImageOps.expand(image, FRAME, colours[names[k]])
             sheet.paste(framed, (MARGIN + column * CELL, MARGIN + row * CELL))
     if len(colours) <= NAMED:
         _write_names(sheet, names, places, colours)

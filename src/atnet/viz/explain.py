@@ -21,7 +21,7 @@ from atnet.data.preprocess import Preprocess, resize_shorter
 from atnet.device import naming_shortage, pick_device
 from atnet.errors import ConfigError, DataError
 from atnet.files import write_whole
-from atnet.inference.prediction import likeliest, picture_files, weights_meant
+from atnet.inference.prediction import image_files, likeliest, weights_meant
 from atnet.models.atnet import ATNet
 from atnet.models.load import asked_size, has_fixed_input, load
 from atnet.progress import progress_bar
@@ -69,13 +69,13 @@ class Maps:
 class Explanation:
     """What a network says of an image, and where it looked.
 
-    picture: the file.  drawn: the PNG written, or None.
+    image: the file.  drawn: the PNG written, or None.
     pixels: uint8 (H, W, 3), what the network was shown.
     top: (class, name, probability 0 to 1), likeliest first.
     target: the name of the class that the gradient map is of.
     """
 
-    picture: str
+    image: str
     drawn: Path | None
     pixels: NDArray[np.uint8]
     top: tuple[tuple[str, str, float], ...]
@@ -84,7 +84,7 @@ class Explanation:
 
 
 def explain(
-    pictures: str | Path | Sequence[str | Path],
+    images: str | Path | Sequence[str | Path],
     weights: str | Path | None = None,
     *,
     out: str | Path | None = None,
@@ -97,7 +97,7 @@ def explain(
 ) -> list[Explanation]:
     """Where the network looked in each image.
 
-    pictures: files; of a folder the images directly in it.
+    images: files; of a folder the images directly in it.
     weights, model: as for `atnet.load`; None: see `weights_meant`.
     out: a folder for a PNG of each image, written as soon as it is known; none is drawn if None.
     size: side of the input in pixels, that of the training if None.
@@ -112,7 +112,7 @@ def explain(
     if whole and has_fixed_input(info.model):
         raise ConfigError(f"{info.model} works at {info.preprocess.size} px only: leave --whole out")
     label = None if target is None else _label_of(target, info)
-    paths = picture_files(pictures)
+    paths = image_files(images)
     drawn: list[Path | None] = [None] * len(paths)
     if out is not None:
         drawn = [*_new_files(Path(out).expanduser(), paths)]
@@ -131,7 +131,7 @@ def explain(
             with naming_shortage(f"{path} at {pixels.shape[1]} x {pixels.shape[0]} px", "use a smaller --size"):
                 maps = maps_of(network, image, label)
             found = Explanation(
-                picture=str(path),
+                image=str(path),
                 drawn=png,
                 pixels=pixels,
                 top=likeliest(maps.logits, info, TOP),
@@ -205,7 +205,7 @@ def draw_explanation(found: Explanation, path: Path) -> None:
             axes = figure.add_subplot(grid[row, k])
             name = f"register {k}" if k else "class token"
             _tile(axes, lit(pixels, shown[k], maps.stride), name if row == 1 else "")
-            axes.set_xlabel(f"{shown[k].sum():.0%} from the picture", fontsize="small")
+            axes.set_xlabel(f"{shown[k].sum():.0%} from the image", fontsize="small")
             if k == 0:
                 axes.set_ylabel(what)
     written = io.BytesIO()
@@ -270,10 +270,10 @@ def _array(tensor: Tensor) -> NDArray[np.float32]:
 
 
 def _shown(path: Path, preprocess: Preprocess, whole: bool) -> NDArray[np.uint8]:
-    picture = decode(path)
+    image = decode(path)
     if not whole:
-        return preprocess.resize_and_crop(picture)
-    return np.asarray(resize_shorter(picture, preprocess.size, preprocess.interpolation))
+        return preprocess.resize_and_crop(image)
+    return np.asarray(resize_shorter(image, preprocess.size, preprocess.interpolation))
 
 
 def _label_of(target: str, info: WeightsInfo) -> int:
@@ -286,14 +286,14 @@ def _label_of(target: str, info: WeightsInfo) -> int:
     raise ConfigError(f"{printable(target)!r} is no class of these weights; {printable(known)}")
 
 
-def _new_files(folder: Path, pictures: list[Path]) -> list[Path]:
+def _new_files(folder: Path, images: list[Path]) -> list[Path]:
     """A PNG in the folder for each image, numbered where names come twice. Raises ConfigError if one is there."""
     files: dict[Path, None] = {}
-    for picture in pictures:
-        file, number = folder / f"{picture.stem}.png", 1
+    for image in images:
+        file, number = folder / f"{image.stem}.png", 1
         while file in files:
             number += 1
-            file = folder / f"{picture.stem}-{number}.png"
+            file = folder / f"{image.stem}-{number}.png"
         files[file] = None
     there = next((file for file in files if file.exists()), None)
     if there:

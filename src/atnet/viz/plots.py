@@ -156,7 +156,7 @@ def draw_calibration(found: Calibration) -> bytes:
     axes = figure.subplots()
     edges = np.linspace(0, 100, len(found.count) + 1)
     axes.bar(edges[:-1], 100 * found.count / found.count.sum(), np.diff(edges), align="edge", color="0.9",
-             label="share of the pictures")  # fmt: skip
+             label="share of the images")  # fmt: skip
     axes.plot([0, 100], [0, 100], color="0.6", linewidth=1)
     axes.plot(found.confidence, found.accuracy, color=BLUE, marker=".", label="accuracy")
     axes.set_xlabel("confidence, %")
@@ -248,8 +248,8 @@ def draw_bench(timings: "Sequence[Timing]", path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         if varied:
             _curves(axes, [(t.model.removeprefix("atnet_"), getattr(t, varied), t.median / t.batch) for t in shown])
-            axes.set_xlabel({"size": "side of the picture, px", "batch": "pictures at a time"}.get(varied, varied))
-            axes.set_ylabel("milliseconds a picture")
+            axes.set_xlabel({"size": "side of the image, px", "batch": "images at a time"}.get(varied, varied))
+            axes.set_ylabel("milliseconds an image")
             continue
         shown = sorted(shown, key=lambda timing: -timing.median)
         bars = axes.barh(
@@ -260,7 +260,7 @@ def draw_bench(timings: "Sequence[Timing]", path: Path) -> None:
         axes.bar_label(bars, fmt="%.3g", padding=3, fontsize="small")
         axes.set_xscale("log")
         axes.margins(x=0.15)
-        axes.set_xlabel("milliseconds a picture")
+        axes.set_xlabel("milliseconds an image")
     save_figure(figure, path, dpi=100)
 
 
@@ -324,7 +324,7 @@ def draw_quantized(trials: "Sequence[Trial]", costs: dict[str, float], max_drop:
     top1.set_title(f"Top-1, %; dashed: {max_drop:g} points less")
     panels = (
         (size, "Megabytes", names, [trial.megabytes for trial in trials]),
-        (time, "Milliseconds a picture", names, [trial.milliseconds for trial in trials]),
+        (time, "Milliseconds an image", names, [trial.milliseconds for trial in trials]),
         (cost, "Error of the logits, one part in 8 bits, %", list(costs), [100 * one for one in costs.values()]),
     )
     for axes, title, lines, values in panels:

@@ -43,7 +43,7 @@ log = logging.getLogger("atnet")
 REPORT = "report.html"
 MOST_CLASSES = 200
 PHOTOS = (MISTAKES, SAMPLES)
-MAX_PICTURE_BYTES = 50_000_000
+MAX_IMAGE_BYTES = 50_000_000
 LOOKED_AT = 8
 """Mistakes of which the page shows what the network looked at."""
 
@@ -86,7 +86,7 @@ def _contents(run: Path, record: dict[str, Any]) -> dict[str, Any]:
     except AtnetError as error:
         not_looked = str(error)
 
-    def picture(name: str, says: str) -> Markup:
+    def figure(name: str, says: str) -> Markup:
         if images[name] is None:
             return Markup("<p class='note'>{}.png is not in the run folder.</p>").format(name)
         return Markup("<div class='wide'><img class='{}' src='{}' alt='{}'></div>").format(name, images[name], says)
@@ -94,7 +94,7 @@ def _contents(run: Path, record: dict[str, Any]) -> dict[str, Any]:
     return {
         "title": f"{record['model']} on {printable(record['data'])}",
         "subtitle": f"Run {printable(run.resolve().name)}, begun {begun}, {duration(record['seconds'])}; "
-        f"{record['train_pictures']:,} training and {record['val_pictures']:,} validation pictures of "
+        f"{record['train_images']:,} training and {record['val_images']:,} validation images of "
         f"{record['classes']} classes at {record['size']} px. Figures are those of the "
         f"{'moving average of the weights, which --weights takes,' if kept == 'ema' else 'weights'} "
         "after the last epoch.",
@@ -115,7 +115,7 @@ def _contents(run: Path, record: dict[str, Any]) -> dict[str, Any]:
         "repeat": _how_to_repeat(record, environment),
         "environment": [(name, value) for name, value in environment.items() if name != "resumed"],
         "config": to_yaml(make_config(run / CONFIG)),
-        "picture": picture,
+        "figure": figure,
         "not_looked": not_looked,
     }
 
@@ -143,14 +143,14 @@ def _looked_at(run: Path, scores: Scores, names: Sequence[str]) -> str:
     """
     rows, weights = read_predictions(run), find_weights(run).path
     model, info = load(weights)
-    pictures = open_validation(weights, None)
-    place = {spreadsheet_safe(name): i for i, name in enumerate(pictures.ids)}
+    samples = open_validation(weights, None)
+    place = {spreadsheet_safe(name): i for i, name in enumerate(samples.ids)}
     images, titles = [], []
     for i in surest_mistakes(scores, LOOKED_AT):
-        called, picture = int(scores.predicted[i]), rows[i]["picture"]
-        if picture not in place:
-            raise DataError(f"{printable(picture)}: not among the run's pictures any more")
-        pixels = info.preprocess.resize_and_crop(pictures.read(place[picture]))
+        called, image = int(scores.predicted[i]), rows[i]["image"]
+        if image not in place:
+            raise DataError(f"{printable(image)}: not among the run's images any more")
+        pixels = info.preprocess.resize_and_crop(samples.read(place[image]))
         maps = maps_of(model, torch.from_numpy(info.preprocess.normalise(pixels))[None], called)
         images.append(Image.fromarray((255 * lit(pixels, maps.gradient, maps.stride)).round().astype(np.uint8)))
         titles.append(f"what spoke for\n{names[called]}")
@@ -210,11 +210,11 @@ def _embedded(path: Path) -> str | None:
     Raises DataError if it is no image.
     """
     try:
-        content = read_regular(path, MAX_PICTURE_BYTES, DataError)
+        content = read_regular(path, MAX_IMAGE_BYTES, DataError)
     except FileNotFoundError:
         return None
-    picture = decode(content, str(path))
-    return jpeg_address(picture) if path.name in PHOTOS else png_address(content)
+    image = decode(content, str(path))
+    return jpeg_address(image) if path.name in PHOTOS else png_address(content)
 
 
 def _read_environment(run: Path) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def render_run(where: str | Path) -> list[Path]:
         if train.classes != classes:
             raise DataError(f"{config.data.source}: other classes or images than the run had")
         place = {spreadsheet_safe(name): i for i, name in enumerate(val.ids)}
-        worst, shown = surest_mistakes(scores, MOSAIC), [row["picture"] for row in read_predictions(run)]
+        worst, shown = surest_mistakes(scores, MOSAIC), [row["image"] for row in read_predictions(run)]
         gone = [shown[i] for i in worst if shown[i] not in place]
         if gone:
             raise DataError(f"{gone[0]}: no longer in {config.data.source}")
@@ -64,7 +64,7 @@ def render_run(where: str | Path) -> list[Path]:
         draw_samples(images, targets, names, run / SAMPLES)
         drawn += [run / MISTAKES, run / SAMPLES]
     except (AtnetError, OSError) as error:
-        log.warning("%s: without pictures of images: %s", run, error)
+        log.warning("%s: without plots: %s", run, error)
     return drawn
 
 

@@ -1,7 +1,7 @@
-// The page: takes a picture in any of four ways, asks the network, shows the answer.
+// The page: takes an image in any of four ways, asks the network, shows the answer.
 
 import { InferenceSession, Tensor, env } from "./onnxruntime-web/ort.js";
-import { PictureError, nameOf, openPicture } from "./picture.js";
+import { ImageError, nameOf, openImage } from "./image.js";
 import { preprocess } from "./preprocess.js";
 
 const TOP = 5;
@@ -36,7 +36,7 @@ async function load() {
   };
   await run(new Float32Array(3 * size * size)); // the first run is slow
   find("about").textContent = `${about.model}, ${size} x ${size} pixels, ${about.classes.length} classes. `
-    + "Whatever a picture shows, the answer is one of these:";
+    + "Whatever an image shows, the answer is one of these:";
   find("classes").textContent = about.classes.join(", ");
   tell("Ready.");
   return { about, run };
@@ -70,7 +70,7 @@ function looked({ data, dims: [, heads, asking, tokens] }, [prefix, rows, column
   });
 }
 
-/** Darkens the picture where the map is low; the network is shown the square in its middle. */
+/** Darkens the image where the map is low; the network is shown the square in its middle. */
 function drawMap(values, [, rows, columns], image, { size, crop_pct: crop }) {
   const canvas = find("map");
   Object.assign(canvas, { width: columns, height: rows });
@@ -96,9 +96,9 @@ function element(kind, { text = "", ...rest }, ...children) {
 }
 
 function show(answers, image) {
-  URL.revokeObjectURL(find("picture").src);
-  image.id = "picture";
-  find("picture").replaceWith(image);
+  URL.revokeObjectURL(find("image").src);
+  image.id = "image";
+  find("image").replaceWith(image);
   find("answers").replaceChildren(...answers.map(([name, probability]) => {
     const filled = element("span", {});
     filled.style.width = percent(probability);
@@ -116,7 +116,7 @@ async function answer(file, others, { about, run }) {
   await new Promise((painted) => setTimeout(painted)); // so that this is seen
   try {
     const began = performance.now();
-    const { image, bitmap } = await openPicture(file, about.limits);
+    const { image, bitmap } = await openImage(file, about.limits);
     const input = preprocess(bitmap, about.preprocess);
     bitmap.close();
     const { logits, heads, attention } = await run(input);
@@ -131,7 +131,7 @@ async function answer(file, others, { about, run }) {
       + `Answered in ${took.toFixed(0)} ms.`
       + (others ? ` It is the first of ${others + 1} files; give one at a time.` : ""));
   } catch (error) {
-    tell(error instanceof PictureError ? error.message : `${nameOf(file)}: ${error.message || error}`, true);
+    tell(error instanceof ImageError ? error.message : `${nameOf(file)}: ${error.message || error}`, true);
   }
 }
 
@@ -139,10 +139,10 @@ const network = load();
 network.catch((error) => tell(`The network could not be loaded: ${error.message || error}`, true));
 let turn = network;
 
-/** One picture after the other; of several at once the first. */
+/** One image after the other; of several at once the first. */
 function ask(files) {
   const file = files[0];
-  if (!file) return tell("No picture in it: save the picture as a file, and choose that.", true);
+  if (!file) return tell("No image in it: save the image as a file, and choose that.", true);
   turn = Promise.all([network, turn]).then(([loaded]) => answer(file, files.length - 1, loaded));
   turn.catch(() => {}); // said already
 }

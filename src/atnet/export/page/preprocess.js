@@ -1,6 +1,6 @@
-// The evaluation transform: from a picture to the network's input, as atnet/data/preprocess.py has it.
+// The evaluation transform: from an image to the network's input, as atnet/data/preprocess.py has it.
 
-import { rowsOf } from "./picture.js";
+import { rowsOf } from "./image.js";
 import { resizeAndCrop } from "./resize.js";
 
 /** The bitmap's centre as floats: the network's input, 3 x size x size. */

@@ -3,7 +3,7 @@
 
 const BITS = 22;
 const HALF = 1 << (BITS - 1);
-const BAND = 256; // rows read at a time, so that a large picture does not lie in memory once more
+const BAND = 256; // rows read at a time, so that a large image does not lie in memory once more
 
 const KERNELS = {
   bicubic: {
@@ -64,9 +64,9 @@ function mixDown(lines, begin, length, mixtures) {
 }
 
 /**
- * A square of a scaled picture: bytes, red, green and blue of each pixel.
+ * A square of a scaled image: bytes, red, green and blue of each pixel.
  *
- * rows(y, count): bytes of the picture's rows, red, green, blue and one more of each pixel.
+ * rows(y, count): bytes of the image's rows, red, green, blue and one more of each pixel.
  * from, to: width and height before and after scaling.  left, top, size: the square, in scaled pixels.
  */
 export function resizeAndCrop(rows, from, to, left, top, size, interpolation) {

@@ -32,8 +32,7 @@ from atnet.exported.onnx import OnnxNetwork, require_finite
 from atnet.inference.prediction import as_json, likeliest
 from atnet.serve.batching import Batches
 from atnet.serve.connections import Several, client_of
-from atnet.serve.decoder import Task
-from atnet.serve.decoders import Decoders
+from atnet.serve.decoder import Decoders, Task
 from atnet.serve.openapi import openapi
 
 BODIES = 8
@@ -151,7 +150,7 @@ class RefusedError(Exception):
 
 
 @dataclass(eq=False)
-class _Picture:
+class _Image:
     """One that is asked about.
 
     content: its bytes, as far as they have come.  waits: ends what it waits for.
@@ -170,7 +169,7 @@ class _Picture:
 class _Client:
     """What a client has of the server: images, oldest first, their bytes, and how many of them are admitted."""
 
-    pictures: dict[_Picture, None] = field(default_factory=dict)
+    images: dict[_Image, None] = field(default_factory=dict)
     held: int = 0
     admitted: int = 0
 
@@ -227,8 +226,8 @@ class Service:
         await self._batches.stop()
         await self._decoders.stop()
 
-    def _run(self, pictures: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        return self._network(np.stack([self.info.preprocess.normalise(pixels) for pixels in pictures]))
+    def _run(self, images: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        return self._network(np.stack([self.info.preprocess.normalise(pixels) for pixels in images]))
 
     def _routes(self) -> ASGIApp:
         app = Starlette(
@@ -253,25 +252,25 @@ class Service:
             top = _top(request)
         except RefusedError as early:
             refusal = early
-        async with self._body(request, refusal) as picture:
-            self._admit(picture)
+        async with self._body(request, refusal) as image:
+            self._admit(image)
             try:
-                async with asyncio.timeout(self.limits.timeout) as picture.waits:
-                    async with self._places.taken(picture.client) as place:
-                        picture.movable = False
-                        pixels = await self._decoders.decode(picture.content)
+                async with asyncio.timeout(self.limits.timeout) as image.waits:
+                    async with self._places.taken(image.client) as place:
+                        image.movable = False
+                        pixels = await self._decoders.decode(image.content)
                         place.free()
                         logits = await self._batches.answer(pixels)
                         require_finite(logits)
             except TimeoutError as error:
-                if picture.moved:
+                if image.moved:
                     raise self._full() from error
                 raise RefusedError(504, f"no answer within {self.limits.timeout:g} s; try again later") from error
             except DataError as error:
                 raise RefusedError(422, str(error)) from error
             finally:
                 self._admitted -= 1
-                self._clients[picture.client].admitted -= 1
+                self._clients[image.client].admitted -= 1
         self.answered += 1
         seconds = time.perf_counter() - began
         self._measures.seconds.observe(seconds)
@@ -319,40 +318,40 @@ class Service:
             host = way.pop().strip() or host
         return client_of(host)
 
-    def _admit(self, picture: _Picture) -> None:
+    def _admit(self, image: _Image) -> None:
         """Raises RefusedError if the queue is full, and none of it is of a client that has more in it."""
-        client = self._clients[picture.client]
+        client = self._clients[image.client]
         if self._admitted >= self.limits.queue:
             most = max(self._clients.values(), key=lambda other: other.admitted)
             if most.admitted <= client.admitted + 1 or not _move(most, lambda other: other.admitted):
                 raise self._full()
-        picture.admitted = True
+        image.admitted = True
         self._admitted += 1
         client.admitted += 1
 
     def _full(self) -> RefusedError:
-        return _busy(f"{self.limits.queue:,} pictures are waiting already")
+        return _busy(f"{self.limits.queue:,} images are waiting already")
 
-    def _hold(self, picture: _Picture, chunk: bytes) -> bool:
+    def _hold(self, image: _Image, chunk: bytes) -> bool:
         """Whether more of the image may be held; those of clients that hold more are given up for it."""
-        client, allowed = self._clients[picture.client], BODIES * self.limits.max_megabytes * 1_000_000
+        client, allowed = self._clients[image.client], BODIES * self.limits.max_megabytes * 1_000_000
         while self._held + len(chunk) > allowed:
             most = max(self._clients.values(), key=lambda other: other.held)
             if most.held <= client.held + len(chunk) or not (moved := _move(most, lambda other: bool(other.content))):
                 return False
             self._drop(moved)
-        picture.content += chunk
+        image.content += chunk
         client.held += len(chunk)
         self._held += len(chunk)
         return True
 
-    def _drop(self, picture: _Picture) -> None:
-        self._held -= len(picture.content)
-        self._clients[picture.client].held -= len(picture.content)
-        picture.content = bytearray()
+    def _drop(self, image: _Image) -> None:
+        self._held -= len(image.content)
+        self._clients[image.client].held -= len(image.content)
+        image.content = bytearray()
 
     @asynccontextmanager
-    async def _body(self, request: Request, refusal: RefusedError | None) -> AsyncIterator[_Picture]:
+    async def _body(self, request: Request, refusal: RefusedError | None) -> AsyncIterator[_Image]:
         """The image whose bytes are the body, held until the end of the block.
 
         Of a body that is refused, as much more as would be allowed is read and dropped: many clients write all of it
@@ -360,16 +359,16 @@ class Service:
         """
         allowed = self.limits.max_megabytes * 1_000_000
         large = RefusedError(
-            413, f"the body has more than {allowed:,} bytes; send a smaller picture, or serve with --max-megabytes"
+            413, f"the body has more than {allowed:,} bytes; send a smaller image, or serve with --max-megabytes"
         )
         if _declared(request) > allowed:
             refusal = refusal or large
-        picture, came, whole = _Picture(self._client(request)), 0, False
-        client = self._clients.setdefault(picture.client, _Client())
-        client.pictures[picture] = None
+        image, came, whole = _Image(self._client(request)), 0, False
+        client = self._clients.setdefault(image.client, _Client())
+        client.images[image] = None
         try:
             try:
-                async with asyncio.timeout(self.limits.timeout) as picture.waits:
+                async with asyncio.timeout(self.limits.timeout) as image.waits:
                     while not whole and (refusal is None or (came <= 2 * allowed and not _waits_to_send(request))):
                         message = await request.receive()
                         if message["type"] != "http.request":
@@ -380,23 +379,23 @@ class Service:
                         came += len(chunk)
                         if came > allowed:
                             refusal = refusal or large
-                        elif refusal is None and not self._hold(picture, chunk):
+                        elif refusal is None and not self._hold(image, chunk):
                             refusal = _many_bodies()
                         if refusal is not None:
-                            self._drop(picture)
+                            self._drop(image)
             except TimeoutError:
                 late = RefusedError(408, f"the body did not come within {self.limits.timeout:g} s; try again")
-                refusal = _many_bodies() if picture.moved else refusal or late
+                refusal = _many_bodies() if image.moved else refusal or late
             if refusal is not None:
                 if not whole:
                     refusal.headers["Connection"] = "close"
                 raise refusal
-            yield picture
+            yield image
         finally:
-            self._drop(picture)
-            del client.pictures[picture]
-            if not client.pictures:
-                self._clients.pop(picture.client, None)
+            self._drop(image)
+            del client.images[image]
+            if not client.images:
+                self._clients.pop(image.client, None)
 
 
 class _Places:
@@ -472,15 +471,15 @@ class _Measures:
         prometheus_client.ProcessCollector(registry=self.registry)
         self.requests = Counter("atnet_requests", "Answers.", ["path", "status"], registry=self.registry)
         self.seconds = Histogram(
-            "atnet_predict_seconds", "From a picture's first byte to its answer.", registry=self.registry
+            "atnet_predict_seconds", "From an image's first byte to its answer.", registry=self.registry
         )
         self.batch = Histogram(
-            "atnet_batch_pictures",
-            "Pictures that the network took at once.",
+            "atnet_batch_images",
+            "Images that the network took at once.",
             buckets=(1, 2, 4, 8, 16, 32, 64, 128),
             registry=self.registry,
         )
-        waiting = Gauge("atnet_admitted_pictures", "Pictures waiting or worked on.", registry=self.registry)
+        waiting = Gauge("atnet_admitted_images", "Images waiting or worked on.", registry=self.registry)
         waiting.set_function(admitted)
         lost = Gauge("atnet_decoders_replaced", "Decoding processes that ended.", registry=self.registry)
         lost.set_function(replaced)
@@ -510,23 +509,23 @@ def _many_bodies() -> RefusedError:
     return _busy("too many bodies are on their way")
 
 
-def _move(client: _Client, when: Callable[[_Picture], bool]) -> _Picture | None:
+def _move(client: _Client, when: Callable[[_Image], bool]) -> _Image | None:
     """The newest image of those that is not worked on, refused."""
-    for picture in reversed(client.pictures):
-        if picture.movable and when(picture) and picture.waits is not None:
-            picture.moved, picture.movable = True, False
-            picture.waits.reschedule(0.0)
-            return picture
+    for image in reversed(client.images):
+        if image.movable and when(image) and image.waits is not None:
+            image.moved, image.movable = True, False
+            image.waits.reschedule(0.0)
+            return image
     return None
 
 
 def _top(request: Request) -> int:
     """The number of classes asked for. Raises RefusedError if it is none, or if anything else is asked."""
     if len(request.scope["query_string"]) > QUERY_BYTES:
-        raise RefusedError(400, "top is the only parameter; the picture's bytes are the body")
+        raise RefusedError(400, "top is the only parameter; the image's bytes are the body")
     for name in request.query_params:
         if name != "top":
-            raise RefusedError(400, "top is the only parameter; the picture's bytes are the body")
+            raise RefusedError(400, "top is the only parameter; the image's bytes are the body")
     word = request.query_params.get("top", str(TOP))
     if not (word.isascii() and word.isdecimal() and len(word) < 7 and int(word)):
         raise RefusedError(400, "top must be a whole number, 1 or more")
@@ -537,7 +536,7 @@ def _require_plain_body(request: Request) -> None:
     """Raises RefusedError if the body is said to be something around an image."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind.startswith("multipart/") or kind == "application/json" or "content-encoding" in request.headers:
-        raise RefusedError(415, "send the picture's bytes alone as the body: curl --data-binary @photo.jpg")
+        raise RefusedError(415, "send the image's bytes alone as the body: curl --data-binary @photo.jpg")
 
 
 def _declared(request: Request) -> int:

@@ -1,4 +1,4 @@
-"""A picture of a page of `atnet web`, light, dark and on a phone, for docs/web.md: web_pictures.py PAGE PHOTO PNG."""
+"""An image of a page of `atnet web`, light, dark and on a phone, for docs/web.md: web_images.py PAGE PHOTO PNG."""
 
 import io
 import re

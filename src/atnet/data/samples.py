@@ -25,10 +25,10 @@ class Store(Protocol):
     def name(self) -> str:
         """What messages call it: a folder, a list, an address."""
 
-    def locate(self, picture: str, place: int) -> str:
+    def locate(self, image: str, place: int) -> str:
         """What messages call an image."""
 
-    def read(self, picture: str, place: int) -> bytes:
+    def read(self, image: str, place: int) -> bytes:
         """An image's bytes. Raises DataError naming it if they cannot be had."""
 
 
@@ -75,7 +75,7 @@ class Names(Sequence[str]):
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Samples:
     """Labelled images in one order, that of label and id, whatever they come from.
 
     ids: what each image is called in its source: a path, or a row's number.
@@ -107,7 +107,7 @@ class Pictures:
         """What messages call the image."""
         return self.store.locate(self.ids[index], int(self.places[index]))
 
-    def only(self, keep: Sequence[int]) -> "Pictures":
+    def only(self, keep: Sequence[int]) -> "Samples":
         """The images at the given positions."""
         ids = Names(self.ids[i] for i in keep)
         some = np.asarray(keep, dtype=np.int64)
@@ -118,34 +118,34 @@ class Pictures:
         """A hash of the images' names and labels in their order, not of their pixels."""
         return hashlib.sha256(Names(self.classes).digest + self.ids.digest + self.labels.tobytes()).hexdigest()
 
-    def relabel(self, classes: tuple[str, ...], ignore: bool = False) -> "Pictures":
+    def relabel(self, classes: tuple[str, ...], ignore: bool = False) -> "Samples":
         """The same images labelled by name in another class list.
 
         ignore: leave images of a class that is not in it out.  Else they are a DataError.
         """
         place = {name: i for i, name in enumerate(classes)}
         unknown = [name for name in self.classes if name not in place]
-        pictures = self
+        samples = self
         if unknown and ignore:
             known = np.array([name in place for name in self.classes])
-            pictures = self.only(np.flatnonzero(known[self.labels]).tolist())
+            samples = self.only(np.flatnonzero(known[self.labels]).tolist())
         elif unknown:
             raise DataError(
                 f"{self.store.name}: {some(unknown)} not among the {len(classes)} known classes "
-                f"({some(classes)}): rename or remove it, or leave its pictures out with --data.mismatch ignore, of "
+                f"({some(classes)}): rename or remove it, or leave its images out with --data.mismatch ignore, of "
                 "`atnet eval` --mismatch ignore"
             )
         position = np.array([place.get(name, -1) for name in self.classes], dtype=np.int64)
-        labels = position[pictures.labels]
+        labels = position[samples.labels]
         if np.any(np.diff(labels) < 0):
             order = np.argsort(labels, kind="stable")
-            pictures, labels = pictures.only(order.tolist()), labels[order]
-        return dataclasses.replace(pictures, classes=classes, labels=labels)
+            samples, labels = samples.only(order.tolist()), labels[order]
+        return dataclasses.replace(samples, classes=classes, labels=labels)
 
 
 def collect(
     store: Store, ids: Sequence[str], classes: Sequence[str], places: NDArray[np.int64] | None = None
-) -> Pictures:
+) -> Samples:
     """Images in the order of class and id.
 
     classes: the class of each.  places: where in the store each is; their position here if None.
@@ -162,20 +162,20 @@ def in_order(
     ids: Sequence[str],
     labels: NDArray[np.int64],
     places: NDArray[np.int64] | None = None,
-) -> Pictures:
+) -> Samples:
     """Images in the order of label and id; the arguments are in any common one."""
     places = np.arange(len(ids)) if places is None else places
-    # Without a list of pairs, which of millions of pictures would be most of the memory.
+    # Without a list of pairs, which of millions of images would be most of the memory.
     if any(one > other for one, other in pairwise(zip(labels.tolist(), ids, strict=True))):
         order = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
         order = order[np.argsort(labels[order], kind="stable")]
         ids, labels, places = [ids[i] for i in order], labels[order], places[order]
-    return Pictures(store, classes, Names(ids), labels, places)
+    return Samples(store, classes, Names(ids), labels, places)
 
 
-def hash_of(picture: str) -> bytes:
+def hash_of(image: str) -> bytes:
     """By which images are mixed and held out: the same in every run, whatever the others."""
-    return hashlib.sha256(Path(picture).as_posix().encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(Path(image).as_posix().encode("utf-8", "surrogateescape")).digest()
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

@@ -1,4 +1,4 @@
-"""Training on data sets in which some pictures cannot be read."""
+"""Training on data sets in which some images cannot be read."""
 
 from pathlib import Path
 
@@ -16,34 +16,34 @@ from atnet.training.state import State, _loss, train_step
 
 
 def spoil(digits, part, *places):
-    """Makes pictures unreadable; returns their ids."""
-    pictures = dict(zip(("train", "val"), open_parts(str(digits), 0.2), strict=True))[part]
+    """Makes images unreadable; returns their ids."""
+    images = dict(zip(("train", "val"), open_parts(str(digits), 0.2), strict=True))[part]
     for place in places:
-        Path(pictures.locate(place)).write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    return [pictures.ids[place] for place in places]
+        Path(images.locate(place)).write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    return [images.ids[place] for place in places]
 
 
-def test_broken_pictures_are_skipped_listed_and_counted(digits, quick):
+def test_broken_images_are_skipped_listed_and_counted(digits, quick):
     bad = spoil(digits, "train", 17, 101)
     bad_val = spoil(digits, "val", 3)
     run = train(**quick)
     rows = read_rows(run.folder / "bad_files.csv")
-    assert sorted((row["part"], row["picture"]) for row in rows) == sorted(
+    assert sorted((row["part"], row["image"]) for row in rows) == sorted(
         [("train", name) for name in bad] + [("val", name) for name in bad_val]
     )
     assert all("a damaged PNG, not a whole" in row["reason"] for row in rows)
     _, record = read_record(run.folder)
-    assert record["bad_pictures"] == {"train": 2, "val": 1}
+    assert record["bad_images"] == {"train": 2, "val": 1}
     predictions = read_rows(run.folder / "predictions.csv")
     assert len(predictions) == 49
-    assert bad_val[0] not in {row["picture"] for row in predictions}
+    assert bad_val[0] not in {row["image"] for row in predictions}
     found = evaluate(run.folder)
     assert found.scores.count == 49
     assert [name for name, _ in found.scores.bad] == bad_val
     assert found.scores.top1 == pytest.approx(record["top1"]["ema"], abs=1e-3)
 
 
-def test_a_broken_picture_trains_like_one_that_is_not_in_the_batch(digits, quick):
+def test_a_broken_image_trains_like_one_that_is_not_in_the_batch(digits, quick):
     """With weight 19 in 20 for what is left of its batch: against a step computed by hand."""
     config = settle(configure(**quick, precision="fp32", optim={"clip": 0.0, "lr": 0.1}))
     pixels = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -69,7 +69,7 @@ def test_a_broken_picture_trains_like_one_that_is_not_in_the_batch(digits, quick
 
 
 @pytest.mark.slow
-def test_a_run_with_broken_pictures_resumes_to_the_same_bits(digits, quick, monkeypatch):
+def test_a_run_with_broken_images_resumes_to_the_same_bits(digits, quick, monkeypatch):
     spoil(digits, "train", 5, 120)
     options = {**quick, "epochs": 3}
     whole = train(**options, out="whole")
@@ -91,9 +91,9 @@ def test_a_run_with_broken_pictures_resumes_to_the_same_bits(digits, quick, monk
     assert read_rows(whole.folder / "bad_files.csv") == read_rows(resumed.folder / "bad_files.csv")
 
 
-def test_more_broken_pictures_than_allowed_stop_the_run_and_leave_a_checkpoint(digits, quick):
+def test_more_broken_images_than_allowed_stop_the_run_and_leave_a_checkpoint(digits, quick):
     spoil(digits, "train", 1, 50, 99, 150)
-    with pytest.raises(DataError, match=r"3 of 200 training pictures could not be read.*bad_files.csv.*atnet doctor"):
+    with pytest.raises(DataError, match=r"3 of 200 training images could not be read.*bad_files.csv.*atnet doctor"):
         train(**quick, out="run")
     assert len(read_rows(Path("run/bad_files.csv"))) == 3
     assert [path.name for path in Path("run/checkpoints").iterdir()]
@@ -101,21 +101,21 @@ def test_more_broken_pictures_than_allowed_stop_the_run_and_leave_a_checkpoint(d
     assert len(read_rows(done.folder / "bad_files.csv")) == 4
 
 
-def test_no_broken_picture_is_allowed_if_so_asked(digits, quick):
+def test_no_broken_image_is_allowed_if_so_asked(digits, quick):
     spoil(digits, "train", 30)
-    with pytest.raises(DataError, match="1 of 200 training pictures"):
+    with pytest.raises(DataError, match="1 of 200 training images"):
         train(**{**quick, "data": {**quick["data"], "max_bad": 0.0}})
 
 
-def test_validation_without_a_readable_picture_is_an_error(digits, quick):
+def test_validation_without_a_readable_image_is_an_error(digits, quick):
     spoil(digits, "val", *range(50))
-    with pytest.raises(DataError, match="none of 50 pictures to evaluate on can be read; the first: .*png"):
+    with pytest.raises(DataError, match="none of 50 images to evaluate on can be read; the first: .*png"):
         train(**quick)
 
 
 def test_a_rare_class_weighs_as_much_in_small_parts_of_a_batch(digits, quick):
-    for picture in sorted((digits / "train" / "one").iterdir())[5:]:
-        picture.unlink()
+    for image in sorted((digits / "train" / "one").iterdir())[5:]:
+        image.unlink()
     data = {**quick["data"], "balance": "loss"}
     state = State(settle(configure(**{**quick, "label_smoothing": 0.0, "data": data})))
     said = torch.randn(40, 10, generator=torch.Generator().manual_seed(0))
@@ -131,8 +131,8 @@ def test_a_rare_class_weighs_as_much_in_small_parts_of_a_batch(digits, quick):
 @pytest.mark.slow
 @pytest.mark.parametrize("balance", ["loss", "sampler"])
 def test_a_rare_class_counts_as_much_as_the_others(digits, quick, balance):
-    for picture in sorted((digits / "train" / "one").iterdir())[2:]:
-        picture.unlink()
+    for image in sorted((digits / "train" / "one").iterdir())[2:]:
+        image.unlink()
     recall = {}
     for how in ("none", balance):
         data = {**quick["data"], "balance": how}

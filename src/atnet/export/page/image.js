@@ -2,13 +2,13 @@
 
 const MAX_SIDE = 16384; // pixels; browsers draw no longer rows
 
-export class PictureError extends Error {}
+export class ImageError extends Error {}
 
 const number = (value) => value.toLocaleString("en");
 
 /** The file's name to show: not too long, and without what would turn the text around it. */
 export function nameOf(file) {
-  const name = (file.name || "picture").replace(/\p{C}/gu, "?");
+  const name = (file.name || "image").replace(/\p{C}/gu, "?");
   return name.length > 60 ? `${name.slice(0, 40)}…${name.slice(-15)}` : name;
 }
 
@@ -17,15 +17,15 @@ export function nameOf(file) {
  *
  * limits: bytes, pixels, aspect.  The size is known before anything is decoded.
  */
-export async function openPicture(file, limits) {
+export async function openImage(file, limits) {
   const name = nameOf(file);
-  if (file.size === 0) throw new PictureError(`${name}: an empty file; choose another`);
+  if (file.size === 0) throw new ImageError(`${name}: an empty file; choose another`);
   if (file.size > limits.bytes) {
     const sizes = `${number(file.size)} bytes are more than the ${number(limits.bytes)} allowed`;
-    throw new PictureError(`${name}: ${sizes}; make it smaller`);
+    throw new ImageError(`${name}: ${sizes}; make it smaller`);
   }
-  const unreadable = new PictureError(
-    `${name}: damaged, or no picture that this browser can read; choose a JPEG, PNG or WebP picture`,
+  const unreadable = new ImageError(
+    `${name}: damaged, or no image that this browser can read; choose a JPEG, PNG or WebP image`,
   );
   const image = new Image();
   image.alt = name;
@@ -50,13 +50,13 @@ export async function openPicture(file, limits) {
 function requireModest(name, width, height, limits) {
   const sides = `${number(width)} x ${number(height)} pixels`;
   if (width * height > limits.pixels) {
-    throw new PictureError(`${name}: ${sides} are more than the ${number(limits.pixels)} allowed; make it smaller`);
+    throw new ImageError(`${name}: ${sides} are more than the ${number(limits.pixels)} allowed; make it smaller`);
   }
   if (Math.max(width, height) > MAX_SIDE) {
-    throw new PictureError(`${name}: ${sides}, a side of more than ${number(MAX_SIDE)}; make it smaller`);
+    throw new ImageError(`${name}: ${sides}, a side of more than ${number(MAX_SIDE)}; make it smaller`);
   }
   if (Math.max(width, height) > limits.aspect * Math.min(width, height)) {
-    throw new PictureError(`${name}: sides of ${sides} are too unequal; crop it`);
+    throw new ImageError(`${name}: sides of ${sides} are too unequal; crop it`);
   }
 }
 
