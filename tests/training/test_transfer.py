@@ -52,7 +52,7 @@ def test_weights_bring_model_size_and_colours_and_options_go_before_them(pretrai
     assert configure(weights=str(pretrained), data=str(five_digits), optim={"lr": 5e-3}).optim.lr == 5e-3
 
 
-def test_training_goes_on_from_the_average_with_a_probe_as_its_head(pretrained, five_digits):
+def test_training_goes_on_from_the_average_and_a_probe_is_fitted_first(pretrained, five_digits):
     config = settle(configure(weights=str(pretrained), data={"source": str(five_digits), "workers": 0}, batch=20))
     state = State(config)
     fresh = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
@@ -64,6 +64,18 @@ def test_training_goes_on_from_the_average_with_a_probe_as_its_head(pretrained, 
         assert not torch.equal(after["head.weight"], fresh["head.weight"])
         assert torch.equal(after["head.weight"], state.model.head.weight), "the linear probe"
         assert [n for n in before if not n.startswith("head") and not torch.equal(after[n], before[n])] == []
+    state.start_fine_tuning()
+    for network in (state.model, state.ema.module):
+        assert torch.equal(network.head.weight, fresh["head.weight"]), "fine-tuning begins with the head that was drawn"
+
+
+def test_other_networks_are_fine_tuned_from_their_probe(pretrained, five_digits, monkeypatch):
+    monkeypatch.setattr("atnet.training.transfer.is_ours", lambda model: False)
+    state = State(settle(configure(weights=str(pretrained), data={"source": str(five_digits), "workers": 0}, batch=20)))
+    state.start_from_weights()
+    probe = state.model.head.weight.clone()
+    state.start_fine_tuning()
+    assert torch.equal(state.model.head.weight, probe)
 
 
 def test_the_same_classes_keep_their_head(pretrained, five_digits):

@@ -96,6 +96,7 @@ def compare_with_probe(config: Config, train: Samples) -> Comparison | None:
         if not state.probe:
             return None
         before = _judge(state, LAST)
+        state.start_fine_tuning()
         _train(state, f"Cross-validating {number}/{wanted}")
         after = _judge(state, EMA if EMA in state.networks else LAST)
         right += zip(before, after, strict=True)

@@ -131,6 +131,8 @@ def train_config(
                 config = dataclasses.replace(config, epochs=0)
         state = State(config, samples)
         log.info(state.start_from_weights() if config.weights else from_random_weights(config.model))
+        if config.epochs:
+            state.start_fine_tuning()
         if compared is not None:
             state.probe |= compared.figures
         run = distributed.on_main_process(lambda: new_run(config, out))

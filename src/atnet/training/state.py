@@ -33,8 +33,8 @@ from atnet.training import distributed
 from atnet.training.distill import Teachers, distillation_loss
 from atnet.training.norm import RunningStatistics
 from atnet.training.optim import lr_at, make_optimizers
-from atnet.training.probe import Probe, features_of, fit, set_head
-from atnet.training.transfer import freeze, load_into
+from atnet.training.probe import Probe, features_of, fit, linear_head, set_head
+from atnet.training.transfer import draws_head, freeze, load_into
 from atnet.weights.info import EMA, LAST, WeightsInfo
 
 FIGURES = 5
@@ -98,7 +98,8 @@ class State:
         self.sums = EpochMeter()
         self.faults = 0  # steps in a row, up to this one, that were not taken
         self.head_kept = False  # the weights', whose classes are the same
-        self.probe: dict[str, float] = {}  # what the head of a run from weights began as
+        self.probe: dict[str, float] = {}  # the figures of the probe of a run from weights
+        self.drawn: dict[str, Tensor] = {}  # the head before the probe
         self.unread: list[BadSample] = []  # training images without features for the probe
         self.bad: dict[str, str] = {}  # training images that could not be read, and why
         self.best = -1.0
@@ -146,11 +147,19 @@ class State:
                 raise
             return f" ({error})"
         probe, self.probe = found
+        self.drawn = {name: tensor.clone() for name, tensor in linear_head(self.model).state_dict().items()}
         set_head(self.model, probe)
         return (
             f", a linear probe of {probe.images:,} images"
             + (f": {probe.top1:.2f}% in cross-validation" if math.isfinite(probe.top1) else "")
         )  # fmt: skip
+
+    def start_fine_tuning(self) -> None:
+        """The head that was drawn comes back in place of the probe, where fine-tuning gets farther from it."""
+        if not self.drawn or not draws_head(self.config.model):
+            return
+        for network in (self.model, *([] if self.ema is None else [self.ema.module])):
+            linear_head(network).load_state_dict(self.drawn)
 
     def _fit_probe(self) -> tuple[Probe, dict[str, float]]:
         began, config = time.perf_counter(), self.config

@@ -44,6 +44,20 @@ EVALUATIONS = 20
 log = logging.getLogger("atnet")
 
 
+def is_ours(model: str) -> bool:
+    """Whether a network is of this family."""
+    return model.startswith("atnet_")
+
+
+def draws_head(model: str) -> bool:
+    """Whether fine-tuning to other classes begins with a head that is drawn, and not with the linear probe.
+
+    At the rate of our networks, and of the same length whatever the gradient is, Muon's steps lead away from features
+    to which a fitted head gives next to no gradient.
+    """
+    return is_ours(model)
+
+
 def defaults_of(config: Config) -> dict[str, Any]:
     """The settings that follow from the weights and from the number of images.
 
@@ -53,7 +67,7 @@ def defaults_of(config: Config) -> dict[str, Any]:
     found = _schedule_of(_count(config), bool(config.weights))
     if config.weights:
         info = read_info(config.weights, config.model)
-        rates = RATES if info.model.startswith("atnet_") else FOREIGN_RATES
+        rates = RATES if is_ours(info.model) else FOREIGN_RATES
         found |= {
             "optim": {"lr": rates[config.optim.name]},
             "batchnorm": "frozen",

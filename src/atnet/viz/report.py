@@ -126,7 +126,7 @@ def _start_in_words(record: dict[str, Any]) -> Iterator[str]:
     if probe:
         top1, images = probe["cross_validated_top1"], counted(int(probe["images"]), "image")
         judged = f": {top1:.1f}% in cross-validation" if top1 >= 0 else ""
-        yield f"It began as a linear probe, a logistic regression on the features of {images}{judged}."
+        yield f"First a linear probe was fitted, a logistic regression on the features of {images}{judged}."
     if "compared_images" in probe:
         kept = "so the probe was kept" if not record["epochs"] else "so fine-tuning went on"
         yield (
