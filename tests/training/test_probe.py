@@ -134,7 +134,8 @@ def test_several_networks_are_compared(finished_run, five_digits, capsys, tmp_pa
     assert f"--weights {names[0] if 'imagenette' in best['config']['weights'] else names[1]}" in said
 
 
-def test_training_from_weights_begins_with_the_probe(finished_run, five_digits):
+def test_training_from_other_weights_than_ours_begins_with_the_probe(finished_run, five_digits, monkeypatch):
+    monkeypatch.setattr("atnet.training.state.draws_head", lambda model: False)
     options = {"data": {"source": str(five_digits), "workers": 0}, "weights": str(finished_run), "batch": 20}
     probed = atnet.train(**options, epochs=0, out="probed")
     tuned = atnet.train(**options, epochs=1, optim={"lr": 1e-9}, ema=0.0, choose=False, out="tuned")
