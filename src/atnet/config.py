@@ -250,9 +250,17 @@ class DistillConfig:
     """Share of the loss that is the teacher's; the labels have the rest."""
     temperature: float = 2.0
     """Divides both networks' logits: above 1, the unlikely classes count more."""
+    size: Whole = 0
+    """Side in pixels at which teachers see the training crops, resized; 0: as they are."""
+    views: Whole = 0
+    """Crops of each image, which come again after so many epochs, so that teachers are asked about each once: their
+    answers are kept in the cache folder in 16 bits. 0: new crops and answers in each epoch."""
 
     def __post_init__(self) -> None:
-        _check_range(share=(self.share, 0, 1), temperature=(self.temperature, 0.1, 100))
+        _check_range(
+            share=(self.share, 0, 1), temperature=(self.temperature, 0.1, 100), size=(self.size, 0, 4096),
+            views=(self.views, 0, 1000),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,6 +361,11 @@ class Config:
         _check(
             self.epochs > 0 or bool(self.weights),
             "epochs=0 is a linear probe of --weights: name them, or use 1 epoch or more",
+        )
+        _check(
+            not self.distill.views or not (self.augment.mixup or self.augment.cutmix),
+            "distill.views keeps answers to single images: use --augment.mixup 0 and --augment.cutmix 0, or "
+            "--distill.views 0",
         )
         ends = self.cycle_ends()
         _check(

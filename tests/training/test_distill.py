@@ -16,10 +16,12 @@ from safetensors.torch import save_file
 import atnet
 from atnet.config import DataConfig, make_config
 from atnet.data.loader import batches_of, eval_loader
+from atnet.data.order import Draw
 from atnet.data.sources import open_labelled
 from atnet.errors import ConfigError, Stopped, WeightsError
 from atnet.models.load import load
 from atnet.training import loop
+from atnet.training.answers import Answers
 from atnet.training.distill import Teacher, Teachers, distillation_loss
 from atnet.training.plan import settle
 from atnet.training.state import _loss
@@ -186,13 +188,98 @@ def test_teachers_are_found_again_from_any_folder(quick, teacher, monkeypatch):
     ("names", "message"),
     [
         (("a", "b"), "knows 10 classes, the run has 2, 'a' is not among its own"),
-        (("one", "zero"), "knows 10 classes, the run has 2: use one"),
-        (("one", "zero", "two", "three", "four", "five", "six", "seven", "eight", "nine"), "in another order"),
     ],
 )
 def test_a_teacher_of_other_classes_is_refused(teacher, names, message):
     with pytest.raises(ConfigError, match=message):
         Teacher(str(teacher), names, DataConfig(), CPU)
+
+
+def test_of_a_teacher_of_more_classes_or_in_another_order_the_runs_are_taught(teacher, classes):
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    whole = Teacher(str(teacher), classes, DataConfig(), CPU).answer(images)
+    for names in (classes[7:2:-2], classes[::-1]):
+        said = Teacher(str(teacher), names, DataConfig(), CPU).answer(images)
+        assert torch.equal(said, whole[:, [classes.index(name) for name in names]])
+
+
+def test_a_teacher_sees_images_at_a_size_of_its_own(teacher, classes):
+    images = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    larger = torch.nn.functional.interpolate(images, 32, mode="bilinear", antialias=True)
+    plain, sized = (Teacher(str(teacher), classes, DataConfig(), CPU, size) for size in (0, 32))
+    assert torch.equal(sized.answer(images), plain.answer(larger))
+    assert not torch.equal(sized.answer(images), plain.answer(images))
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[int]:
+    """Of each time that the teachers are asked, about how many images."""
+    counts: list[int] = []
+    answer = Teachers.answer
+
+    def counting(self, images):
+        counts.append(len(images))
+        return answer(self, images)
+
+    monkeypatch.setattr(Teachers, "answer", counting)
+    return counts
+
+
+def test_teachers_are_asked_about_each_view_once(quick, teacher, tmp_path, asked, cache, monkeypatch):
+    options = quick | {"epochs": 3, "teacher": str(teacher), "distill": {"views": 2}, "batch": 20}
+    run = atnet.train(**options, out=tmp_path / "one")
+    assert sum(asked) == 2 * run.record["train_images"]
+    asked.clear()
+    again = atnet.train(**options, out=tmp_path / "again").record
+    assert (sum(asked), again["loss"]) == (0, run.record["loss"])
+    stop_in_epoch(2, monkeypatch)
+    with pytest.raises(Stopped):
+        atnet.train(**options, seed=1, out=tmp_path / "broken")
+    monkeypatch.undo()
+    broken = atnet.train(resume=tmp_path / "broken").record
+    assert broken["loss"] == atnet.train(**options, seed=1, out=tmp_path / "whole").record["loss"]
+
+
+def test_kept_answers_are_those_of_the_teacher_but_for_16_bits(quick, teacher, tmp_path, cache):
+    plain = quick | {"epochs": 1, "teacher": str(teacher)}
+    asked = atnet.train(**plain, out=tmp_path / "asked").record["loss"]
+    kept = atnet.train(**plain, distill={"views": 1}, out=tmp_path / "kept").record["loss"]
+    assert kept == {name: pytest.approx(loss, abs=0.02) for name, loss in asked.items()}
+
+
+def test_answers_go_on_without_a_disk(tmp_path, caplog):
+    answers = Answers(tmp_path / "a.f16", None, views=2, images=3, classes=4)
+    images, said = torch.zeros(2, 3, 8, 8), torch.tensor([[1.0, 3.0, 2.0, -1e6], [0.0, 0.5, 1.0, 1.5]])
+    draws = [Draw(3, 1), Draw(2, 0)]
+    first = answers.of(draws, images, lambda some: said)
+    assert torch.equal(first, torch.tensor([[-2.0, 0.0, -1.0, -60_000.0], [-1.5, -1.0, -0.5, 0.0]]).half().float())
+    assert torch.equal(answers.of(draws[::-1], images, None), first.flip(0))
+    file = answers._file
+    answers._file = Full(file)
+    for _ in range(2):
+        assert torch.equal(answers.of([Draw(0, 2)], images[:1], lambda some: said[:1]), first[:1])
+    assert caplog.text.count("takes no more answers (No space left)") == 1
+    file.close()
+    with pytest.raises(ConfigError, match=r"b\.f16: cannot hold the teachers' answers \(it takes [0-9,]+ MB\)"):
+        Answers(tmp_path / "b.f16", None, views=1000, images=10**8, classes=1000)
+
+
+class Full:
+    """A file on a disk without room."""
+
+    def __init__(self, file):
+        self.file, self.name = file, file.name
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, content):
+        raise OSError("No space left")
+
+
+def test_kept_answers_are_of_single_images(quick, teacher):
+    with pytest.raises(ConfigError, match=r"distill.views keeps answers to single images"):
+        make_config(**quick | {"teacher": str(teacher), "distill": {"views": 2}, "augment": {"mixup": 0.2}})
 
 
 def test_a_folder_without_weights_is_named(tmp_path, classes):

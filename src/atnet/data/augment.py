@@ -39,7 +39,8 @@ class Augment:
 
     def chance(self, draw: Draw) -> random.Random:
         """The random numbers of a draw, for `crop` and then the call."""
-        turn = draw if draw.repeat else draw[:2]
+        views = self.config.distill.views
+        turn = (draw.epoch % views if views else draw.epoch, *draw[1 : 3 if draw.repeat else 2])
         return random.Random(derive_seed(self.config.seed, "augment", *turn))
 
     def crop(self, width: int, height: int, side: int, chance: random.Random) -> tuple[Box, float]:

@@ -82,20 +82,23 @@ class BatchOrder(Sampler[list[Draw]]):
     ) -> None:
         self.seed, self.count, self.batch, self.first, self.last, self.share = seed, count, batch, first, last, share
         self.labels = labels
+        self._known: tuple[int, list[Draw]] = (-1, [])  # the last epoch asked for, and its order
 
     def __len__(self) -> int:
         return self.last - self.first
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        steps = epoch_steps(self.count, self.batch)
+        return map(self.at, range(self.first, self.last))
+
+    def at(self, step: int) -> list[Draw]:
+        """The batch of a step, or the share of it."""
+        epoch, position = divmod(step, epoch_steps(self.count, self.batch))
+        if epoch != self._known[0]:
+            self._known = epoch, self._epoch(epoch)
         mine, shares = self.share
         size = self.batch // shares
-        for step in range(self.first, self.last):
-            epoch, position = divmod(step, steps)
-            if position == 0 or step == self.first:
-                order = self._epoch(epoch)
-            start = position * self.batch + mine * size
-            yield order[start : start + size]
+        start = position * self.batch + mine * size
+        return self._known[1][start : start + size]
 
     def _epoch(self, epoch: int) -> list[Draw]:
         if self.labels is None:

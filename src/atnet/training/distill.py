@@ -21,10 +21,10 @@ class Teachers:
     """Trained networks that are asked about each batch."""
 
     def __init__(
-        self, names: tuple[str, ...], classes: tuple[str, ...], data: DataConfig, device: torch.device
+        self, names: tuple[str, ...], classes: tuple[str, ...], data: DataConfig, device: torch.device, size: int = 0
     ) -> None:
         """As `Teacher`, each."""
-        self.each = [Teacher(name, classes, data, device) for name in names]
+        self.each = [Teacher(name, classes, data, device, size) for name in names]
         self.digests = [teacher.digest for teacher in self.each]
 
     def answer(self, images: Tensor) -> Tensor:
@@ -36,25 +36,29 @@ class Teachers:
 class Teacher:
     """A trained network that is asked about each batch."""
 
-    def __init__(self, name: str, classes: tuple[str, ...], data: DataConfig, device: torch.device) -> None:
-        """name: as for `atnet.load`.
+    def __init__(
+        self, name: str, classes: tuple[str, ...], data: DataConfig, device: torch.device, size: int = 0
+    ) -> None:
+        """name: as for `atnet.load`.  size: side in pixels at which it sees images, 0 for their own.
 
-        Raises ConfigError if its classes are not those of the run, WeightsError if there are no weights.
+        Raises ConfigError if the run's classes are not among its own, WeightsError if there are no weights.
         """
         try:
             self.model, info = load(name)
         except WeightsError as error:
             raise WeightsError(f"--teacher {error}") from error
         count = len(info.classes)
-        known = () if info.classes == unnamed(count) else info.classes
-        if count != len(classes) or (known and known != classes):
-            other = next((name for name in classes if name not in known), "") if known else ""
-            order = ", in another order" if count == len(classes) else ""
+        known = {} if info.classes == unnamed(count) else {one: i for i, one in enumerate(info.classes)}
+        other = next((one for one in classes if one not in known), "") if known else ""
+        if other or (not known and count != len(classes)):
             raise ConfigError(
                 f"--teacher {name}: knows {count} classes, the run has {len(classes)}"
-                + (f", {printable(other)!r} is not among its own" if other else order)
+                + (f", {printable(other)!r} is not among its own" if other else "")
                 + ": use one trained on the same folders"
             )
+        self.columns: Tensor | None = None  # of its classes the run's
+        if known and info.classes != classes:
+            self.columns = torch.tensor([known[one] for one in classes], device=device)
         if not known:
             log.warning(
                 "--teacher %s does not say which %d classes it knows: they are taken for the run's, in this order: %s",
@@ -62,7 +66,7 @@ class Teacher:
             )  # fmt: skip
         self.digest = _digest(self.model)
         self.model = self.model.to(device).eval().requires_grad_(False)
-        self.fixed = info.preprocess.size if has_fixed_input(info.model) else None
+        self.size = info.preprocess.size if has_fixed_input(info.model) else size
         theirs = torch.tensor([info.preprocess.mean, info.preprocess.std], device=device)
         ours = torch.tensor([data.mean, data.std], device=device)
         self.scale = (ours[1] / theirs[1]).view(1, 3, 1, 1)
@@ -72,10 +76,10 @@ class Teacher:
     def answer(self, images: Tensor) -> Tensor:
         """Logits (B, classes) for images (B, 3, H, W) normalised as the run's are."""
         images = images * self.scale + self.shift
-        if self.fixed and images.shape[-1] != self.fixed:
-            images = F.interpolate(images, self.fixed, mode="bilinear", antialias=True)
+        if self.size and images.shape[-1] != self.size:
+            images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
         logits: Tensor = self.model(images).float()
-        return logits
+        return logits if self.columns is None else logits[:, self.columns]
 
 
 def _digest(model: nn.Module) -> str:

@@ -207,7 +207,7 @@ def _fit(state: State, run: Path) -> Run:
     )
     if state.step:
         log.info("resumed after step %s of %s", f"{state.step:,}", f"{steps:,}")
-    with Interruption() as interruption:
+    with Interruption() as interruption, state.keeping_answers():
         try:
             with _naming_full_disk(run):
                 scores, rows = _train_epochs(state, run, interruption)

@@ -111,7 +111,7 @@ def features_of(
     They are kept by the SHA-256 of the image's file and of the network before its classifier: only new images are
     computed.  Raises DataError if no image can be read, ConfigError if the network cannot be probed.
     """
-    hashes, holes = _hashes(samples)
+    hashes, holes = content_hashes(samples)
     place = cache_folder() / "features" / f"{_key(model, info)}.safetensors"
     kept = _read_cache(place)
     missing = [i for i, one in enumerate(hashes) if one and one not in kept]
@@ -252,7 +252,7 @@ def _compute(
     return found, bad
 
 
-def _hashes(samples: Samples) -> tuple[list[bytes], list[BadSample]]:
+def content_hashes(samples: Samples) -> tuple[list[bytes], list[BadSample]]:
     """The SHA-256 of each image's file; empty of one that cannot be read, which is among the bad ones."""
 
     def one(index: int) -> bytes | BadSample:

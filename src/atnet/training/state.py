@@ -1,10 +1,11 @@
 """What a run holds between two steps, and one step of it."""
 
+import contextlib
 import dataclasses
 import math
 import operator
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from atnet.config import Config, DataConfig
 from atnet.data.augment import make_mix
 from atnet.data.classes import display_names
 from atnet.data.loader import NO_LABEL, BadSample, make_preprocess
-from atnet.data.order import derive_seed, epoch_steps
+from atnet.data.order import Draw, derive_seed, epoch_steps
 from atnet.data.samples import Samples
 from atnet.data.sources import open_configured
 from atnet.device import keep_freed_memory, multiplies_in_bf16, naming_shortage, pick_device, seed_generators
@@ -30,6 +31,7 @@ from atnet.models.heads import fuse
 from atnet.models.load import create_classifier
 from atnet.models.ops import normalised, with_kernels
 from atnet.training import distributed
+from atnet.training.answers import Answers, open_answers
 from atnet.training.distill import Teachers, distillation_loss
 from atnet.training.norm import RunningStatistics
 from atnet.training.optim import lr_at, make_optimizers
@@ -80,7 +82,10 @@ class State:
         self.frozen = freeze(self.model, config.freeze)
         if config.batchnorm == "frozen":
             self.frozen += [part for part in self.model.modules() if isinstance(part, _BatchNorm)]
-        self.teachers = Teachers(config.teacher, classes, config.data, self.device) if config.teacher else None
+        self.teachers = None
+        if config.teacher:
+            self.teachers = Teachers(config.teacher, classes, config.data, self.device, config.distill.size)
+        self.answers: Answers | None = None
         self._try_out()
         self.ema = None
         if config.ema and config.epochs:
@@ -198,6 +203,23 @@ class State:
     def data_digest(self) -> str:
         """Which images the run is on."""
         return f"{self.train_images.digest} {self.val_images.digest}"
+
+    @contextmanager
+    def keeping_answers(self) -> Iterator[None]:
+        """Has the teachers asked about each view of an image once, if --distill.views says so."""
+        if self.teachers is None or not self.config.distill.views:
+            yield
+            return
+        made = [*self.teachers.digests, str(self.bf16)]
+        with contextlib.closing(open_answers(self.config, self.train_images, made)) as self.answers:
+            yield
+        self.answers = None
+
+    def ask(self, images: Tensor) -> Tensor:
+        """The teachers' logits (B, classes), computed in the precision of the training."""
+        assert self.teachers is not None
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.teachers.answer(images)
 
     def checkpoint(self) -> dict[str, Any]:
         return {
@@ -367,19 +389,22 @@ def _gradient(state: State, pixels: Tensor, labels: Tensor, signal: int) -> Tens
     An image that cannot be read leaves its part smaller, with as much less weight.
     """
     share = state.config.optim.accumulate // distributed.world_size()
+    draws = state.answers.order.at(state.step) if state.answers else []
     rows = []
     for number, (some, their) in enumerate(zip(pixels.chunk(share), labels.chunk(share), strict=True)):
         readable = their != NO_LABEL
         seen = int(readable.sum())
         weight = seen / len(their)
+        drawn = draws[number * len(their) : (number + 1) * len(their)]
         if 0 < seen < len(their):
             some, their = some[readable], their[readable]
+            drawn = [draw for draw, there in zip(drawn, readable.tolist(), strict=False) if there]
         images, targets = prepare(state, some, their.clamp(min=0), distributed.rank() * share + number)
         with state.statistics.part(images), distributed.averaging(state.parallel, now=number == share - 1):
             with _naming_single(state, images), torch.autocast(state.device.type, torch.bfloat16, enabled=state.bf16):
                 logits = state.parallel(images)
             logits = logits.float()
-            loss = _loss(state, images, logits, targets)
+            loss = _loss(state, images, logits, targets, drawn)
             (loss * (weight / share)).backward()  # type: ignore[no-untyped-call]
         answers = (fuse(logits) if logits.ndim == 3 else logits).detach().cpu()
         figures = torch.tensor(
@@ -410,14 +435,19 @@ def _forget(state: State) -> None:
         optimizer.zero_grad()
 
 
-def _loss(state: State, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+def _loss(state: State, images: Tensor, logits: Tensor, targets: Tensor, draws: Sequence[Draw] = ()) -> Tensor:
     """Cross-entropy with the labels and, with teachers, distillation from their answer.
 
+    draws: of the images, where answers are kept.
     With several heads: the mean of each head's loss, the loss of their mean probability, or a share of both.
     """
     config = state.config
     heads = logits if logits.ndim == 3 else logits[:, None]  # (B, heads, classes)
-    taught = state.teachers.answer(images) if state.teachers else None  # (B, classes)
+    taught = None  # (B, classes)
+    if draws and state.answers:
+        taught = state.answers.of(draws, images, state.ask)
+    elif state.teachers:
+        taught = state.teachers.answer(images)
 
     def loss_of(said: Tensor) -> Tensor:
         count = said.shape[1]
