@@ -26,6 +26,7 @@
 # PYTHON=python3.12 takes another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # takes torch's CPU build instead of the 5 GB of CUDA that a plain installation brings on Linux.
 PYTHON ?= python3.11
+IMAGENETTE = $(or $(ATNET_IMAGENETTE),$(error ATNET_IMAGENETTE is not set: name the folder of Imagenette, with train/ and val/))
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
@@ -66,7 +67,7 @@ demo: setup
 SHIPPED := src/atnet/weights/xxxs.imagenette
 
 weights: dev
-	$(BIN)/atnet train recipes/xxxs.imagenette.yaml --data $(ATNET_IMAGENETTE) --out runs/xxxs.imagenette
+	$(BIN)/atnet train recipes/xxxs.imagenette.yaml --data $(IMAGENETTE) --out runs/xxxs.imagenette
 	rm -f $(SHIPPED).safetensors $(SHIPPED).onnx
 	$(BIN)/atnet export --weights runs/xxxs.imagenette --half --to safetensors --out $(SHIPPED).safetensors
 	$(BIN)/atnet export --weights runs/xxxs.imagenette --half --to onnx --out $(SHIPPED).onnx
@@ -135,46 +136,46 @@ proof-few: dev
 	$(BIN)/python tests/proof/few.py $(DATA) results/few.csv $(STARTS)
 
 proof-explain: dev
-	$(BIN)/python tests/proof/explain.py $(ATNET_IMAGENETTE) docs/explain-curves.png
+	$(BIN)/python tests/proof/explain.py $(IMAGENETTE) docs/explain-curves.png
 
 proof-faults: dev
-	OMP_NUM_THREADS=1 $(BIN)/python tests/proof/faults.py $(ATNET_IMAGENETTE)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/proof/faults.py $(IMAGENETTE)
 
 proof-augment: dev
-	$(BIN)/python tests/proof/augment.py $(ATNET_IMAGENETTE)
+	$(BIN)/python tests/proof/augment.py $(IMAGENETTE)
 
 proof-data: dev
-	$(BIN)/python tests/proof/data.py $(ATNET_IMAGENETTE)
+	$(BIN)/python tests/proof/data.py $(IMAGENETTE)
 
 proof-data-speed: dev
-	$(BIN)/python tests/peer/load_beside_timm.py $(ATNET_IMAGENETTE)
+	$(BIN)/python tests/peer/load_beside_timm.py $(IMAGENETTE)
 
 proof-fuzz: dev
-	$(BIN)/python tests/proof/fuzz.py all 30 $(ATNET_IMAGENETTE)
+	$(BIN)/python tests/proof/fuzz.py all 30 $(IMAGENETTE)
 
 proof-heads: dev
-	$(BIN)/python tests/proof/heads.py $(ATNET_IMAGENETTE)/val --plain $(PLAIN) --starred $(STARRED) --plot docs/heads.png
+	$(BIN)/python tests/proof/heads.py $(IMAGENETTE)/val --plain $(PLAIN) --starred $(STARRED) --plot docs/heads.png
 
 proof-malicious: dev
 	$(BIN)/python tests/proof/malicious.py
 
 proof-parity: dev
-	$(BIN)/python tests/proof/parity.py $(ATNET_IMAGENETTE) $(WEIGHTS)
+	$(BIN)/python tests/proof/parity.py $(IMAGENETTE) $(WEIGHTS)
 
 proof-products: dev
 	$(BIN)/python tests/proof/products.py
 
 proof-publish: dev
-	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python tests/proof/publish.py $(ATNET_IMAGENETTE)
+	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python tests/proof/publish.py $(IMAGENETTE)
 
 proof-serve: dev
-	$(BIN)/python tests/proof/serve.py $(ATNET_IMAGENETTE)
+	$(BIN)/python tests/proof/serve.py $(IMAGENETTE)
 
 proof-training-speed: dev
-	$(BIN)/python tests/peer/train_beside_timm.py $(ATNET_IMAGENETTE)
+	$(BIN)/python tests/peer/train_beside_timm.py $(IMAGENETTE)
 
 proof-transfer: dev
-	$(BIN)/python tests/proof/transfer.py $(ATNET_IMAGENETTE) runs/transfer
+	$(BIN)/python tests/proof/transfer.py $(IMAGENETTE) runs/transfer
 
 reference: dev
 	$(BIN)/cyclopts generate-docs src/atnet/cli/__init__.py:app --output docs/commands.md
