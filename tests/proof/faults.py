@@ -101,8 +101,15 @@ class Proof:
         return self.folder / name
 
     def same(self, run: Path, whole: Path | None = None) -> bool:
-        """Whether weights, averages and the optimizers' state are the unbroken run's, bit for bit."""
+        """Whether weights, averages and the optimizers' state are the unbroken run's, bit for bit.
+
+        But for the learning rates in it: each step sets them anew, and a run that is resumed at its end takes none.
+        """
         one, other = load_checkpoint(whole or self.whole), load_checkpoint(run)
+        for checkpoint in (one, other):
+            for optimizer in checkpoint["optimizers"]:
+                for group in optimizer["param_groups"]:
+                    del group["lr"]
         names = ("last.safetensors", "ema.safetensors", "best.safetensors")
         files = all((run / name).read_bytes() == ((whole or self.whole) / name).read_bytes() for name in names)
         return files and all(equal(one[part], other[part]) for part in ("networks", "optimizers", "step", "best"))

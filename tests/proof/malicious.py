@@ -232,7 +232,7 @@ def checkpoint(folder: Path) -> list[str]:
     return ["train", "--resume", "run"]
 
 
-@case("a teacher with code", "timm does not load it")
+@case("a teacher with code", "would run code that it brings")
 def teacher(folder: Path) -> list[str]:
     (folder / "teacher").mkdir()
     (folder / "teacher" / "config.json").write_text('{"architecture": "resnet10t", "num_classes": 10}')
