@@ -1,8 +1,8 @@
 # make demo and make test need Python 3.11 to 3.13 and make, nothing else.
 #   make demo                  set up, train on the embedded digits, evaluate, predict
 #   make test                  the tests but the slow ones; photos are tested if ATNET_IMAGENETTE names Imagenette's folder
-#   make bench                 the tables and images of docs/performance.md
-#   make table                 README's table and image, from the records under results/
+#   make bench                 the tables and plots of docs/performance.md
+#   make table                 README's table and plot, from the records under results/
 #   make weights               the network that comes with the package, trained on Imagenette's photos
 #   make proof-transfer        going on from weights beside random ones, on five other classes (40 minutes)
 #   make web-picture           docs/web.png: the page of `atnet web` with the network WEIGHTS, in Chromium

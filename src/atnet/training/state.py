@@ -58,7 +58,7 @@ class State:
     """What a run holds between two steps."""
 
     def __init__(self, config: Config, samples: tuple[Samples, Samples] | None = None) -> None:
-        """images: to train and to validate on; None: as the configuration says."""
+        """samples: to train and to validate on; None: as the configuration says."""
         if config.threads:
             torch.set_num_threads(config.threads)
         self.config = config
