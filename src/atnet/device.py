@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 
@@ -12,15 +13,31 @@ from atnet.errors import ConfigError, TrainingError
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h; its defaults are the two values of keep=False below
 
 
+def present_devices() -> list[str]:
+    """Those of cuda, mps and cpu that torch sees, in the order in which auto takes them."""
+    seen = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [name for name, here in seen.items() if here]
+
+
 def pick_device(name: str) -> torch.device:
-    """auto is cuda, then mps, then cpu. Raises ConfigError if the one named is not there."""
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """auto is cuda, then mps, then cpu; of several GPUs, the one of this process's number on its machine.
+
+    Raises ConfigError if the one named is not there.
+    """
+    present = present_devices()
     if name == "auto":
-        name = next(device for device, here in present.items() if here)
-    if not present.get(name, False):
-        here = ", ".join(device for device, there in present.items() if there)
-        raise ConfigError(f"device={name}: torch does not see one; here are: {here}")
-    return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
+        name = present[0]
+    if name not in present:
+        raise ConfigError(f"device={name}: torch does not see one; here are: {', '.join(present)}")
+    if name != "cuda":
+        return torch.device(name)
+    number = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
+    if number >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {number} of this machine has no GPU of its own, torch sees {torch.cuda.device_count()}: "
+            "start as many processes as there are GPUs, or use --device cpu"
+        )
+    return torch.device(name, number)
 
 
 def multiplies_in_bf16(precision: str, device: torch.device) -> bool:
@@ -28,11 +45,21 @@ def multiplies_in_bf16(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
     has = torch.cpu.get_capabilities()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def in_precision(device: torch.device, bf16: bool) -> torch.autocast:
+    """Around a forward pass: its matrix products are bf16, or not."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+def evaluates_in_bf16(device: torch.device) -> bool:
+    """Whether evaluation multiplies in bf16: on GPUs that have it; on CPUs in fp32, as for all published figures."""
+    return device.type == "cuda" and multiplies_in_bf16("auto", device)
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

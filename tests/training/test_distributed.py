@@ -1,5 +1,7 @@
 """Several real processes on one training, started as a user starts them."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from atnet.config import make_config, to_yaml
 from atnet.errors import ConfigError
 from atnet.run.record import checkpoints, read_metrics, read_record
 from atnet.training import distributed
+from atnet.training.checkpoint import saved_step
 from atnet.training.state import State
 
 AUGMENT = {"randaugment": 1, "mixup": 0.2, "flip": 0.0}
@@ -128,3 +131,27 @@ def test_parts_that_cannot_be_shared_say_how_many_processes_can(options, monkeyp
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with pytest.raises(ConfigError, match="a batch of 2 parts .* cannot be shared by 3 processes: use 1, 2 of them"):
         State(make_config(**options))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [0, 1])
+@pytest.mark.parametrize("stalled", [0, 1])
+def test_a_signal_stops_all_though_one_waits_for_its_data(options, tmp_path, stalled, told):
+    """Whichever gets it: the one that waits for data, or the one that waits for that one."""
+    whole = atnet.train(**options, out=tmp_path / "whole").folder
+    (tmp_path / "recipe.yaml").write_text(to_yaml(make_config(**options)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = Path(__file__).with_name("stalled.py")
+    command = [*launch, str(script), str(tmp_path / "recipe.yaml"), str(tmp_path / "run"), str(stalled), "13"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
+    while not (tmp_path / "STALLED").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    time.sleep(1)  # for the other one to come to where it waits
+    os.kill(int((tmp_path / f"PID-{told}").read_text()), signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert "stopped after step 13 of 20, saved" in said
+    assert saved_step(checkpoints(tmp_path / "run")[0]) == 13
+    atnet.train(resume=tmp_path / "run")
+    assert figures(whole)[0] == pytest.approx(figures(tmp_path / "run")[0], rel=1e-4)
+    assert figures(whole)[1] == pytest.approx(figures(tmp_path / "run")[1], rel=1e-4)

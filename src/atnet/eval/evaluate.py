@@ -14,7 +14,7 @@ from atnet.config import make_config
 from atnet.data.loader import NO_LABEL, BadSample, batches_of, eval_loader
 from atnet.data.samples import Samples
 from atnet.data.sources import open_held_out, open_labelled
-from atnet.device import pick_device
+from atnet.device import evaluates_in_bf16, in_precision, pick_device
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.eval.metrics import HeadScores, Scores, topk_correct
 from atnet.models.heads import answer
@@ -38,6 +38,7 @@ def score_together(
     of_heads: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in models}
     bad: list[BadSample] = []
     training = {name: model.training for name, model in models.items()}
+    bf16 = evaluates_in_bf16(device)
     for model in models.values():
         model.eval()
     with torch.inference_mode(), progress_bar("Evaluating", total) as advance:
@@ -51,7 +52,8 @@ def score_together(
             images = images.to(device, memory_format=torch.channels_last)
             truth.append(labels)
             for name, model in models.items():
-                logits, each = answer(model, images)
+                with in_precision(device, bf16):
+                    logits, each = answer(model, images)
                 logits = logits.cpu()
                 loss = float(cross_entropy(logits, labels, reduction="sum"))
                 answers[name].append(

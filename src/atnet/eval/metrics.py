@@ -11,13 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def topk_correct(logits: Tensor, labels: Tensor, k: int) -> int:
-    """How many samples have their label among the k largest logits (all of them if k >= classes).
+def topk_hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """How many samples have their label among the k largest logits (all of them if k >= classes), on their device.
 
     logits: (N, classes).  labels: int (N,).  Source: ILSVRC top-5 error, Russakovsky et al. 2015.
     """
     top = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return int((top == labels[:, None]).any(dim=1).sum())
+    return (top == labels[:, None]).any(dim=1).sum()
+
+
+def topk_correct(logits: Tensor, labels: Tensor, k: int) -> int:
+    """`topk_hits` as a number."""
+    return int(topk_hits(logits, labels, k))
 
 
 def interval(top1: float, count: int) -> tuple[float, float]:

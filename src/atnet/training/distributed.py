@@ -3,9 +3,13 @@
 One process alone is rank 0 of 1, and tells itself. `torchrun` starts several, and says so by the environment.
 """
 
+import _thread
+import contextlib
 import datetime
 import logging
 import os
+import signal as signals
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,27 +23,44 @@ from torch.nn.parallel import DistributedDataParallel
 
 from atnet.errors import AtnetError, ConfigError, TrainingError
 
-TIMEOUT = datetime.timedelta(seconds=60)
+MEETING, STEP = datetime.timedelta(seconds=60), datetime.timedelta(seconds=60)
+WAITING, WORK = datetime.timedelta(minutes=10), datetime.timedelta(hours=2)
+"""How long a process waits for the others to be started, in the midst of a step, for their data before it, and for what
+the first one alone does: a folder listed over a network, an epoch evaluated."""
+STOP, LOOKING, LONGEST_NAP = "atnet/stop", 0.5, 0.002  # key of the store; seconds
 Told = TypeVar("Told")
 log = logging.getLogger("atnet")
+
+
+class _Joined:
+    """What the processes of a group share: the groups by patience, and the store by which one tells all to stop."""
+
+    store: Any = None
+    steps: Any = None
+    waiting: Any = None
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
     """Joins the processes that torchrun started, if it did, and leaves them; only the first goes on logging.
 
-    NCCL where there are GPUs, gloo elsewhere.  A process that is waited for longer than a minute counts as dead.
+    NCCL for what lies on GPUs, gloo for the rest: what the processes tell each other, and gradients on CPUs.
+    A process that is waited for longer than `STEP` in a step counts as dead, or than `WAITING` before it.
     """
     if not is_launched() or dist.is_initialized():
         yield
         return
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "gloo"
+    if torch.cuda.is_available() and dist.is_nccl_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     try:
-        store, number, world = next(dist.rendezvous("env://", timeout=TIMEOUT))  # type: ignore[attr-defined]
+        store, number, world = next(dist.rendezvous("env://", timeout=MEETING))  # type: ignore[attr-defined]
         store = dist.PrefixStore(_round(store, number, world), store)  # type: ignore[attr-defined]
-        dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=number, world_size=world, timeout=TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=number, world_size=world, timeout=WORK)
+        _Joined.store = store
+        _Joined.steps = dist.new_group(timeout=STEP, backend=backend)
+        _Joined.waiting = dist.new_group(timeout=WAITING, backend="gloo")
     except (dist.DistError, TimeoutError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ConfigError(f"the processes did not all meet at {place} within a minute: is it reachable?") from error
@@ -51,6 +72,7 @@ def process_group() -> Iterator[None]:
     finally:
         log.setLevel(level)
         dist.destroy_process_group()
+        _Joined.store = _Joined.steps = _Joined.waiting = None
 
 
 def _round(store: Any, number: int, world: int) -> str:
@@ -61,7 +83,7 @@ def _round(store: Any, number: int, world: int) -> str:
     repeats what it heard with the name, and whoever finds its word in that answers with the name.
     Raises TimeoutError if they are not all there within a minute.
     """
-    word, deadline = uuid.uuid4().hex, time.monotonic() + TIMEOUT.total_seconds()
+    word, deadline = uuid.uuid4().hex, time.monotonic() + MEETING.total_seconds()
 
     def read(key: str) -> str:
         return store.get(key).decode() if store.check([key]) else ""
@@ -125,7 +147,10 @@ def require_shares(parts: int) -> None:
 
 def data_parallel(model: nn.Module) -> nn.Module:
     """The network whose backward pass averages gradients over the processes; itself if there is one."""
-    return DistributedDataParallel(model, forward_sync_buffers=False) if world_size() > 1 else model
+    if world_size() == 1:
+        return model
+    all_gather_object(None)  # all are here, so that a short wait is enough
+    return DistributedDataParallel(model, forward_sync_buffers=False, process_group=_Joined.steps)
 
 
 def averaging(model: nn.Module, *, now: bool) -> AbstractContextManager[None]:
@@ -140,8 +165,56 @@ def all_gather(tensor: Tensor) -> list[Tensor]:
     if world_size() == 1:
         return [tensor]
     found = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(found, tensor.contiguous())
+    dist.all_gather(found, tensor.contiguous(), group=_Joined.steps)
     return found
+
+
+def agree_to_stop(signal: Callable[[], int]) -> int:
+    """Before a step, when this process has its data or a signal came: the signal that any process was sent, 0 if none.
+
+    All of them get the same answer, so none begins a step that another one will not take part in. Whoever gets a signal
+    while it waits tells the others by the store, for one of them may wait for data: see `hearing_others`.
+    """
+    mine, told = torch.tensor([signal()]), False
+    found = [torch.empty_like(mine) for _ in range(world_size())]
+    work: Any = dist.all_gather(found, mine, group=_Joined.waiting, async_op=True)
+    nap = 0.00005
+    while not work.is_completed():  # and not wait(), in which Python would see no signal
+        if not told and (number := signal()):
+            _Joined.store.set(STOP, str(number))
+            told = True
+        time.sleep(nap)
+        nap = min(2 * nap, LONGEST_NAP)
+    work.wait()
+    return int(torch.stack(found).max())
+
+
+@contextmanager
+def hearing_others() -> Iterator[None]:
+    """While entered, a signal that another process was sent, as `agree_to_stop` tells of it, comes to this one too."""
+    if world_size() == 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    done, main, store = threading.Event(), threading.get_ident(), _Joined.store
+
+    def listen() -> None:
+        with contextlib.suppress(dist.DistError, RuntimeError):  # the store went with the process that held it
+            while not done.wait(LOOKING):
+                if store.check([STOP]):
+                    number = signals.Signals(int(store.get(STOP)))
+                    if hasattr(signals, "pthread_kill"):
+                        signals.pthread_kill(main, number)  # a real one, which ends a wait too
+                    else:
+                        _thread.interrupt_main(number)
+                    return
+
+    listener = threading.Thread(target=listen, name="atnet-stop", daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        done.set()
+        listener.join()
 
 
 def all_gather_object(value: Told) -> list[Told]:

@@ -16,13 +16,16 @@ class Interruption:
     """While entered, a signal of `SIGNALS` raises KeyboardInterrupt at once, or at the end of a held block if in one.
 
     After the first, further ones do nothing: there is a checkpoint to be written.
+    at_once: False for one of several processes: they stop together, so a signal is only noted, and interrupts nothing
+    but an `interruptible` block.
     Does nothing outside the main thread, where Python delivers no signals; leaves ignored signals ignored.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: bool = True) -> None:
         self.signal: int | None = None
         """The one that came."""
-        self._holding = False
+        self._at_once = at_once
+        self._holding = not at_once
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -43,9 +46,20 @@ class Interruption:
         try:
             yield
         finally:
-            self._holding = False
-        if self.signal is not None:
+            self._holding = not self._at_once
+        if self._at_once and self.signal is not None:
             raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A block that a signal ends at once, also one that came before it."""
+        self._holding = False
+        try:
+            if self.signal is not None:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._holding = not self._at_once
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         first = self.signal is None

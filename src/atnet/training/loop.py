@@ -207,14 +207,14 @@ def _fit(state: State, run: Path) -> Run:
     )
     if state.step:
         log.info("resumed after step %s of %s", f"{state.step:,}", f"{steps:,}")
-    with Interruption() as interruption, state.keeping_answers():
+    alone = distributed.world_size() == 1
+    with Interruption(at_once=alone) as interruption, distributed.hearing_others(), state.keeping_answers():
         try:
             with _naming_full_disk(run):
                 scores, rows = _train_epochs(state, run, interruption)
         except KeyboardInterrupt:
-            if distributed.rank() == 0:
-                with _naming_full_disk(run):
-                    _save_checkpoint(state, run)
+            with _naming_full_disk(run):  # the others wait, for torchrun ends the first one soon after them
+                distributed.on_main_process(lambda: _save_checkpoint(state, run))
             raise Stopped(run, state.step, steps, interruption.signal or signal.SIGINT) from None
         except AtnetError as error:
             if distributed.rank():
@@ -328,10 +328,9 @@ def _train_epoch(
     with progress_bar(title, state.steps_per_epoch, done=state.step - first, eta=False) as advance:
         while state.step < first + state.steps_per_epoch:
             began = time.perf_counter()
-            pixels, labels, holes = next(batches)
+            pixels, labels, holes = _next_batch(batches, interruption)
             with interruption.held():
-                done = train_step(state, pixels, labels, interruption.signal or 0)
-                interruption.signal = interruption.signal or done.signal or None
+                done = train_step(state, pixels, labels)
                 if done.fault:
                     note_fault(state, run, done.fault)
                 else:
@@ -357,6 +356,21 @@ def _train_epoch(
         "train_top5": round(100 * sums.top5 / max(sums.seen, 1), 4),
         "images_per_s": round(sums.seen / sums.seconds, 1),
     }
+
+
+def _next_batch(batches: Iterator[Any], interruption: Interruption) -> Any:
+    """This process's share of the next batch. Raises KeyboardInterrupt, in all processes alike, if one got a signal."""
+    if distributed.world_size() == 1:
+        return next(batches)
+    batch = None
+    with contextlib.suppress(KeyboardInterrupt), interruption.interruptible():
+        batch = next(batches)
+    with distributed.naming_loss():
+        stop = distributed.agree_to_stop(lambda: interruption.signal or 0)
+    if stop:
+        interruption.signal = interruption.signal or stop
+        raise KeyboardInterrupt
+    return batch
 
 
 def _note(state: State) -> str:

@@ -76,9 +76,9 @@ def orthogonal(matrices: Tensor) -> Tensor:
     in memory. Source: Jordan et al. 2024.
     """
     tall = matrices.shape[1] > matrices.shape[2]
-    x: Tensor = matrices / matrices.norm(dim=(1, 2), keepdim=True, dtype=torch.float32).clamp(min=1e-7).to(
-        matrices.dtype
-    )
+    # Not Tensor.norm, which takes no dtype on MPS.
+    norms = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True, dtype=torch.float32)
+    x: Tensor = matrices / norms.clamp(min=1e-7).to(matrices.dtype)
     a, b, c = NEWTON_SCHULZ
     for _ in range(STEPS):
         square = x.mT @ x if tall else x @ x.mT

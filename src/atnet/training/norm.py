@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ class RunningStatistics:
         self._single: dict[torch.Size, list[_BatchNorm]] = {}
         self._running: list[Tensor] = []
         self._norms: list[_BatchNorm] = []
+        self._none = torch.zeros(0, device=next(model.parameters()).device)
         momenta: list[Tensor] = []
         for norm in model.modules():
             if not isinstance(norm, _BatchNorm) or norm.momentum is None:
@@ -33,18 +33,19 @@ class RunningStatistics:
             if norm.num_batches_tracked is not None:
                 self._norms.append(norm)
             norm.momentum = 1.0  # so that after a part the buffers hold its statistics alone
-        self._momentum = torch.cat(momenta) if momenta else torch.zeros(0)
-        self._places = list(pairwise(accumulate(map(len, self._running), initial=0)))
+        self._momentum = torch.cat(momenta) if momenta else self._none
+        self._widths = list(map(len, self._running))
         self.begin()
 
     def begin(self) -> None:
         """Before a step: keeps what there is."""
         self._before = self.read()
-        self._counts = [norm.num_batches_tracked.clone() for norm in self._norms]  # type: ignore[union-attr]
+        self._trained = [norm.num_batches_tracked for norm in self._norms if norm.training]  # others are frozen
+        self._counted = torch.stack(self._trained) if self._trained else self._none  # type: ignore[arg-type]
 
     def read(self) -> Tensor:
         """All of them in one row; after a part, that part's."""
-        return torch.cat(self._running) if self._running else torch.zeros(0)
+        return torch.cat(self._running) if self._running else self._none
 
     @contextmanager
     def part(self, images: Tensor) -> Iterator[None]:
@@ -92,10 +93,10 @@ class RunningStatistics:
         for part in parts:
             running = running.lerp(part, self._momentum)
         self._write(running)
-        for norm, count in zip(self._norms, self._counts, strict=True):
-            if norm.training:  # else it is frozen
-                norm.num_batches_tracked.copy_(count + len(parts))  # type: ignore[union-attr]
+        if self._trained:
+            torch._foreach_copy_(self._trained, list((self._counted + len(parts)).unbind()))  # type: ignore[arg-type]
 
     def _write(self, running: Tensor) -> None:
-        for tensor, (start, end) in zip(self._running, self._places, strict=True):
-            tensor.copy_(running[start:end])
+        if self._running:
+            with torch.no_grad():
+                torch._foreach_copy_(self._running, list(torch.split(running, self._widths)))

@@ -24,9 +24,16 @@ from atnet.data.loader import NO_LABEL, BadSample, make_preprocess
 from atnet.data.order import Draw, derive_seed, epoch_steps
 from atnet.data.samples import Samples
 from atnet.data.sources import open_configured
-from atnet.device import keep_freed_memory, multiplies_in_bf16, naming_shortage, pick_device, seed_generators
+from atnet.device import (
+    in_precision,
+    keep_freed_memory,
+    multiplies_in_bf16,
+    naming_shortage,
+    pick_device,
+    seed_generators,
+)
 from atnet.errors import ConfigError
-from atnet.eval.metrics import topk_correct
+from atnet.eval.metrics import topk_correct, topk_hits
 from atnet.models.heads import fuse
 from atnet.models.load import create_classifier
 from atnet.models.ops import normalised, with_kernels
@@ -39,7 +46,7 @@ from atnet.training.probe import Probe, features_of, fit, linear_head, set_head
 from atnet.training.transfer import draws_head, freeze, load_into
 from atnet.weights.info import EMA, LAST, WeightsInfo
 
-FIGURES = 5
+FIGURES = 4
 _SMALLER = "use half the --batch, --optim.accumulate 2 (it in two parts), --checkpointing, or a smaller --data.size"
 
 
@@ -91,8 +98,10 @@ class State:
         if config.ema and config.epochs:
             self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
         self.bf16 = multiplies_in_bf16(config.precision, self.device)
+        self.averaged: tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]] | None = None
         self.optimizers = make_optimizers(self.model, config.optim, torch.bfloat16 if self.bf16 else torch.float32)
         self.statistics = RunningStatistics(self.model)
+        self.colours = mean_and_std(config.data, self.device)
         self.parallel = distributed.data_parallel(self.model)
         self.mix = make_mix(config.augment, len(classes))
         self.class_weight = None
@@ -188,6 +197,22 @@ class State:
             "seconds": round(seconds, 1),
         }
 
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """The moving average after a step: what ModelEmaV3.update does, but in two operations whatever the layers."""
+        if self.ema is None:
+            return
+        if self.averaged is None:  # tensors are written into, never replaced
+            pairs = list(zip(self.ema.module.state_dict().values(), self.model.state_dict().values(), strict=True))
+            numbers = [pair for pair in pairs if pair[0].is_floating_point()]
+            counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+            self.averaged = numbers, counts
+        numbers, counts = self.averaged
+        weight = 1.0 - self.ema.get_decay(self.step)
+        torch._foreach_lerp_([average for average, _ in numbers], [now for _, now in numbers], weight=weight)
+        if counts:
+            torch._foreach_copy_([average for average, _ in counts], [now for _, now in counts])
+
     def train_mode(self) -> None:
         """Before training steps; what is frozen keeps its batch statistics too."""
         self.model.train()
@@ -218,7 +243,7 @@ class State:
     def ask(self, images: Tensor) -> Tensor:
         """The teachers' logits (B, classes), computed in the precision of the training."""
         assert self.teachers is not None
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with in_precision(self.device, self.bf16):
             return self.teachers.answer(images)
 
     def checkpoint(self) -> dict[str, Any]:
@@ -296,21 +321,22 @@ def balanced_weights(samples: Samples) -> Tensor:
 def prepare(state: State, pixels: Tensor, labels: Tensor, part: int) -> tuple[Tensor, Tensor]:
     """`normalise_and_mix` of a part of the step's batch."""
     number = state.step * state.config.optim.accumulate + part
-    return normalise_and_mix(state.config, state.device, state.mix, number, pixels, labels)
+    return normalise_and_mix(state.config.seed, state.colours, state.mix, number, pixels, labels)
 
 
 def normalise_and_mix(
-    config: Config, device: torch.device, mix: nn.Module | None, number: int, pixels: Tensor, labels: Tensor
+    seed: int, colours: tuple[Tensor, Tensor], mix: nn.Module | None, number: int, pixels: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """uint8 pixels (N, 3, H, W) and labels (N,) to normalised images and targets on the device, mixed.
+    """uint8 pixels (N, 3, H, W) and labels (N,) to normalised images and targets on the device of colours, mixed.
 
+    colours: their mean and standard deviation, each (1, 3, 1, 1).
     number: of the part of a batch in the run; seeds torch's generators, so that mixing and stochastic depth are
     functions of (seed, number).
     """
-    seed_generators(derive_seed(config.seed, "step", number), device)
+    device = colours[0].device
+    seed_generators(derive_seed(seed, "step", number), device)
     pixels = pixels.to(device, non_blocking=True, memory_format=torch.channels_last)
-    mean, std = mean_and_std(config.data, device)
-    images = normalised(pixels, mean, std)
+    images = normalised(pixels, *colours)
     targets = labels.to(device, non_blocking=True)
     return mix(images, targets) if mix else (images, targets)
 
@@ -321,7 +347,6 @@ class Step:
 
     seen: images, those that could be read.  holes: those that could not.
     fault: what was not finite, so that nothing was changed; "" if all was.
-    signal: one that a process was sent, 0 if none was.
     """
 
     loss: float
@@ -330,14 +355,13 @@ class Step:
     seen: int
     holes: int
     fault: str
-    signal: int
 
 
-def train_step(state: State, pixels: Tensor, labels: Tensor, signal: int = 0) -> Step:
+def train_step(state: State, pixels: Tensor, labels: Tensor) -> Step:
     """One step of the optimizers and the moving average; none of it if something is not finite.
 
     pixels, labels: this process's share of the batch, the label of a hole being NO_LABEL.
-    signal: what this process was sent.
+    The device is waited for once, between the gradient and what is done with it.
     Raises TrainingError if another process is gone; then nothing was changed.
     """
     config = state.config
@@ -351,15 +375,18 @@ def train_step(state: State, pixels: Tensor, labels: Tensor, signal: int = 0) ->
             naming_shortage(f"--batch {config.batch} of {config.data.train_side} px", _SMALLER),
             distributed.naming_loss(),
         ):
-            parts = torch.cat(distributed.all_gather(_gradient(state, pixels, labels, signal)))
+            parts = torch.cat(distributed.all_gather(_gradient(state, pixels, labels)))
     except BaseException:
         _forget(state)
         raise
-    figures, statistics = parts[:, :FIGURES].double().cpu(), parts[:, FIGURES:]
-    norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip or math.inf))
-    seen = int(figures[:, 4].sum())
-    loss = float((figures[:, 0] * figures[:, 4]).sum()) / max(seen, 1)
-    found = {"loss": loss, "gradient's norm": norm, "sum of batch statistics": float(statistics.sum())}
+    statistics = parts[:, FIGURES:]
+    clipped = nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip or math.inf)
+    of_all = torch.cat([parts[:, :FIGURES].flatten(), clipped[None], statistics.sum()[None]]).cpu()
+    figures = of_all[:-2].view(-1, FIGURES).double()
+    norm, statistics_sum = of_all[-2:].tolist()
+    seen = int(figures[:, 3].sum())
+    loss = float((figures[:, 0] * figures[:, 3]).sum()) / max(seen, 1)
+    found = {"loss": loss, "gradient's norm": norm, "sum of batch statistics": statistics_sum}
     fault = next((f"the {what} is {value}" for what, value in found.items() if not math.isfinite(value)), "")
     if fault:
         _forget(state)
@@ -368,8 +395,7 @@ def train_step(state: State, pixels: Tensor, labels: Tensor, signal: int = 0) ->
         for optimizer in state.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        if state.ema is not None:
-            state.ema.update(state.model, step=state.step)
+        state.update_average()
     top1, top5 = (int(column.sum()) for column in (figures[:, 1], figures[:, 2]))
     return Step(
         loss=loss,
@@ -378,14 +404,13 @@ def train_step(state: State, pixels: Tensor, labels: Tensor, signal: int = 0) ->
         seen=seen,
         holes=len(labels) * distributed.world_size() - seen,
         fault=fault,
-        signal=int(figures[:, 3].max()),
     )
 
 
-def _gradient(state: State, pixels: Tensor, labels: Tensor, signal: int) -> Tensor:
+def _gradient(state: State, pixels: Tensor, labels: Tensor) -> Tensor:
     """The gradient, averaged over all parts of the batch, and a row for each part of this process's share.
 
-    A row has `FIGURES` figures: loss, right answers among one and five, signal, images; then the batch statistics.
+    A row has `FIGURES` figures: loss, right answers among one and five, images; then the batch statistics.
     An image that cannot be read leaves its part smaller, with as much less weight.
     """
     share = state.config.optim.accumulate // distributed.world_size()
@@ -401,16 +426,15 @@ def _gradient(state: State, pixels: Tensor, labels: Tensor, signal: int) -> Tens
             drawn = [draw for draw, there in zip(drawn, readable.tolist(), strict=False) if there]
         images, targets = prepare(state, some, their.clamp(min=0), distributed.rank() * share + number)
         with state.statistics.part(images), distributed.averaging(state.parallel, now=number == share - 1):
-            with _naming_single(state, images), torch.autocast(state.device.type, torch.bfloat16, enabled=state.bf16):
+            with _naming_single(state, images), in_precision(state.device, state.bf16):
                 logits = state.parallel(images)
             logits = logits.float()
             loss = _loss(state, images, logits, targets, drawn)
             (loss * (weight / share)).backward()  # type: ignore[no-untyped-call]
-        answers = (fuse(logits) if logits.ndim == 3 else logits).detach().cpu()
-        figures = torch.tensor(
-            [loss.item(), topk_correct(answers, their, 1), topk_correct(answers, their, 5), signal, seen]
-        )
-        rows.append(torch.cat([figures.to(state.device), state.statistics.read().to(state.device)]))
+        answers, their = (fuse(logits) if logits.ndim == 3 else logits).detach(), their.to(state.device)
+        hits = [topk_hits(answers, their, k).float() for k in (1, 5)]
+        figures = torch.stack([loss.detach(), *hits, torch.full_like(hits[0], seen)])
+        rows.append(torch.cat([figures, state.statistics.read()]))
     return torch.stack(rows)
 
 
@@ -447,7 +471,7 @@ def _loss(state: State, images: Tensor, logits: Tensor, targets: Tensor, draws: 
     if draws and state.answers:
         taught = state.answers.of(draws, images, state.ask)
     elif state.teachers:
-        taught = state.teachers.answer(images)
+        taught = state.ask(images)
 
     def loss_of(said: Tensor) -> Tensor:
         count = said.shape[1]

@@ -98,8 +98,7 @@ def _first_batch(config: Config, train: Any) -> tuple[torch.Tensor, torch.Tensor
     first.close()
     some = slice(config.batch // config.optim.accumulate)
     with torch.random.fork_rng(devices=[]):
-        cpu = torch.device("cpu")
+        colours = mean, std = mean_and_std(config.data, torch.device("cpu"))
         mix = make_mix(config.augment, len(train.classes))
-        images, targets = normalise_and_mix(config, cpu, mix, 0, pixels[some], labels[some].clamp(min=0))
-    mean, std = mean_and_std(config.data, cpu)
+        images, targets = normalise_and_mix(config.seed, colours, mix, 0, pixels[some], labels[some].clamp(min=0))
     return (images[:MOSAIC] * std + mean).clamp(0, 1), targets
