@@ -56,9 +56,8 @@ class StandIn(TorchFunctionMode):
         if self.is_own(kwargs.get("device")):
             kwargs["device"] = "cpu"
             return tree_map_only(Tensor, _Up.apply, func(*args, **kwargs))
-        if func is one_hot and isinstance(
-            args[0], OnDevice
-        ):  # inside it makes a tensor on what C++ takes for the device
+        if func is one_hot and isinstance(args[0], OnDevice):
+            # Inside, C++ makes a tensor on what it takes for the device.
             return OnDevice(one_hot(args[0].inner, *args[1:], **kwargs))
         if func in (Tensor.numpy, Tensor.__array__) and isinstance(args[0], OnDevice):
             raise TypeError(f"can't convert {self.device} device type tensor to numpy")

@@ -61,6 +61,7 @@ def teacher(tmp_path):
 @pytest.mark.parametrize("model", MODELS)
 def test_steps_on_a_device_give_what_they_give_on_a_cpu(digits, monkeypatch, kind, model, teacher):
     monkeypatch.setattr("atnet.models.ops.kernels", lambda: None)
+    monkeypatch.setattr("atnet.models.ops.torch_alone", lambda: True)
     part = {"xxxs": "stem", "mobilenetv3_small_100": "conv_stem"}.get(model, "patch_embed")
     more = {"teacher": [teacher], "freeze": [part], "label_smoothing": 0.1}
     here, said = steps(make_config(**options(digits, model, **more)))
