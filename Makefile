@@ -1,4 +1,4 @@
-# make demo and make test need Python 3.11 to 3.13 and make, nothing else.
+# make demo and make test need Python 3.11 to 3.14 and make, nothing else.
 #   make demo                  set up, train on the embedded digits, evaluate, predict
 #   make test                  the tests but the slow ones; photos are tested if ATNET_IMAGENETTE names Imagenette's folder
 #   make bench                 the tables and plots of docs/performance.md
@@ -15,6 +15,7 @@
 #   make proof-augment         our augmentation beside torchvision's: accuracy on three seeds (15 minutes)
 #   make proof-training-speed  our training beside one of timm's parts, on the same network and photos (12 minutes)
 #   make proof-products        the matrix products of S's training step beside the same ones alone (2 minutes)
+#   make proof-gpu             training on a GPU: right, and how fast; the table of docs/performance.md (8 minutes; SHORT=--short on a CPU)
 #   make proof-heads           what several decision heads gain, and docs/heads.png: PLAIN="RUN..." STARRED="RUN..." (a minute a run)
 #   make proof-serve           the server under load, overload, attack and signals (10 minutes)
 #   make proof-explain         that the maps of `atnet explain` mark what an answer hangs on (10 minutes)
@@ -35,7 +36,7 @@ PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo bench table weights test all-tests ci lint types peer-tests proof-augment proof-data proof-data-speed proof-explain proof-few \
-	proof-faults proof-fuzz proof-heads proof-malicious proof-parity proof-products proof-publish proof-serve proof-training-speed \
+	proof-faults proof-fuzz proof-gpu proof-heads proof-malicious proof-parity proof-products proof-publish proof-serve proof-training-speed \
 	proof-transfer readme reference setup dev web-picture explain-picture clean
 .DEFAULT_GOAL := demo
 
@@ -152,6 +153,14 @@ proof-data-speed: dev
 
 proof-fuzz: dev
 	$(BIN)/python tests/proof/fuzz.py all 30 $(IMAGENETTE)
+
+ifdef SHORT
+proof-gpu: dev
+	$(BIN)/python tests/proof/gpu.py --short
+else
+proof-gpu: dev
+	$(BIN)/python tests/proof/gpu.py --out results/gpu.json --document docs/performance.md
+endif
 
 proof-heads: dev
 	$(BIN)/python tests/proof/heads.py $(IMAGENETTE)/val --plain $(PLAIN) --starred $(STARRED) --plot docs/heads.png

@@ -62,6 +62,33 @@ def evaluates_in_bf16(device: torch.device) -> bool:
     return device.type == "cuda" and multiplies_in_bf16("auto", device)
 
 
+@contextlib.contextmanager
+def cuda_settings(device: torch.device, *, deterministic: bool, fp32: bool) -> Iterator[None]:
+    """While a GPU trains: a search for its fastest convolutions, or with `deterministic` the same bits each time.
+
+    fp32: whether fp32 was asked for; else products that stay in it may be TF32.  On another device it does nothing.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn, products = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    strict, warning = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS is not, and torch refuses it
+        torch.use_deterministic_algorithms(True)
+    if not fp32:
+        torch.set_float32_matmul_precision("high")
+    try:
+        with cudnn.flags(enabled=True, benchmark=not deterministic, deterministic=deterministic, allow_tf32=not fp32):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warning)
+        torch.set_float32_matmul_precision(products)
+
+
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seeds torch's generator on the CPU and on the device.
 

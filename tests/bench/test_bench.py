@@ -111,3 +111,11 @@ def test_the_command_prints_and_keeps_a_table_and_an_image(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(words)
     assert "bench: exists; choose another --out" in capsys.readouterr().err
+
+
+def test_a_device_is_benched_by_torch_alone(monkeypatch, capsys):
+    monkeypatch.setattr("atnet.device.present_devices", lambda: ["mps", "cpu"])
+    with pytest.raises(ConfigError, match="with --device mps use eager"):
+        bench(["xxxs"], device="mps")
+    with pytest.raises(ConfigError, match="torch does not see one"):
+        bench(["xxxs"], engine="eager", device="cuda")

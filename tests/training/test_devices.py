@@ -9,7 +9,7 @@ import torch
 import atnet
 from atnet.config import make_config
 from atnet.data.loader import TrainSet, collate, make_preprocess
-from atnet.device import multiplies_in_bf16, pick_device
+from atnet.device import cuda_settings, multiplies_in_bf16, pick_device
 from atnet.errors import ConfigError
 from atnet.models.load import create_classifier
 from atnet.training.faults import _batch
@@ -152,3 +152,23 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ConfigError, match="as many processes as there are GPUs"):
         pick_device("cuda")
+
+
+@pytest.mark.parametrize(("deterministic", "fp32"), [(False, False), (True, False), (False, True)])
+def test_a_gpus_settings_hold_while_it_trains_and_not_after(monkeypatch, deterministic, fp32):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+
+    def settings():
+        cudnn = torch.backends.cudnn
+        return (
+            cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled(),
+            torch.get_float32_matmul_precision(),
+        )  # fmt: skip
+
+    before = settings()
+    with cuda_settings(torch.device("cpu"), deterministic=deterministic, fp32=fp32):
+        assert settings() == before
+    with cuda_settings(torch.device("cuda", 0), deterministic=deterministic, fp32=fp32):
+        products = "highest" if fp32 else "high"
+        assert settings() == (not deterministic, deterministic, deterministic, products)
+    assert settings() == before

@@ -418,3 +418,14 @@ def test_a_run_that_fails_before_anything_is_saved_leaves_nothing(quick, digits,
     again = atnet.train(**quick, out=tmp_path / "run")
     for name in ("last.safetensors", "ema.safetensors", "best.safetensors"):
         assert (again.folder / name).read_bytes() == (first.folder / name).read_bytes(), "the file's every byte"
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_to_the_same_losses(quick, tmp_path):
+    plain = atnet.train(**quick, precision="fp32", out=tmp_path / "plain")
+    compiled = atnet.train(**quick, precision="fp32", compile=True, out=tmp_path / "compiled")
+    for ours, theirs in zip(read_metrics(plain.folder), read_metrics(compiled.folder), strict=True):
+        for name in ("train_loss", "val_loss", "ema_val_loss"):
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=5e-3)
+    before, after = (load_file(run.folder / "last.safetensors") for run in (plain, compiled))
+    assert before.keys() == after.keys()

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from atnet.bench.roof import Roof, measure_roof
-from atnet.device import multiplies_in_bf16
+from atnet.device import multiplies_in_bf16, pick_device
 from atnet.errors import ConfigError
 from atnet.exported.graph import write_onnx
 from atnet.files import csv_table, markdown_table, replace_between
@@ -32,7 +32,7 @@ from atnet.progress import progress_bar
 from atnet.run.record import commit
 from atnet.system import processor
 
-ENGINES = ("onnx", "eager", "compile", "train")
+ENGINES = ("onnx", "eager", "compile", "train", "train-compile")
 Columns = tuple[list[str], list[list[str]]]
 """The heads of a table and its rows."""
 
@@ -43,9 +43,10 @@ class Timing:
 
     median, p95: milliseconds of a run of the whole batch.  images_per_s: at the median.
     ratio: its time over the reference's, median over the rounds; low and high the least and greatest of them.
-    compute, memory: shares, 0 to 1, of what the machine can do at most in these threads: of the multiply-adds
-    (three times those of inference in training), and of the bandwidth, to read the weights once in each run.
-    first: from the start of a process to its first answer, seconds.  peak: memory of the process, MB.
+    compute, memory: shares, 0 to 1, of what the machine can do at most in these threads, or the device: of the
+    multiply-adds (three times those of inference in training), and of the bandwidth, to read the weights once in each
+    run.
+    first: from the start of a process to its first answer, seconds.  peak: memory of the process, or GPU, MB.
     disk: the ONNX file, or the fp32 weights, MB.
     """
 
@@ -132,28 +133,35 @@ def bench(
     reference: str | None = None,
     recipe: str | Path | None = None,
     precision: str = "auto",
+    device: str = "cpu",
 ) -> list[Timing]:
     """Times networks of fresh weights side by side.
 
     models: AT-Net sizes and timm architectures, or weights by a name that `atnet.load` takes, for their architecture.
     engine: "onnx" (ONNX Runtime), "eager" and "compile" (torch),
-    "train" (a step of training, by the recipe, in the precision).  seconds: of each network's turn in each round.
+    "train" and "train-compile" (a step of training, by the recipe, in the precision).
+    seconds: of each network's turn in each round.
+    device: "cpu", "cuda" or "mps", where torch computes; there inference is in the precision too.
     reference: the model that ratios are taken to; the first if None.
     Raises ConfigError naming a model that is unknown or cannot run.
     """
     if engine not in ENGINES:
         raise ConfigError(f"engine {engine!r} is unknown: use {', '.join(ENGINES)}")
+    device = pick_device(device).type
+    if engine == "onnx" and device != "cpu":
+        raise ConfigError(f"--engine onnx is of CPUs: with --device {device} use eager, compile, train, train-compile")
     names = list(dict.fromkeys(architecture_of(model) for model in models))
     base = architecture_of(reference) if reference else names[0]
     if base not in names:
         names.append(base)
-    roof = roof_of(engine, threads, precision)
+    roof = roof_of(engine, threads, precision, device)
     with tempfile.TemporaryDirectory() as folder:
 
         def case_of(name: str) -> dict[str, Any]:
             case: dict[str, Any] = {
                 "engine": engine, "model": name, "size": size, "threads": threads,
-                "recipe": str(recipe) if recipe else None, "precision": precision, "onnx": f"{folder}/{name}.onnx",
+                "recipe": str(recipe) if recipe else None, "precision": precision, "device": device,
+                "onnx": f"{folder}/{name}.onnx",
             }  # fmt: skip
             if engine == "onnx":
                 write_onnx(create_deployed(name, size=size), (3, size, size), Path(case["onnx"]))
@@ -164,10 +172,11 @@ def bench(
         )
         disk = {name: Path(f"{folder}/{name}.onnx").stat().st_size / 1e6 for name in names if engine == "onnx"}
     medians = {name: [statistics.median(times) for times in worker.rounds] for name, worker in workers.items()}
-    passes = 3 if engine == "train" else 1  # forward, and the gradients of inputs and of weights
+    training = engine.startswith("train")
+    passes = 3 if training else 1  # forward, and the gradients of inputs and of weights
     timings = []
     for name, worker in workers.items():
-        cost = cost_of(name, size, deployed=engine != "train")
+        cost = cost_of(name, size, deployed=not training)
         every = [run for times in worker.rounds for run in times]
         ratios = [ours / theirs for ours, theirs in zip(medians[name], medians[base], strict=True)]
         median = statistics.median(every)
@@ -195,10 +204,10 @@ def bench(
     return timings
 
 
-def roof_of(engine: str, threads: int, precision: str) -> Roof:
-    """What bounds an engine: training's products may be bf16, all others are fp32."""
-    bf16 = engine == "train" and multiplies_in_bf16(precision, torch.device("cpu"))
-    return measure_roof(threads, bf16=bf16)
+def roof_of(engine: str, threads: int, precision: str, device: str = "cpu") -> Roof:
+    """What bounds an engine: training's products may be bf16, and on a GPU all; inference's on a CPU are fp32."""
+    may = engine.startswith("train") or device != "cpu"
+    return measure_roof(threads, bf16=may and multiplies_in_bf16(precision, torch.device(device)), device=device)
 
 
 def take_turns(
@@ -231,7 +240,8 @@ def take_turns(
 def machine() -> dict[str, Any]:
     """What timings depend on beside the networks."""
     packages = {name: version(name) for name in ("torch", "timm", "onnxruntime")}
-    return {"processor": processor(), "cores": os.cpu_count(), "commit": commit(), **packages}
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {"processor": processor(), "cores": os.cpu_count(), **gpu, "commit": commit(), **packages}
 
 
 def machine_line() -> str:

@@ -1,7 +1,8 @@
 """One network in a process of its own, timed when asked: what `atnet bench` runs side by side.
 
 `python -m atnet.bench.worker` reads a JSON object a line. The first says what to build: engine, model, size,
-threads, recipe, precision, began (time at its start); of these ONNX needs threads and began, and onnx, the file.
+threads, recipe, precision, device (cpu if it is not there), began (time at its start); of these ONNX needs threads and
+began, and onnx, the file.
 Each after it, {"batch": images, "seconds": least time}, is answered with the seconds of each run, of the first
 answer since began, and the peak of memory, MB.
 Torch is imported by the engines that need it only: memory and time to the first answer are an engine's own.
@@ -15,13 +16,18 @@ from typing import Any
 
 from atnet.system import process_peak_mb
 
-WARM_RUNS, LEAST_RUNS = 2, 3
+WARM_RUNS, WARM_RUNS_OF_GPU, LEAST_RUNS = 2, 20, 3
 Step = Callable[[], Any]
 
 
 def main() -> None:
     case = json.loads(sys.stdin.readline())
+    device = case.setdefault("device", "cpu")
     step_of = ENGINES[case["engine"]](case)
+    timed: Callable[[Step], float] = _by_clock
+    peak_mb = process_peak_mb
+    if device != "cpu":
+        timed, peak_mb = _of_device(device)
     steps: dict[int, Step] = {}
     first = 0.0
     for line in sys.stdin:
@@ -29,17 +35,31 @@ def main() -> None:
         batch = order["batch"]
         if batch not in steps:
             steps[batch] = step_of(batch)
-            steps[batch]()
+            timed(steps[batch])
             first = first or time.time() - case["began"]
-            for _ in range(WARM_RUNS - 1):
-                steps[batch]()
+            for _ in range((WARM_RUNS if device == "cpu" else WARM_RUNS_OF_GPU) - 1):
+                timed(steps[batch])
         times: list[float] = []
         until = time.perf_counter() + order["seconds"]
         while len(times) < LEAST_RUNS or time.perf_counter() < until:
-            began = time.perf_counter()
-            steps[batch]()
-            times.append(time.perf_counter() - began)
-        print(json.dumps({"times": times, "first": first, "peak_mb": process_peak_mb()}), flush=True)
+            times.append(timed(steps[batch]))
+        print(json.dumps({"times": times, "first": first, "peak_mb": peak_mb()}), flush=True)
+
+
+def _by_clock(step: Step) -> float:
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
+def _of_device(device: str) -> tuple[Callable[[Step], float], Callable[[], float]]:
+    """What times a step, and what says the most memory it took, MB."""
+    import torch
+
+    from atnet.bench.roof import timer
+    from atnet.run.record import peak_memory_mb
+
+    return timer(device), lambda: peak_memory_mb(torch.device(device))
 
 
 def _onnx(case: dict[str, Any]) -> Callable[[int], Step]:
@@ -60,20 +80,30 @@ def _onnx(case: dict[str, Any]) -> Callable[[int], Step]:
 
 
 def _torch(case: dict[str, Any]) -> Callable[[int], Step]:
-    """Torch in fp32, channels-last, branches of reparameterisable networks merged; compiled if asked for."""
+    """Torch, channels-last, branches of reparameterisable networks merged; compiled if asked for.
+
+    A CPU computes in fp32, another device in the precision.
+    """
     import torch
 
+    from atnet.device import cuda_settings, in_precision, multiplies_in_bf16, pick_device
     from atnet.models.load import create_deployed
 
     torch.set_num_threads(case["threads"])
-    model = create_deployed(case["model"], size=case["size"]).to(memory_format=torch.channels_last)
-    run = torch.compile(model) if case["engine"] == "compile" else model
+    device = pick_device(case["device"])
+    bf16 = device.type != "cpu" and multiplies_in_bf16(case["precision"], device)
+    model = create_deployed(case["model"], size=case["size"]).to(device).to(memory_format=torch.channels_last)
+    run = torch.compile(model, mode="max-autotune") if case["engine"] == "compile" and device.type == "cuda" else model
+    if case["engine"] == "compile" and device.type != "cuda":
+        run = torch.compile(model)
 
     def step_of(batch: int) -> Step:
-        images = torch.randn(batch, 3, case["size"], case["size"]).to(memory_format=torch.channels_last)
+        images = torch.randn(batch, 3, case["size"], case["size"], device=device)
+        images = images.to(memory_format=torch.channels_last)
 
         def step() -> None:
-            with torch.inference_mode():
+            fast = cuda_settings(device, deterministic=False, fp32=case["precision"] == "fp32")
+            with fast, torch.inference_mode(), in_precision(device, bf16):
                 run(images)
 
         return step
@@ -86,19 +116,22 @@ def _train(case: dict[str, Any]) -> Callable[[int], Step]:
     import torch
 
     from atnet.config import make_config
+    from atnet.device import cuda_settings
     from atnet.training.state import State, train_step
 
     def step_of(batch: int) -> Step:
         data = {"source": "digits", "size": case["size"], "cache": "none"}
-        options = {"model": case["model"], "batch": batch, "threads": case["threads"], "precision": case["precision"]}
-        config = make_config(case["recipe"], **options, data=data)
+        options = {name: case[name] for name in ("model", "threads", "precision", "device")}
+        compiled = case["engine"] == "train-compile"
+        config = make_config(case["recipe"], **options, batch=batch, compile=compiled, data=data)
         state = State(config)
         state.train_mode()
         pixels = torch.randint(0, 256, (batch, 3, case["size"], case["size"]), dtype=torch.uint8)
         labels = torch.arange(batch) % len(state.info.classes)
 
         def step() -> None:
-            train_step(state, pixels, labels)
+            with cuda_settings(state.device, deterministic=config.deterministic, fp32=config.precision == "fp32"):
+                train_step(state, pixels, labels)
             state.step += 1
 
         return step
@@ -111,6 +144,7 @@ ENGINES: dict[str, Callable[[dict[str, Any]], Callable[[int], Step]]] = {
     "eager": _torch,
     "compile": _torch,
     "train": _train,
+    "train-compile": _train,
 }
 
 if __name__ == "__main__":

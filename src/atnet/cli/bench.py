@@ -15,7 +15,8 @@ def bench(
     *models: str,
     size: tuple[int, ...] = (224,),
     batch: tuple[int, ...] = (1,),
-    engine: tuple[Literal["onnx", "eager", "compile", "train"], ...] = ("onnx",),
+    engine: tuple[Literal["onnx", "eager", "compile", "train", "train-compile"], ...] = (),
+    device: Literal["auto", "cpu", "cuda", "mps"] = "cpu",
     threads: tuple[int, ...] = (1,),
     rounds: int = 7,
     seconds: float = 0.5,
@@ -40,7 +41,10 @@ def bench(
     batch
         Images at a time; more than one may be given.
     engine
-        onnx (ONNX Runtime), eager, compile (torch), train (a training step); more than one may be given.
+        onnx (ONNX Runtime), eager, compile (torch), train, train-compile (a training step); more than one may be
+        given. Not given: onnx, or eager with another device than cpu.
+    device
+        Where torch computes; by a GPU's own clock, after a warm-up, in bf16 if --precision says so.
     threads
         CPU threads; more than one may be given.
     rounds
@@ -52,7 +56,7 @@ def bench(
     recipe
         A recipe for the training step.
     precision
-        Of the training step, as in `atnet train`.
+        Of the training step, as in `atnet train`, and on a GPU of inference too.
     out
         A new folder for bench.csv, bench.png and machine.yaml.
     document
@@ -62,6 +66,7 @@ def bench(
     """
     from atnet.bench.bench import bench as run
     from atnet.bench.bench import columns_of, machine, machine_line, publish, roof_of, to_csv
+    from atnet.device import pick_device
     from atnet.errors import ConfigError
     from atnet.files import write_whole
     from atnet.progress import counted
@@ -73,15 +78,18 @@ def bench(
         raise ConfigError(f"{out}: exists; choose another --out")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     found = []
+    engine = engine or ("onnx" if device == "cpu" else "eager",)
     for one, side, count, images in itertools.product(engine, size, threads, batch):
         timings = run(
             models, size=side, batch=images, engine=one, threads=count, rounds=rounds, seconds=seconds,
-            reference=reference, recipe=recipe, precision=precision,
+            reference=reference, recipe=recipe, precision=precision, device=device,
         )  # fmt: skip
         found += timings
-        console.print(f"\n{one}, {side} px, batch {images}, {counted(count, 'thread')}", style="bold")
+        where = counted(count, "thread") if device == "cpu" else device
+        console.print(f"\n{one}, {side} px, batch {images}, {where}", style="bold")
         console.print(table_of(*columns_of(timings)))
-    roofs = [roof_of(one, count, precision) for one, count in itertools.product(engine, threads)]
+    chosen = pick_device(device).type
+    roofs = [roof_of(one, count, precision, chosen) for one, count in itertools.product(engine, threads)]
     notes = "; ".join([machine_line(), *dict.fromkeys(map(str, roofs))])
     console.print(f"\n{notes}", markup=False, soft_wrap=True)
     if document is not None:

@@ -387,6 +387,8 @@ def peak_memory_mb(device: torch.device) -> float:
     """Most memory held so far, MB: of the GPU if the run is on one, else of the process; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 1e6
     return process_peak_mb()
 
 

@@ -21,7 +21,7 @@ from atnet.data.classes import printable
 from atnet.data.loader import BadSample, batches_of, eval_loader, train_loader
 from atnet.data.pack import BAD_FILES, write_bad_files
 from atnet.data.sources import open_configured
-from atnet.device import keep_freed_memory
+from atnet.device import cuda_settings, keep_freed_memory
 from atnet.errors import AtnetError, ConfigError, Stopped, TrainingError
 from atnet.eval.evaluate import score_together, scored
 from atnet.eval.metrics import Scores, together
@@ -207,8 +207,13 @@ def _fit(state: State, run: Path) -> Run:
     )
     if state.step:
         log.info("resumed after step %s of %s", f"{state.step:,}", f"{steps:,}")
-    alone = distributed.world_size() == 1
-    with Interruption(at_once=alone) as interruption, distributed.hearing_others(), state.keeping_answers():
+    alone, fp32 = distributed.world_size() == 1, config.precision == "fp32"
+    with (
+        Interruption(at_once=alone) as interruption,
+        distributed.hearing_others(),
+        cuda_settings(state.device, deterministic=config.deterministic, fp32=fp32),
+        state.keeping_answers(),
+    ):
         try:
             with _naming_full_disk(run):
                 scores, rows = _train_epochs(state, run, interruption)

@@ -103,6 +103,7 @@ class State:
         self.statistics = RunningStatistics(self.model)
         self.colours = mean_and_std(config.data, self.device)
         self.parallel = distributed.data_parallel(self.model)
+        self.forward: Any = torch.compile(self.parallel) if config.compile else self.parallel
         self.mix = make_mix(config.augment, len(classes))
         self.class_weight = None
         if config.data.balance == "loss":
@@ -427,7 +428,7 @@ def _gradient(state: State, pixels: Tensor, labels: Tensor) -> Tensor:
         images, targets = prepare(state, some, their.clamp(min=0), distributed.rank() * share + number)
         with state.statistics.part(images), distributed.averaging(state.parallel, now=number == share - 1):
             with _naming_single(state, images), in_precision(state.device, state.bf16):
-                logits = state.parallel(images)
+                logits = state.forward(images)
             logits = logits.float()
             loss = _loss(state, images, logits, targets, drawn)
             (loss * (weight / share)).backward()  # type: ignore[no-untyped-call]
