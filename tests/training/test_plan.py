@@ -125,7 +125,7 @@ def test_a_full_memory_names_the_remedy(quick, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.nn.GELU, "forward", ask_for_too_much)
     state = plan.State(make_config(**quick | {"model": "mobilenetv3_small_100"}))
-    state.parallel = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.GELU())
+    state.forward = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.GELU())
     with pytest.raises(TrainingError, match="out of memory with --batch 20 of 32 px: use half the --batch"):
         plan.train_step(state, torch.zeros(20, 3, 32, 32), torch.zeros(20, dtype=torch.long))
 

@@ -1,7 +1,7 @@
 """Muon: momentum whose update is made orthogonal, for the matrices of layers."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -50,23 +50,24 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     alike[len(parameter), parameter[0].numel()].append(parameter)
             for (rows, columns), parameters in alike.items():
-                moved = parameters[0].new_empty(len(parameters), rows, columns, dtype=self.dtype)
-                for parameter, target in zip(parameters, moved, strict=True):
-                    target.copy_(self._nesterov(parameter, group["momentum"]).reshape(rows, columns))
+                looked = self._nesterov(parameters, group["momentum"])
+                moved = torch.stack([one.reshape(rows, columns) for one in looked]).to(self.dtype)
                 scale = 0.2 * max(rows, columns) ** 0.5
-                for parameter, update in zip(parameters, orthogonal(moved), strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * scale)
+                updates = orthogonal(moved).to(parameters[0].dtype)
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                shaped = [update.reshape(one.shape) for update, one in zip(updates, parameters, strict=True)]
+                torch._foreach_add_(parameters, shaped, alpha=-group["lr"] * scale)
         return loss
 
-    def _nesterov(self, parameter: Tensor, momentum: float) -> Tensor:
-        """The gradient after a look ahead along its running mean, which it enters."""
-        state = self.state[parameter]
-        if not state:
-            state["mean"] = torch.zeros_like(parameter)
-        state["mean"].lerp_(parameter.grad, 1 - momentum)
-        looked: Tensor = parameter.grad.lerp(state["mean"], momentum)  # type: ignore[union-attr]
-        return looked
+    def _nesterov(self, parameters: list[Tensor], momentum: float) -> Sequence[Tensor]:
+        """The gradients after a look ahead along their running means, which they enter."""
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["mean"] = torch.zeros_like(parameter)
+        gradients: list[Any] = [parameter.grad for parameter in parameters]
+        means = [self.state[parameter]["mean"] for parameter in parameters]
+        torch._foreach_lerp_(means, gradients, 1 - momentum)
+        return torch._foreach_lerp(gradients, means, momentum)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
