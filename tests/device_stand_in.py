@@ -64,13 +64,13 @@ class StandIn(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _move(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        tensor = args[0]
+        tensor, lets_go = args[0], False
         if func is Tensor.to:
             given = {name: value for name, value in kwargs.items() if name != "memory_format"}
             if len(args) > 1 and isinstance(args[1], Tensor):
                 target, dtype = args[1].device, args[1].dtype
             else:
-                target, dtype, _, _ = torch._C._nn._parse_to(*args[1:], **given)
+                target, dtype, lets_go, _ = torch._C._nn._parse_to(*args[1:], **given)
         else:
             target, dtype = torch.device("cpu" if func is Tensor.cpu else "cuda"), None
         here = isinstance(tensor, OnDevice)
@@ -78,6 +78,8 @@ class StandIn(TorchFunctionMode):
         if here and not there:
             self.waits.append("aten::_to_copy")
             tensor = _Down.apply(tensor)
+        if there and not here and not lets_go:
+            self.waits.append("aten::_to_copy")
         how = {name: kwargs[name] for name in ("copy", "memory_format") if name in kwargs}
         with torch._C.DisableTorchFunction():
             moved = tensor.to(dtype=dtype or tensor.dtype, **how)

@@ -91,8 +91,9 @@ class DataConfig:
     """Mean of the colours, 0 to 1 (ImageNet's)."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of the colours (ImageNet's)."""
-    cache: Literal["none", "ram"] = "none"
-    """ram: each image is decoded once and kept, shorter side at most cache_size."""
+    cache: Literal["none", "ram", "device"] = "none"
+    """ram: each image is decoded once and kept, shorter side at most cache_size. device: kept on the GPU, cropped and
+    augmented there; the same crops."""
     cache_size: Whole = 256
     """Shorter side of a cached training image, in pixels."""
     workers: Whole = 2
@@ -372,6 +373,10 @@ class Config:
             not self.distill.views or not (self.augment.mixup or self.augment.cutmix),
             "distill.views keeps answers to single images: use --augment.mixup 0 and --augment.cutmix 0, or "
             "--distill.views 0",
+        )
+        _check(
+            self.data.cache != "device" or self.augment.crop_scale < 1,
+            "data.cache=device makes random crops: use an --augment.crop-scale below 1, or --data.cache ram",
         )
         ends = self.cycle_ends()
         _check(

@@ -10,6 +10,8 @@ import torch
 
 from atnet.errors import ConfigError, TrainingError
 
+# cuBLAS gives the same bits each time so, which --deterministic needs; it is read once, at the first product.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h; its defaults are the two values of keep=False below
 
 
@@ -20,23 +22,31 @@ def present_devices() -> list[str]:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto is cuda, then mps, then cpu; of several GPUs, the one of this process's number on its machine.
+    """auto is cuda, then mps, then cpu; behind torchrun the GPU of this process's number on its machine, and no mps.
 
     Raises ConfigError if the one named is not there.
     """
     present = present_devices()
+    launched = "TORCHELASTIC_RUN_ID" in os.environ
+    if launched and os.environ.get("WORLD_SIZE", "1") != "1":  # the processes average gradients by NCCL or gloo
+        present = [one for one in present if one != "mps"]
     if name == "auto":
         name = present[0]
     if name not in present:
         raise ConfigError(f"device={name}: torch does not see one; here are: {', '.join(present)}")
     if name != "cuda":
         return torch.device(name)
-    number = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
-    if number >= torch.cuda.device_count():
+    if not launched:
+        return torch.device(name, torch.cuda.current_device())
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= count == 1 and "CUDA_VISIBLE_DEVICES" in os.environ:  # to each process its own
+        number = 0
+    if number >= count:
         raise ConfigError(
-            f"process {number} of this machine has no GPU of its own, torch sees {torch.cuda.device_count()}: "
+            f"process {number} of this machine has no GPU of its own, torch sees {count}: "
             "start as many processes as there are GPUs, or use --device cpu"
         )
+    torch.cuda.set_device(number)
     return torch.device(name, number)
 
 
@@ -57,11 +67,6 @@ def in_precision(device: torch.device, bf16: bool) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
-def evaluates_in_bf16(device: torch.device) -> bool:
-    """Whether evaluation multiplies in bf16: on GPUs that have it; on CPUs in fp32, as for all published figures."""
-    return device.type == "cuda" and multiplies_in_bf16("auto", device)
-
-
 @contextlib.contextmanager
 def cuda_settings(device: torch.device, *, deterministic: bool, fp32: bool) -> Iterator[None]:
     """While a GPU trains: a search for its fastest convolutions, or with `deterministic` the same bits each time.
@@ -77,13 +82,16 @@ def cuda_settings(device: torch.device, *, deterministic: bool, fp32: bool) -> I
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS is not, and torch refuses it
         torch.use_deterministic_algorithms(True)
     if not fp32:
         torch.set_float32_matmul_precision("high")
     try:
         with cudnn.flags(enabled=True, benchmark=not deterministic, deterministic=deterministic, allow_tf32=not fp32):
             yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise ConfigError(f"--deterministic: {str(error).splitlines()[0]}; use --no-deterministic") from error
     finally:
         torch.use_deterministic_algorithms(strict, warn_only=warning)
         torch.set_float32_matmul_precision(products)

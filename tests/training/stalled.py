@@ -1,4 +1,4 @@
-"""python stalled.py RECIPE OUT PROCESS STEP: trains, but that process waits for the data of that step without end.
+"""python stalled.py RECIPE OUT PROCESS STEP|evaluation: trains, but there that process waits for its data without end.
 
 Run by torchrun. STALLED is left in the working folder when it does.
 """
@@ -12,22 +12,33 @@ import atnet
 from atnet.errors import Stopped
 from atnet.training import loop
 
-recipe, out, process, step = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-batches_of = loop.batches_of
+recipe, out, process, where = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+training_batches, score_together = loop.training_batches, loop.score_together
 
 
-def stalling(loader):
-    for number, batch in enumerate(batches_of(loader)):
-        if number == step and int(os.environ["RANK"]) == process:
-            Path("STALLED").touch()
-            while True:
-                time.sleep(60)
+def stall():
+    if int(os.environ["RANK"]) == process:
+        Path("STALLED").touch()
+        while True:
+            time.sleep(60)
+
+
+def stalling(*asked):
+    for number, batch in enumerate(training_batches(*asked)):
+        if str(number) == where:
+            stall()
         yield batch
+
+
+def scoring(*given, **named):
+    if where == "evaluation":
+        stall()
+    return score_together(*given, **named)
 
 
 if __name__ == "__main__":
     Path(f"PID-{os.environ['RANK']}").write_text(str(os.getpid()))
-    loop.batches_of = stalling
+    loop.training_batches, loop.score_together = stalling, scoring
     try:
         atnet.train(recipe, out=out)
     except Stopped as stopped:

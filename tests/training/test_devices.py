@@ -143,22 +143,31 @@ def test_on_a_gpu_teachers_and_evaluation_multiply_as_training_does(digits, monk
 
 
 def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
-    monkeypatch.setattr("atnet.device.present_devices", lambda: ["cuda", "cpu"])
+    present, chosen = ["cuda", "mps", "cpu"], []
+    monkeypatch.setattr("atnet.device.present_devices", lambda: present)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert pick_device("auto") == torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device("auto") == torch.device("cuda", 0)  # not torchrun's
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert pick_device("auto") == torch.device("cuda", 1)
+    assert chosen == [1]
     assert pick_device("cpu") == torch.device("cpu")
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ConfigError, match="as many processes as there are GPUs"):
         pick_device("cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert pick_device("cuda") == torch.device("cuda", 0)
+    present.remove("cuda")
+    assert pick_device("auto") == torch.device("cpu")  # gloo has no tensors of a Mac's GPU
 
 
 @pytest.mark.parametrize(("deterministic", "fp32"), [(False, False), (True, False), (False, True)])
-def test_a_gpus_settings_hold_while_it_trains_and_not_after(monkeypatch, deterministic, fp32):
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-
+def test_a_gpus_settings_hold_while_it_trains_and_not_after(deterministic, fp32):
     def settings():
         cudnn = torch.backends.cudnn
         return (

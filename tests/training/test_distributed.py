@@ -155,3 +155,20 @@ def test_a_signal_stops_all_though_one_waits_for_its_data(options, tmp_path, sta
     atnet.train(resume=tmp_path / "run")
     assert figures(whole)[0] == pytest.approx(figures(tmp_path / "run")[0], rel=1e-4)
     assert figures(whole)[1] == pytest.approx(figures(tmp_path / "run")[1], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_signal_stops_an_evaluation_of_all(options, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(to_yaml(make_config(**options)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = Path(__file__).with_name("stalled.py")
+    command = [*launch, str(script), str(tmp_path / "recipe.yaml"), str(tmp_path / "run"), "1", "evaluation"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
+    while not (tmp_path / "STALLED").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.kill(int((tmp_path / "PID-0").read_text()), signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert "stopped after step 10 of 20, saved" in said
+    atnet.train(resume=tmp_path / "run")
+    assert len(read_metrics(tmp_path / "run")) == 2

@@ -116,7 +116,6 @@ def _train(case: dict[str, Any]) -> Callable[[int], Step]:
     import torch
 
     from atnet.config import make_config
-    from atnet.device import cuda_settings
     from atnet.training.state import State, train_step
 
     def step_of(batch: int) -> Step:
@@ -130,8 +129,7 @@ def _train(case: dict[str, Any]) -> Callable[[int], Step]:
         labels = torch.arange(batch) % len(state.info.classes)
 
         def step() -> None:
-            with cuda_settings(state.device, deterministic=config.deterministic, fp32=config.precision == "fp32"):
-                train_step(state, pixels, labels)
+            train_step(state, pixels, labels)
             state.step += 1
 
         return step

@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,14 @@ ERASED, ERASED_RATIOS = (0.02, 0.33), (0.3, 3.3)
 
 TRIES = 10
 LEVELS = 30
+
+
+class Drawn(NamedTuple):
+    """flip: whether left is right.  operations: names and signs, of RandAugment.  erased: the box, empty if none is."""
+
+    flip: bool
+    operations: tuple[tuple[str, int], ...]
+    erased: Box
 
 
 class Augment:
@@ -51,18 +60,25 @@ class Augment:
         box = crop_box(width, height, least, chance)
         return box, min(box[2] - box[0], box[3] - box[1]) / side
 
+    def draw(self, side: int, chance: random.Random) -> "Drawn":
+        """What is to be done to a crop, after `crop` drew its box."""
+        augment = self.config.augment
+        flip = chance.random() < augment.flip
+        operations = tuple(draw_operation(chance) for _ in range(augment.randaugment))
+        erased = erased_box(side, chance) if chance.random() < augment.erasing else (0, 0, 0, 0)
+        return Drawn(flip, operations, erased)
+
     def __call__(self, pixels: NDArray[np.uint8], box: Box, side: int, chance: random.Random) -> NDArray[np.uint8]:
         """Pixels (H, W, 3) and the crop's box in them to the augmented crop, uint8 (side, side, 3)."""
-        augment = self.config.augment
+        drawn = self.draw(side, chance)
         image = Image.fromarray(self._resized(pixels, box, side))
-        if chance.random() < augment.flip:
+        if drawn.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        for _ in range(augment.randaugment):
-            image = rand_augment(image, augment.magnitude, self.fill, chance)
+        for name, sign in drawn.operations:
+            image = operate(image, name, self.config.augment.magnitude, sign, self.fill)
         made: NDArray[np.uint8] = np.array(image)
-        if chance.random() < augment.erasing:
-            left, top, right, bottom = erased_box(side, chance)
-            made[top:bottom, left:right] = self.fill
+        left, top, right, bottom = drawn.erased
+        made[top:bottom, left:right] = self.fill
         return made
 
     def _resized(self, pixels: NDArray[np.uint8], box: Box, side: int) -> NDArray[np.uint8]:
@@ -123,14 +139,10 @@ def erased_box(side: int, chance: random.Random) -> Box:
     return 0, 0, 0, 0
 
 
-def rand_augment(image: Image.Image, magnitude: int, fill: tuple[int, ...], chance: random.Random) -> Image.Image:
-    """One random operation of RandAugment. Source: Cubuk et al. 2020, with the ranges of torchvision's.
-
-    magnitude: 0 to 30.  fill: the colour of what comes in from outside.
-    """
+def draw_operation(chance: random.Random) -> tuple[str, int]:
+    """One random operation of RandAugment, and its sign. Source: Cubuk et al. 2020; the ranges are torchvision's."""
     name = OPERATIONS[chance.randrange(len(OPERATIONS))]
-    sign = -1 if chance.random() < 0.5 else 1
-    return operate(image, name, magnitude, sign, fill)
+    return name, -1 if chance.random() < 0.5 else 1
 
 
 OPERATIONS = (
@@ -140,7 +152,7 @@ OPERATIONS = (
 
 
 def operate(image: Image.Image, name: str, magnitude: int, sign: int, fill: tuple[int, ...]) -> Image.Image:
-    """One operation of RandAugment at a magnitude of 0 to 30."""
+    """One operation of RandAugment at a magnitude of 0 to 30.  fill: the colour of what comes in from outside."""
     share = magnitude / LEVELS
     width, height = image.size
     match name:

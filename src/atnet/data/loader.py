@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.sharedctypes import RawValue
 from typing import Any, NamedTuple
@@ -48,6 +48,7 @@ NO_LABEL = -1
 Sample = tuple[Tensor, int, BadSample | None]
 
 
+READ_AHEAD = 4096  # images that are read before one of them is taken
 LONGEST_WAIT, NAP = 1.0, 0.0005
 """Seconds that a loader process leaves the processor to a training step, and between two looks whether it is over."""
 
@@ -65,14 +66,8 @@ class TrainSet(Dataset[Sample]):
         self.samples = samples
         self.augment = Augment(config)
         self.cached: list[NDArray[np.uint8] | BadSample] | None = None
-        if data.cache == "ram":
-
-            def shrink(image: Image.Image) -> NDArray[np.uint8]:
-                if min(image.size) > data.cache_size:
-                    image = resize_shorter(image, data.cache_size, data.interpolation)
-                return np.array(image)
-
-            self.cached = _read_all(samples, shrink, "Caching training images")
+        if data.cache != "none":
+            self.cached = list(read_shrunk(samples, data))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -111,7 +106,7 @@ class EvalSet(Dataset[Sample]):
         self.preprocess = preprocess
         self.cached: list[Any] | None = None
         if cache:
-            self.cached = _read_all(samples, preprocess.resize_and_crop, "Caching validation images")
+            self.cached = list(_read_all(samples, preprocess.resize_and_crop, "Caching validation images"))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -236,6 +231,17 @@ def batches_of(loader: DataLoader[Any]) -> Generator[Any, None, None]:
         yield batch
 
 
+def read_shrunk(samples: Samples, data: DataConfig) -> Iterator[NDArray[np.uint8] | BadSample]:
+    """All images in their order, colours (H, W, 3), as a cache keeps them: their shorter side is at most cache_size."""
+
+    def shrink(image: Image.Image) -> NDArray[np.uint8]:
+        if min(image.size) > data.cache_size:
+            image = resize_shorter(image, data.cache_size, data.interpolation)
+        return np.array(image)
+
+    return _read_all(samples, shrink, "Caching training images")
+
+
 def _read(samples: Samples, index: int, keep: Callable[[Image.Image], Any]) -> Any:
     """What is to be kept of an image; a hole if it cannot be read."""
     try:
@@ -244,7 +250,7 @@ def _read(samples: Samples, index: int, keep: Callable[[Image.Image], Any]) -> A
         return BadSample(samples.ids[index], str(error))
 
 
-def _read_all(samples: Samples, keep: Callable[[Image.Image], Any], title: str) -> list[Any]:
+def _read_all(samples: Samples, keep: Callable[[Image.Image], Any], title: str) -> Iterator[Any]:
     """What is to be kept of each image, read by threads: decoding leaves the interpreter's lock."""
     with progress_bar(title, len(samples)) as advance, ThreadPoolExecutor(os.cpu_count()) as threads:
 
@@ -253,4 +259,5 @@ def _read_all(samples: Samples, keep: Callable[[Image.Image], Any], title: str) 
             advance(1)
             return kept
 
-        return list(threads.map(read, range(len(samples))))
+        for first in range(0, len(samples), READ_AHEAD):
+            yield from threads.map(read, range(first, min(first + READ_AHEAD, len(samples))))

@@ -14,7 +14,7 @@ from atnet.config import make_config
 from atnet.data.loader import NO_LABEL, BadSample, batches_of, eval_loader
 from atnet.data.samples import Samples
 from atnet.data.sources import open_held_out, open_labelled
-from atnet.device import evaluates_in_bf16, in_precision, pick_device
+from atnet.device import in_precision, multiplies_in_bf16, pick_device
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.eval.metrics import HeadScores, Scores, topk_correct
 from atnet.models.heads import answer
@@ -30,15 +30,24 @@ def score(model: nn.Module, batches: DataLoader[Any], *, classes: int, device: t
 
 
 def score_together(
-    models: dict[str, nn.Module], batches: DataLoader[Any], *, classes: int, device: torch.device, total: int
+    models: dict[str, nn.Module],
+    batches: DataLoader[Any],
+    *,
+    classes: int,
+    device: torch.device,
+    total: int,
+    precision: str = "auto",
 ) -> dict[str, Scores]:
-    """Scores of several models by their names, each image opened once for all of them; see `score`."""
+    """Scores of several models by their names, each image opened once for all of them; see `score`.
+
+    precision: of a GPU's products, as in the configuration; a CPU evaluates in fp32, as for all published figures.
+    """
     truth: list[Tensor] = []
     answers: dict[str, list[tuple[float, int, Tensor, Tensor]]] = {name: [] for name in models}
     of_heads: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in models}
     bad: list[BadSample] = []
     training = {name: model.training for name, model in models.items()}
-    bf16 = evaluates_in_bf16(device)
+    bf16 = device.type == "cuda" and multiplies_in_bf16(precision, device)
     for model in models.values():
         model.eval()
     with torch.inference_mode(), progress_bar("Evaluating", total) as advance:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atnet.config import Config
-from atnet.data.loader import batches_of, eval_loader, train_loader
+from atnet.data.loader import eval_loader
+from atnet.data.on_device import training_batches
 from atnet.data.samples import Samples
 from atnet.eval.evaluate import score_together
 from atnet.progress import progress_bar
@@ -113,7 +114,7 @@ def compare_with_probe(config: Config, train: Samples) -> Comparison | None:
 
 def _train(state: State, title: str) -> None:
     last = state.steps_per_epoch * state.config.epochs
-    batches = batches_of(train_loader(state.train_images, state.config, 0, last))
+    batches = training_batches(state.train_images, state.config, state.device, 0, last)
     state.train_mode()
     with progress_bar(title, last) as advance:
         for _ in range(last):

@@ -36,6 +36,7 @@ class _Joined:
     """What the processes of a group share: the groups by patience, and the store by which one tells all to stop."""
 
     store: Any = None
+    backend = "gloo"
     steps: Any = None
     waiting: Any = None
 
@@ -47,20 +48,24 @@ def process_group() -> Iterator[None]:
     NCCL for what lies on GPUs, gloo for the rest: what the processes tell each other, and gradients on CPUs.
     A process that is waited for longer than `STEP` in a step counts as dead, or than `WAITING` before it.
     """
+    if torch.cuda.is_available() and dist.is_nccl_available():
+        _Joined.backend = "cpu:gloo,cuda:nccl"
+    if dist.is_initialized() and _Joined.store is None:  # by who calls us
+        name = broadcast(uuid.uuid4().hex)
+        _join(dist.PrefixStore(name, dist.distributed_c10d._get_default_store()))  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            _Joined.store = _Joined.steps = _Joined.waiting = None
+        return
     if not is_launched() or dist.is_initialized():
         yield
         return
-    backend = "gloo"
-    if torch.cuda.is_available() and dist.is_nccl_available():
-        backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     try:
         store, number, world = next(dist.rendezvous("env://", timeout=MEETING))  # type: ignore[attr-defined]
         store = dist.PrefixStore(_round(store, number, world), store)  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=number, world_size=world, timeout=WORK)
-        _Joined.store = store
-        _Joined.steps = dist.new_group(timeout=STEP, backend=backend)
-        _Joined.waiting = dist.new_group(timeout=WAITING, backend="gloo")
+        dist.init_process_group(_Joined.backend, store=store, rank=number, world_size=world, timeout=WORK)
+        _join(store)
     except (dist.DistError, TimeoutError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ConfigError(f"the processes did not all meet at {place} within a minute: is it reachable?") from error
@@ -73,6 +78,11 @@ def process_group() -> Iterator[None]:
         log.setLevel(level)
         dist.destroy_process_group()
         _Joined.store = _Joined.steps = _Joined.waiting = None
+
+
+def _join(store: Any) -> None:
+    _Joined.store = store
+    _Joined.waiting = dist.new_group(timeout=WAITING, backend="gloo")
 
 
 def _round(store: Any, number: int, world: int) -> str:
@@ -145,11 +155,15 @@ def require_shares(parts: int) -> None:
         )
 
 
-def data_parallel(model: nn.Module) -> nn.Module:
-    """The network whose backward pass averages gradients over the processes; itself if there is one."""
+def data_parallel(model: nn.Module, slow: bool = False) -> nn.Module:
+    """The network whose backward pass averages gradients over the processes; itself if there is one.
+
+    slow: a step may take minutes on one of them, which compiles.
+    """
     if world_size() == 1:
         return model
     all_gather_object(None)  # all are here, so that a short wait is enough
+    _Joined.steps = dist.new_group(timeout=WAITING if slow else STEP, backend=_Joined.backend)
     return DistributedDataParallel(model, forward_sync_buffers=False, process_group=_Joined.steps)
 
 
@@ -214,7 +228,7 @@ def hearing_others() -> Iterator[None]:
         yield
     finally:
         done.set()
-        listener.join()
+        listener.join(timeout=2)  # and no longer: the machine that holds the store may be gone without a word
 
 
 def all_gather_object(value: Told) -> list[Told]:

@@ -18,10 +18,11 @@ from torch.utils.data import DataLoader
 
 from atnet.config import Config, read_yaml
 from atnet.data.classes import printable
-from atnet.data.loader import BadSample, batches_of, eval_loader, train_loader
+from atnet.data.loader import BadSample, eval_loader
+from atnet.data.on_device import training_batches
 from atnet.data.pack import BAD_FILES, write_bad_files
 from atnet.data.sources import open_configured
-from atnet.device import cuda_settings, keep_freed_memory
+from atnet.device import keep_freed_memory
 from atnet.errors import AtnetError, ConfigError, Stopped, TrainingError
 from atnet.eval.evaluate import score_together, scored
 from atnet.eval.metrics import Scores, together
@@ -207,19 +208,18 @@ def _fit(state: State, run: Path) -> Run:
     )
     if state.step:
         log.info("resumed after step %s of %s", f"{state.step:,}", f"{steps:,}")
-    alone, fp32 = distributed.world_size() == 1, config.precision == "fp32"
+    alone = distributed.world_size() == 1
     with (
         Interruption(at_once=alone) as interruption,
         distributed.hearing_others(),
-        cuda_settings(state.device, deterministic=config.deterministic, fp32=fp32),
         state.keeping_answers(),
     ):
         try:
             with _naming_full_disk(run):
                 scores, rows = _train_epochs(state, run, interruption)
         except KeyboardInterrupt:
-            with _naming_full_disk(run):  # the others wait, for torchrun ends the first one soon after them
-                distributed.on_main_process(lambda: _save_checkpoint(state, run))
+            with distributed.naming_loss():  # the others wait, for torchrun ends the first one soon after them
+                distributed.on_main_process(lambda: _save_stopped(state, run))
             raise Stopped(run, state.step, steps, interruption.signal or signal.SIGINT) from None
         except AtnetError as error:
             if distributed.rank():
@@ -235,6 +235,11 @@ def _fit(state: State, run: Path) -> Run:
         with _naming_full_disk(run):
             _write_results(state, run, scores, record)
     return Run(folder=run, record=distributed.broadcast(record))
+
+
+def _save_stopped(state: State, run: Path) -> None:
+    with _naming_full_disk(run):
+        _save_checkpoint(state, run)
 
 
 def _save_what_can_be(state: State, run: Path, error: AtnetError) -> str:
@@ -271,17 +276,16 @@ def _train_epochs(
         state.info.preprocess,
         config.batch // config.optim.accumulate,
         config.data.workers,
-        config.data.cache == "ram",
+        config.data.cache != "none",
     )
     last = per_epoch * config.epochs
-    batches = batches_of(
-        train_loader(state.train_images, config, state.step, last, (distributed.rank(), distributed.world_size()))
-    )
+    share = distributed.rank(), distributed.world_size()
+    batches = training_batches(state.train_images, config, state.device, state.step, last, share)
     scores: dict[str, Scores] = {}
     while state.epoch < config.epochs:
         row = _train_epoch(state, batches, run, interruption)
         began = time.perf_counter()
-        scores = _validate(state, validation) if config.evaluated(state.epoch) else {}
+        scores = _validate(state, validation, interruption) if config.evaluated(state.epoch) else {}
         with interruption.held():
             state.epoch += 1
             state.seconds += state.sums.seconds + time.perf_counter() - began
@@ -297,7 +301,7 @@ def _train_epochs(
                 _save(state, run, scores, rows, better)
         log.info(_line(state, row))
     batches.close()
-    scores = scores or _validate(state, validation)  # validated here: a run that ended before its record
+    scores = scores or _validate(state, validation, interruption)  # validated here: a run that ended before its record
     if not config.epochs:
         note_bad(state, run, state.unread)
         rows = [_probe_row(state) | _columns(scores)]
@@ -370,12 +374,17 @@ def _next_batch(batches: Iterator[Any], interruption: Interruption) -> Any:
     batch = None
     with contextlib.suppress(KeyboardInterrupt), interruption.interruptible():
         batch = next(batches)
+    _stop_together(interruption)
+    return batch
+
+
+def _stop_together(interruption: Interruption) -> None:
+    """Raises KeyboardInterrupt, in all processes alike, if one of them got a signal."""
     with distributed.naming_loss():
         stop = distributed.agree_to_stop(lambda: interruption.signal or 0)
     if stop:
         interruption.signal = interruption.signal or stop
         raise KeyboardInterrupt
-    return batch
 
 
 def _note(state: State) -> str:
@@ -393,12 +402,29 @@ def _note(state: State) -> str:
     )
 
 
-def _validate(state: State, loader: DataLoader[Any]) -> dict[str, Scores]:
-    """Of the last weights and their average, on each image once; loader: this process's share of them."""
+def _validate(state: State, loader: DataLoader[Any], interruption: Interruption) -> dict[str, Scores]:
+    """Of the last weights and their average, on each image once; loader: this process's share of them.
+
+    Raises KeyboardInterrupt, in all processes alike, if one got a signal.
+    """
     classes, total = len(state.info.classes), len(loader.dataset)  # type: ignore[arg-type]
     found: dict[str, Scores | None] = dict.fromkeys(state.networks)
-    if total:
-        found |= score_together(state.networks, loader, classes=classes, device=state.device, total=total)
+
+    def score() -> None:
+        if total:
+            found.update(
+                score_together(
+                    state.networks, loader, classes=classes, device=state.device, total=total,
+                    precision=state.config.precision,
+                )
+            )  # fmt: skip
+
+    if distributed.world_size() == 1:
+        score()
+    else:
+        with contextlib.suppress(KeyboardInterrupt), interruption.interruptible():
+            score()
+        _stop_together(interruption)
     with distributed.naming_loss():
         shares = distributed.all_gather_object(found)
     return {name: together([part for share in shares if (part := share[name]) is not None]) for name in found}

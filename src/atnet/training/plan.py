@@ -18,7 +18,8 @@ from torch import Tensor
 
 from atnet.config import Config, make_config
 from atnet.data.digits import DIGITS
-from atnet.data.loader import batch_order, batches_of, eval_loader, train_loader
+from atnet.data.loader import batch_order, eval_loader
+from atnet.data.on_device import training_batches
 from atnet.data.order import epoch_steps
 from atnet.data.samples import Samples
 from atnet.data.shards import is_address
@@ -168,12 +169,12 @@ def forecast_config(config: Config) -> Forecast:
 
     began = time.perf_counter()
     full = dataclasses.replace(config, data=dataclasses.replace(config.data, first_size=0))
-    loader = train_loader(sample, full, first=0, last=wanted)  # fills the cache of the sample
+    made = training_batches(sample, full, state.device, first=0, last=wanted)  # fills the cache of the sample
     caching = (time.perf_counter() - began) / len(sample)
-    step = _time_steps(state, batches_of(loader), wanted) * config.mean_area
+    step = _time_steps(state, made, wanted) * config.mean_area
 
     few = state.val_images.only(list(range(min(len(state.val_images), EVAL_BATCHES * config.batch))))
-    cached = config.data.cache == "ram"
+    cached = config.data.cache != "none"
     began = time.perf_counter()
     batches = eval_loader(few, state.info.preprocess, config.batch, config.data.workers, cached)
     caching_val = (time.perf_counter() - began) / len(few)
@@ -187,8 +188,9 @@ def forecast_config(config: Config) -> Forecast:
         setup = 2 * evaluation / len(state.networks) * len(state.train_images)
     if cached:
         setup += caching * len(state.train_images) + caching_val * len(state.val_images)
-        if state.device.type != "cuda":
+        if state.device.type != "cuda" or config.data.cache == "device":
             memory += _cache_mb(sample, config) * (len(state.train_images) / len(sample) - 1)
+        if state.device.type != "cuda":
             memory += (len(state.val_images) - len(few)) * 3 * config.data.size**2 / 1e6
     return Forecast(
         config=config,

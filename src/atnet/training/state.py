@@ -6,7 +6,7 @@ import math
 import operator
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from atnet.data.order import Draw, derive_seed, epoch_steps
 from atnet.data.samples import Samples
 from atnet.data.sources import open_configured
 from atnet.device import (
+    cuda_settings,
     in_precision,
     keep_freed_memory,
     multiplies_in_bf16,
@@ -102,7 +103,7 @@ class State:
         self.optimizers = make_optimizers(self.model, config.optim, torch.bfloat16 if self.bf16 else torch.float32)
         self.statistics = RunningStatistics(self.model)
         self.colours = mean_and_std(config.data, self.device)
-        self.parallel = distributed.data_parallel(self.model)
+        self.parallel = distributed.data_parallel(self.model, slow=config.compile)
         self.forward: Any = torch.compile(self.parallel) if config.compile else self.parallel
         self.mix = make_mix(config.augment, len(classes))
         self.class_weight = None
@@ -197,6 +198,11 @@ class State:
             "train_top5": round(100 * topk_correct(fused, labels, 5) / len(labels), 4),
             "seconds": round(seconds, 1),
         }
+
+    def settings(self) -> AbstractContextManager[None]:
+        """Around a step on a GPU: see `cuda_settings`."""
+        fp32 = self.config.precision == "fp32"
+        return cuda_settings(self.device, deterministic=self.config.deterministic, fp32=fp32)
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -375,14 +381,15 @@ def train_step(state: State, pixels: Tensor, labels: Tensor) -> Step:
         with (
             naming_shortage(f"--batch {config.batch} of {config.data.train_side} px", _SMALLER),
             distributed.naming_loss(),
+            state.settings(),
         ):
             parts = torch.cat(distributed.all_gather(_gradient(state, pixels, labels)))
+            statistics = parts[:, FIGURES:]
+            clipped = nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip or math.inf)
+            of_all = torch.cat([parts[:, :FIGURES].flatten(), clipped[None], statistics.sum()[None]]).cpu()
     except BaseException:
         _forget(state)
         raise
-    statistics = parts[:, FIGURES:]
-    clipped = nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip or math.inf)
-    of_all = torch.cat([parts[:, :FIGURES].flatten(), clipped[None], statistics.sum()[None]]).cpu()
     figures = of_all[:-2].view(-1, FIGURES).double()
     norm, statistics_sum = of_all[-2:].tolist()
     seen = int(figures[:, 3].sum())
@@ -393,9 +400,10 @@ def train_step(state: State, pixels: Tensor, labels: Tensor) -> Step:
         _forget(state)
     else:
         state.statistics.finish(list(statistics))
-        for optimizer in state.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        with state.settings():
+            for optimizer in state.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
         state.update_average()
     top1, top5 = (int(column.sum()) for column in (figures[:, 1], figures[:, 2]))
     return Step(
@@ -432,7 +440,10 @@ def _gradient(state: State, pixels: Tensor, labels: Tensor) -> Tensor:
             logits = logits.float()
             loss = _loss(state, images, logits, targets, drawn)
             (loss * (weight / share)).backward()  # type: ignore[no-untyped-call]
-        answers, their = (fuse(logits) if logits.ndim == 3 else logits).detach(), their.to(state.device)
+        answers, their = (
+            (fuse(logits) if logits.ndim == 3 else logits).detach(),
+            their.to(state.device, non_blocking=True),
+        )
         hits = [topk_hits(answers, their, k).float() for k in (1, 5)]
         figures = torch.stack([loss.detach(), *hits, torch.full_like(hits[0], seen)])
         rows.append(torch.cat([figures, state.statistics.read()]))
