@@ -1,8 +1,9 @@
-"""python stalled.py RECIPE OUT PROCESS STEP|evaluation: trains, but there that process waits for its data without end.
+"""python stalled.py RECIPE OUT PROCESS STEP|evaluation|start: trains, but there that process waits without end.
 
-Run by torchrun. STALLED is left in the working folder when it does.
+Run by torchrun. STALLED is left in the working folder when it does. At the start it waits twice as long as a step may.
 """
 
+import datetime
 import os
 import sys
 import time
@@ -10,10 +11,10 @@ from pathlib import Path
 
 import atnet
 from atnet.errors import Stopped
-from atnet.training import loop
+from atnet.training import distributed, loop
 
 recipe, out, process, where = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-training_batches, score_together = loop.training_batches, loop.score_together
+training_batches, score_together, new_run = loop.training_batches, loop.score_together, loop.new_run
 
 
 def stall():
@@ -36,9 +37,18 @@ def scoring(*given, **named):
     return score_together(*given, **named)
 
 
+def starting(*given):
+    if where == "start" and int(os.environ["RANK"]) == process:
+        Path("STALLED").touch()
+        time.sleep(10)
+    return new_run(*given)
+
+
 if __name__ == "__main__":
     Path(f"PID-{os.environ['RANK']}").write_text(str(os.getpid()))
-    loop.training_batches, loop.score_together = stalling, scoring
+    loop.training_batches, loop.score_together, loop.new_run = stalling, scoring, starting
+    if where == "start":
+        distributed.STEP = datetime.timedelta(seconds=5)
     try:
         atnet.train(recipe, out=out)
     except Stopped as stopped:

@@ -1,5 +1,6 @@
 """Several real processes on one training, started as a user starts them."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 import atnet
@@ -133,42 +135,74 @@ def test_parts_that_cannot_be_shared_say_how_many_processes_can(options, monkeyp
         State(make_config(**options))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("told", [0, 1])
-@pytest.mark.parametrize("stalled", [0, 1])
-def test_a_signal_stops_all_though_one_waits_for_its_data(options, tmp_path, stalled, told):
-    """Whichever gets it: the one that waits for data, or the one that waits for that one."""
-    whole = atnet.train(**options, out=tmp_path / "whole").folder
-    (tmp_path / "recipe.yaml").write_text(to_yaml(make_config(**options)))
+def stalled(options, out: Path, process: int, where: str) -> subprocess.Popen:
+    """A training of two processes, one of which waits for its data for ever; returns when it does."""
+    (out.parent / "recipe.yaml").write_text(to_yaml(make_config(**options)))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = Path(__file__).with_name("stalled.py")
-    command = [*launch, str(script), str(tmp_path / "recipe.yaml"), str(tmp_path / "run"), str(stalled), "13"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
-    while not (tmp_path / "STALLED").exists():
-        assert process.poll() is None, process.communicate()
+    command = [*launch, str(Path(__file__).with_name("stalled.py")), str(out.parent / "recipe.yaml"), str(out)]
+    begun = subprocess.Popen(
+        [*command, str(process), where], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=out.parent
+    )
+    while not (out.parent / "STALLED").exists():
+        assert begun.poll() is None, begun.communicate()
         time.sleep(0.02)
-    time.sleep(1)  # for the other one to come to where it waits
-    os.kill(int((tmp_path / f"PID-{told}").read_text()), signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
-    assert "stopped after step 13 of 20, saved" in said
-    assert saved_step(checkpoints(tmp_path / "run")[0]) == 13
-    atnet.train(resume=tmp_path / "run")
-    assert figures(whole)[0] == pytest.approx(figures(tmp_path / "run")[0], rel=1e-4)
-    assert figures(whole)[1] == pytest.approx(figures(tmp_path / "run")[1], rel=1e-4)
+    return begun
+
+
+def resume(run: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*launch, "-m", "atnet", "train", "--resume", str(run)], check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_a_signal_stops_all_though_one_waits_for_its_data(options, tmp_path):
+    """Whoever gets it: the one that waits for data, the one that waits for that one, or torchrun."""
+    finish(start(options, tmp_path / "whole"))
+    whole = load_file(tmp_path / "whole" / "last.safetensors")
+    for number, (process, told) in enumerate(itertools.product((0, 1), ("PID-0", "PID-1", "torchrun"))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        begun = stalled(options, folder / "run", process, "13")
+        time.sleep(1)  # for the other one to come to where it waits
+        asked = begun.pid if told == "torchrun" else int((folder / told).read_text())
+        os.kill(asked, signal.SIGTERM)
+        said, _ = begun.communicate(timeout=30)
+        assert "stopped after step 13 of 20, saved" in said
+        assert saved_step(checkpoints(folder / "run")[0]) == 13
+        resume(folder / "run")
+        for name, tensor in load_file(folder / "run" / "last.safetensors").items():
+            assert torch.equal(tensor, whole[name]), (process, told, name)
 
 
 @pytest.mark.slow
 def test_a_signal_stops_an_evaluation_of_all(options, tmp_path):
-    (tmp_path / "recipe.yaml").write_text(to_yaml(make_config(**options)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = Path(__file__).with_name("stalled.py")
-    command = [*launch, str(script), str(tmp_path / "recipe.yaml"), str(tmp_path / "run"), "1", "evaluation"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
-    while not (tmp_path / "STALLED").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+    process = stalled(options, tmp_path / "run", 1, "evaluation")
     os.kill(int((tmp_path / "PID-0").read_text()), signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert "stopped after step 10 of 20, saved" in said
-    atnet.train(resume=tmp_path / "run")
+    resume(tmp_path / "run")
     assert len(read_metrics(tmp_path / "run")) == 2
+
+
+@pytest.mark.slow
+def test_the_first_process_may_take_longer_at_the_start_than_a_step_may(options, tmp_path):
+    process = stalled(options, tmp_path / "run", 0, "start")  # of twice as long as stalled.py lets a step take
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert len(read_metrics(tmp_path / "run")) == 2
+
+
+def test_what_lies_on_cpus_goes_by_gloo_where_there_are_gpus_too(monkeypatch):
+    asked = []
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(dist, "rendezvous", lambda *given, **named: iter([(dist.HashStore(), 0, 1)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **named: asked.append((backend, named["timeout"])))
+    monkeypatch.setattr(dist, "new_group", lambda **named: asked.append((named["backend"], named["timeout"])))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(distributed._Joined, "backend", "gloo")
+    with distributed.process_group():
+        pass
+    assert asked == [("cpu:gloo,cuda:nccl", distributed.WORK), ("gloo", distributed.WAITING)]
+    assert distributed.WORK > distributed.WAITING > distributed.STEP
