@@ -11,20 +11,22 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import atnet
 from atnet.config import DataConfig, make_config
-from atnet.data.loader import batches_of, eval_loader
+from atnet.data.loader import batches_of, eval_loader, make_preprocess
 from atnet.data.order import Draw
-from atnet.data.sources import open_labelled
+from atnet.data.sources import open_labelled, open_parts
 from atnet.errors import ConfigError, Stopped, WeightsError
-from atnet.models.load import load
+from atnet.eval.evaluate import score
+from atnet.models.load import create_classifier, load
 from atnet.training import loop
 from atnet.training.answers import Answers
 from atnet.training.distill import Teacher, Teachers, distillation_loss
 from atnet.training.plan import settle
 from atnet.training.state import _loss
+from atnet.viz.report import write_report
 
 CPU = torch.device("cpu")
 
@@ -80,11 +82,10 @@ def test_heads_that_learn_together_may_each_differ_from_their_teacher():
     mean = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
     apart = torch.tensor([[0.2, -0.1, -0.1], [0.05, 0.05, -0.1]])
     said = torch.stack([mean + apart, mean - apart], 1).log()
-    teachers = SimpleNamespace(answer=lambda images: mean.log())
 
     def loss(together):
         config = make_config(heads={"together": together}, distill={"share": 1.0, "temperature": 1.0})
-        state = SimpleNamespace(config=config, class_weight=None, teachers=teachers)
+        state = SimpleNamespace(config=config, class_weight=None, teachers=True, ask=lambda images: mean.log())
         return _loss(state, torch.zeros(2), said, torch.tensor([0, 2]))
 
     assert loss(together=1.0) == pytest.approx(0, abs=1e-6)
@@ -184,15 +185,65 @@ def test_teachers_are_found_again_from_any_folder(quick, teacher, monkeypatch):
     assert config.teacher == (str(teacher / "ema.safetensors"), f"local-dir:{teacher}")
 
 
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (("a", "b"), "knows 10 classes, the run has 2, 'a' is not among its own"),
-    ],
-)
-def test_a_teacher_of_other_classes_is_refused(teacher, names, message):
-    with pytest.raises(ConfigError, match=message):
-        Teacher(str(teacher), names, DataConfig(), CPU)
+@pytest.fixture
+def stranger(tmp_path_factory) -> str:
+    """Weights that know other classes."""
+    folder = tmp_path_factory.mktemp("stranger")
+    torch.manual_seed(0)
+    network = create_classifier("mobilenetv3_small_050", classes=4, size=32)
+    preprocess = make_preprocess(DataConfig(size=32))
+    names = ["cat", "dog", "fox", "owl"]
+    atnet.save(
+        network, folder / "stranger.safetensors", class_names=names, preprocess=preprocess, name="mobilenetv3_small_050"
+    )
+    return str(folder / "stranger.safetensors")
+
+
+def test_a_teacher_of_other_classes_is_probed_first(digits, classes, stranger, cache, caplog):
+    samples, _ = open_parts(str(digits), 0.2)
+    teacher = Teacher(stranger, classes, DataConfig(), CPU)
+    assert not teacher.knows
+    before = teacher.digest
+    with caplog.at_level(logging.INFO, "atnet"):
+        teacher.learn(samples, batch=20, workers=0)
+    assert teacher.digest != before
+    assert "knows 4 classes, not eight: a linear probe of 200 images" in caplog.text
+    scores = score(
+        teacher.network, eval_loader(samples, teacher.info.preprocess, 50, 0), classes=10, device=CPU, total=200
+    )
+    assert scores.top1 > 60  # random features tell digits apart
+    assert teacher.cross_validated < scores.top1
+
+
+def test_a_run_learns_from_a_teacher_that_was_probed_and_resumes_to_the_bit(
+    quick, stranger, cache, tmp_path, monkeypatch
+):
+    options = quick | {"epochs": 2, "teacher": stranger, "distill": {"share": 0.9}}
+    whole = atnet.train(**options, out=tmp_path / "whole")
+    [of_teacher] = whole.record["teachers"]
+    assert of_teacher["name"].endswith("stranger.safetensors")
+    assert of_teacher["top1"] > 40
+    assert 40 < of_teacher["cross_validated"] < 100
+    take, steps = loop.train_step, itertools.count()
+
+    def stopping(*given):
+        if next(steps) == 13:
+            raise KeyboardInterrupt
+        return take(*given)
+
+    monkeypatch.setattr(loop, "train_step", stopping)
+    with pytest.raises(Stopped):
+        atnet.train(**options, out=tmp_path / "broken")
+    monkeypatch.setattr(loop, "train_step", take)
+    shutil.rmtree(cache)  # the run keeps the teacher's classifier by itself
+    monkeypatch.setattr("atnet.training.distill.fit", lambda *given, **named: pytest.fail("fitted again"))
+    resumed = atnet.train(resume=tmp_path / "broken")
+    first, second = (load_file(run.folder / "last.safetensors") for run in (whole, resumed))
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+    assert resumed.record["teachers"] == whole.record["teachers"]
+    page = write_report(resumed.folder).read_text()
+    assert f"a linear probe of the training images: {of_teacher['top1']:.1f}% of the validation images" in page
 
 
 def test_of_a_teacher_of_more_classes_or_in_another_order_the_runs_are_taught(teacher, classes):

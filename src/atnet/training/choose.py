@@ -94,6 +94,7 @@ def compare_with_probe(config: Config, train: Samples) -> Comparison | None:
     for number, (kept, held) in enumerate(splits, 1):
         state = State(config, (train.only(kept.tolist()), train.only(held.tolist())))
         state.start_from_weights()
+        state.teach_teachers()
         if not state.probe:
             return None
         before = _judge(state, LAST)

@@ -125,6 +125,7 @@ def replay(run: Path, step: int) -> Replay:
         known = f"those kept are {', '.join(map(str, kept))}" if kept else "every step of it was finite"
         raise ConfigError(f"{run}: step {step} is not among those that can be replayed; {known}")
     state = State(dataclasses.replace(config, compile=False, data=dataclasses.replace(config.data, workers=0)))
+    state.teach_teachers()
     state.model.load_state_dict(load(network)[0].state_dict())
     state.step = step
     batch = _batch(state, step)

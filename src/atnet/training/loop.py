@@ -24,7 +24,7 @@ from atnet.data.pack import BAD_FILES, write_bad_files
 from atnet.data.sources import open_configured
 from atnet.device import keep_freed_memory
 from atnet.errors import AtnetError, ConfigError, Stopped, TrainingError
-from atnet.eval.evaluate import score_together, scored
+from atnet.eval.evaluate import score, score_together, scored
 from atnet.eval.metrics import Scores, together
 from atnet.eval.selective import TRUST, fit_trust
 from atnet.files import quoted, resolve_run, write_whole
@@ -134,6 +134,7 @@ def train_config(
         log.info(state.start_from_weights() if config.weights else from_random_weights(config.model))
         if config.epochs:
             state.start_fine_tuning()
+            state.teach_teachers()
         if compared is not None:
             state.probe |= compared.figures
         run = distributed.on_main_process(lambda: new_run(config, out))
@@ -521,6 +522,7 @@ def _record(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[
         "top5": {name: round(found.top5, 4) for name, found in final.items()},
         "loss": {name: round(found.loss, 5) for name, found in final.items()},
         **({"probe": state.probe} if state.probe else {}),
+        **({"teachers": _of_teachers(state)} if state.teachers else {}),
         **({"heads": _of_heads(final)} if next(iter(final.values())).heads else {}),
         "best_top1": round(state.best, 4),
         "seconds": round(state.seconds),
@@ -530,6 +532,22 @@ def _record(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[
         "environment": read_yaml(run / ENVIRONMENT),
         "config": dataclasses.asdict(for_others(config)),
     }  # fmt: skip
+
+
+def _of_teachers(state: State) -> list[dict[str, Any]]:
+    """How good each teacher is on the validation images, seen as itself sees an image."""
+    assert state.teachers
+    config, found = state.config, []
+    for name, teacher in zip(for_others(config).teacher, state.teachers.each, strict=True):
+        preprocess = teacher.info.preprocess
+        batch = config.batch // config.optim.accumulate
+        loader = eval_loader(state.val_images, preprocess, batch, config.data.workers)
+        scores = score(
+            teacher.network, loader, classes=len(state.info.classes), device=state.device, total=len(state.val_images)
+        )
+        probe = {} if math.isnan(teacher.cross_validated) else {"cross_validated": round(teacher.cross_validated, 4)}
+        found.append({"name": name, "top1": round(scores.top1, 4), "loss": round(scores.loss, 5), **probe})
+    return found
 
 
 def _of_heads(scores: dict[str, Scores]) -> dict[str, Any]:

@@ -140,6 +140,17 @@ class State:
                 f"{self.config.model} does not take images of {size} px ({error}); use --data.size of another"
             ) from error
 
+    def teach_teachers(self) -> None:
+        """Teachers that do not know the run's classes are probed on its training images, before the first step."""
+        config = self.config
+        for teacher in self.teachers.each if self.teachers else []:
+            teacher.learn(
+                self.train_images,
+                batch=config.batch // config.optim.accumulate,
+                workers=config.data.workers,
+                balanced=config.data.balance != "none",
+            )
+
     def start_from_weights(self, probe: bool = True) -> str:
         """The network and its moving average begin as config.weights are, with a linear probe as the head if the
         classes differ; returns a sentence about it.
@@ -265,6 +276,7 @@ class State:
             "probe": self.probe,
             "data": self.data_digest,
             "teachers": self.teachers.digests if self.teachers else [],
+            "teachers_probes": self.teachers.probes if self.teachers else [],
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
         }
@@ -286,6 +298,8 @@ class State:
                 f"{self.config.data.source}: its images are not those the run began with, so order and split "
                 "would be others; bring them back or start the run anew"
             )
+        if self.teachers and (probes := checkpoint.get("teachers_probes")):
+            self.teachers.take_probes(probes)
         taught = self.teachers.digests if self.teachers else []
         if checkpoint.get("teachers", taught) != taught:  # checkpoints did not have them once
             raise ConfigError(

@@ -108,7 +108,7 @@ def _contents(run: Path, record: dict[str, Any]) -> dict[str, Any]:
             (f"{record['parameters'] / 1e6:.2f}M", "parameters"),
             (f"{record['images_per_s']:.0f}", "training images/s"),
         ],
-        "fit": [_unbroken(s) for s in (*_start_in_words(record), *describe_fit(rows, record["config"]))],
+        "fit": [_unbroken(s) for s in _words(record, rows)],
         "classes": hardest,
         "left_out": left_out,
         "calibration": _calibration_in_words(found, scores),
@@ -118,6 +118,10 @@ def _contents(run: Path, record: dict[str, Any]) -> dict[str, Any]:
         "figure": figure,
         "not_looked": not_looked,
     }
+
+
+def _words(record: dict[str, Any], rows: list[dict[str, str]]) -> list[str]:
+    return [*_start_in_words(record), *_teachers_in_words(record), *describe_fit(rows, record["config"])]
 
 
 def _start_in_words(record: dict[str, Any]) -> Iterator[str]:
@@ -134,6 +138,13 @@ def _start_in_words(record: dict[str, Any]) -> Iterator[str]:
             f"{probe['compared_probe']:.1f}% right and fine-tuning {probe['compared_tuned']:.1f}%, the standard error "
             f"of the difference being {probe['compared_error']:.1f}: {kept}."
         )
+
+
+def _teachers_in_words(record: dict[str, Any]) -> Iterator[str]:
+    """How good each teacher is itself, of a run that had some."""
+    for teacher in record.get("teachers", []):
+        judged = ", a linear probe of the training images" if "cross_validated" in teacher else ""
+        yield f"It learned from {printable(teacher['name'])}{judged}: {teacher['top1']:.1f}% of the validation images."
 
 
 def _looked_at(run: Path, scores: Scores, names: Sequence[str]) -> str:
