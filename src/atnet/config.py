@@ -74,6 +74,9 @@ class DataConfig:
     source: str = ""
     """A folder of class folders, or of train/ and val/ with these; a list, tar shards, Parquet files (docs/data.md); or
     "digits", the embedded set. Short: --data."""
+    unlabelled: tuple[str, ...] = ()
+    """Further images, whose labels are not known or not looked at, which are learned from through --teacher: folders,
+    lists, tar shards, Parquet files. Copies of validation images are left out."""
     val_share: float = 0.2
     """Share of each class held out for validation where the source has no validation part."""
     size: Whole = 224
@@ -373,6 +376,18 @@ class Config:
             not self.distill.views or not (self.augment.mixup or self.augment.cutmix),
             "distill.views keeps answers to single images: use --augment.mixup 0 and --augment.cutmix 0, or "
             "--distill.views 0",
+        )
+        _check(
+            not self.data.unlabelled or bool(self.teacher),
+            "data.unlabelled are images that a teacher tells of: name one, as --teacher timm:tf_efficientnet_lite0",
+        )
+        _check(
+            not self.data.unlabelled or not (self.augment.mixup or self.augment.cutmix),
+            "data.unlabelled have no labels to be mixed: use --augment.mixup 0 and --augment.cutmix 0",
+        )
+        _check(
+            not self.data.unlabelled or self.data.balance != "sampler",
+            "data.unlabelled are of no class: use --data.balance loss or none",
         )
         _check(
             self.data.cache != "device" or self.augment.crop_scale < 1,

@@ -115,7 +115,7 @@ def compare_with_probe(config: Config, train: Samples) -> Comparison | None:
 
 def _train(state: State, title: str) -> None:
     last = state.steps_per_epoch * state.config.epochs
-    batches = training_batches(state.train_images, state.config, state.device, 0, last)
+    batches = training_batches(state.shown, state.config, state.device, 0, last)
     state.train_mode()
     with progress_bar(title, last) as advance:
         for _ in range(last):

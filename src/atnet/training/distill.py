@@ -173,3 +173,9 @@ def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Ten
     """
     student, teacher = F.log_softmax(logits / temperature, dim=1), F.log_softmax(taught / temperature, dim=1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def distillation_losses(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """`distillation_loss` of each image, (B,)."""
+    student, teacher = F.log_softmax(logits / temperature, dim=1), F.log_softmax(taught / temperature, dim=1)
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1) * temperature**2

@@ -40,7 +40,7 @@ def note_bad(state: State, run: Path, holes: list[BadSample]) -> None:
     if not new:
         return
     state.bad |= new
-    count, total = len(state.bad), len(state.train_images)
+    count, total = len(state.bad), len(state.shown)
     if distributed.rank() == 0:
         write_bad_files(run / BAD_FILES, (("train", *known) for known in state.bad.items()))
         for reason in new.values():
@@ -92,7 +92,7 @@ def _write_down(state: State, run: Path, epoch: int, fault: str) -> int:
 
 def _batch(state: State, step: int) -> list[Draw]:
     """Which images a step shows."""
-    return next(iter(batch_order(state.train_images, state.config, step, step + 1)))
+    return next(iter(batch_order(state.shown, state.config, step, step + 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ def replay(run: Path, step: int) -> Replay:
     state.model.load_state_dict(load(network)[0].state_dict())
     state.step = step
     batch = _batch(state, step)
-    samples = state.train_images.only([draw.image for draw in batch])
+    samples = state.shown.only([draw.image for draw in batch])
     train_set = TrainSet(samples, state.config)
     pixels, labels, _ = collate([train_set.at(place, draw) for place, draw in enumerate(batch)])
     first: list[str] = []

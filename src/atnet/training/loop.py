@@ -196,14 +196,16 @@ def _fit(state: State, run: Path) -> Run:
     """
     config = state.config
     steps = state.steps_per_epoch * config.epochs
+    unlabelled = len(state.shown) - len(state.train_images)
     log.info(
-        "%s: %s at %d px on %s: %d classes, %s training and %s validation images, %s",
+        "%s: %s at %d px on %s: %d classes, %s training%s and %s validation images, %s",
         run,
         config.model,
         config.data.size,
         printable(config.data.source_name),
         len(state.info.classes),
         f"{len(state.train_images):,}",
+        f" ({unlabelled:,} more without labels)" if unlabelled else "",
         f"{len(state.val_images):,}",
         state.device,
     )
@@ -281,7 +283,7 @@ def _train_epochs(
     )
     last = per_epoch * config.epochs
     share = distributed.rank(), distributed.world_size()
-    batches = training_batches(state.train_images, config, state.device, state.step, last, share)
+    batches = training_batches(state.shown, config, state.device, state.step, last, share)
     scores: dict[str, Scores] = {}
     while state.epoch < config.epochs:
         row = _train_epoch(state, batches, run, interruption)
@@ -349,6 +351,7 @@ def _train_epoch(
                     sums.top1 += done.top1
                     sums.top5 += done.top5
                     sums.seen += done.seen
+                    sums.labelled += done.labelled
                 state.step += 1
                 sums.seconds += time.perf_counter() - began
                 if done.holes:
@@ -362,8 +365,8 @@ def _train_epoch(
         "step": state.step,
         "lr": f"{lr_at(state.step - 1, state.steps_per_epoch, config):.6g}",
         "train_loss": round(sums.loss / max(sums.seen, 1), 5),
-        "train_top1": round(100 * sums.top1 / max(sums.seen, 1), 4),
-        "train_top5": round(100 * sums.top5 / max(sums.seen, 1), 4),
+        "train_top1": round(100 * sums.top1 / max(sums.labelled, 1), 4),
+        "train_top5": round(100 * sums.top5 / max(sums.labelled, 1), 4),
         "images_per_s": round(sums.seen / sums.seconds, 1),
     }
 
@@ -398,7 +401,7 @@ def _note(state: State) -> str:
         left = sums.seconds * (state.steps_per_epoch * epochs / state.step - 1)
     best = f"  best {state.best:.1f}%" if state.best >= 0 else ""
     return (
-        f"loss {sums.loss / max(sums.seen, 1):.3f}  top-1 {100 * sums.top1 / max(sums.seen, 1):.1f}%{best}  "
+        f"loss {sums.loss / max(sums.seen, 1):.3f}  top-1 {100 * sums.top1 / max(sums.labelled, 1):.1f}%{best}  "
         f"{sums.seen / sums.seconds:.0f} images/s  run ends in {duration(left)}"
     )
 
@@ -510,6 +513,7 @@ def _record(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[
         "parameters_without_classifier": sum(p.numel() for p in state.model.parameters() if id(p) not in heads),
         "data": config.data.source_name,
         "train_images": len(state.train_images),
+        **({"unlabelled_images": len(state.shown) - len(state.train_images)} if config.data.unlabelled else {}),
         "val_images": len(state.val_images),
         "bad_images": {"train": len(state.bad), "val": len(next(iter(scores.values())).bad)},
         "classes": len(state.info.classes),
@@ -567,7 +571,12 @@ def _of_heads(scores: dict[str, Scores]) -> dict[str, Any]:
 
 def for_others(config: Config) -> Config:
     """A settled configuration as records have it: files by name, without the folders of this machine."""
-    data = dataclasses.replace(config.data, source=config.data.source_name, classes=Path(config.data.classes).name)
+    data = dataclasses.replace(
+        config.data,
+        source=config.data.source_name,
+        classes=Path(config.data.classes).name,
+        unlabelled=tuple(Path(source).name for source in config.data.unlabelled),
+    )
     teacher = tuple(map(_without_folders, config.teacher))
     return dataclasses.replace(config, weights=_without_folders(config.weights), teacher=teacher, data=data)
 

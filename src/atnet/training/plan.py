@@ -128,17 +128,23 @@ def settle(config: Config) -> Config:
 
 def named(config: Config) -> Config:
     """The configuration with the model's full name and absolute paths, so that a run is resumed from anywhere."""
-    source, classes = config.data.source, config.data.classes
-    if source and source != DIGITS and not is_address(source):
-        source = str(Path(source).expanduser().resolve())
+    source, classes = _absolute(config.data.source), config.data.classes
+    unlabelled = tuple(map(_absolute, config.data.unlabelled))
     classes = classes and str(Path(classes).expanduser().resolve())
     return dataclasses.replace(
         config,
         model=architecture(config.model),
         weights=_settled(config.weights),
         teacher=tuple(map(_settled, config.teacher)),
-        data=dataclasses.replace(config.data, source=source, classes=classes),
+        data=dataclasses.replace(config.data, source=source, classes=classes, unlabelled=unlabelled),
     )
+
+
+def _absolute(source: str) -> str:
+    """A source by a name that means the same from any folder."""
+    if not source or source == DIGITS or is_address(source):
+        return source
+    return str(Path(source).expanduser().resolve())
 
 
 def _settled(weights: str) -> str:
@@ -161,11 +167,11 @@ def forecast_config(config: Config) -> Forecast:
     if config.weights:
         state.start_from_weights(probe=False)
     wanted = WARM_STEPS + min(MOST_STEPS, state.steps_per_epoch)
-    order = batch_order(state.train_images, config, 0, wanted)
+    order = batch_order(state.shown, config, 0, wanted)
     first = {draw.image for batch in order for draw in batch}
-    others = (i for i in range(len(state.train_images)) if i not in first)  # a batch of repeats leaves too few
+    others = (i for i in range(len(state.shown)) if i not in first)  # a batch of repeats leaves too few
     first.update(itertools.islice(others, max(config.batch - len(first), 0)))
-    sample = state.train_images.only(sorted(first))
+    sample = state.shown.only(sorted(first))
 
     began = time.perf_counter()
     full = dataclasses.replace(config, data=dataclasses.replace(config.data, first_size=0))
@@ -187,9 +193,9 @@ def forecast_config(config: Config) -> Forecast:
     if config.weights and not state.head_kept:  # the features of its probe, of two views
         setup = 2 * evaluation / len(state.networks) * len(state.train_images)
     if cached:
-        setup += caching * len(state.train_images) + caching_val * len(state.val_images)
+        setup += caching * len(state.shown) + caching_val * len(state.val_images)
         if state.device.type != "cuda" or config.data.cache == "device":
-            memory += _cache_mb(sample, config) * (len(state.train_images) / len(sample) - 1)
+            memory += _cache_mb(sample, config) * (len(state.shown) / len(sample) - 1)
         if state.device.type != "cuda":
             memory += (len(state.val_images) - len(few)) * 3 * config.data.size**2 / 1e6
     return Forecast(

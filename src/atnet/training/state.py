@@ -24,6 +24,7 @@ from atnet.data.loader import NO_LABEL, BadSample, make_preprocess
 from atnet.data.order import Draw, derive_seed, epoch_steps
 from atnet.data.samples import Samples
 from atnet.data.sources import open_configured
+from atnet.data.unlabelled import with_unlabelled
 from atnet.device import (
     cuda_settings,
     in_precision,
@@ -40,14 +41,14 @@ from atnet.models.load import create_classifier
 from atnet.models.ops import normalised, with_kernels
 from atnet.training import distributed
 from atnet.training.answers import Answers, open_answers
-from atnet.training.distill import Teachers, distillation_loss
+from atnet.training.distill import Teachers, distillation_loss, distillation_losses
 from atnet.training.norm import RunningStatistics
 from atnet.training.optim import lr_at, make_optimizers
 from atnet.training.probe import Probe, features_of, fit, linear_head, set_head
 from atnet.training.transfer import draws_head, freeze, load_into
 from atnet.weights.info import EMA, LAST, WeightsInfo
 
-FIGURES = 4
+FIGURES = 5
 _SMALLER = "use half the --batch, --optim.accumulate 2 (it in two parts), --checkpointing, or a smaller --data.size"
 
 
@@ -59,6 +60,7 @@ class EpochMeter:
     top1: int = 0
     top5: int = 0
     seen: int = 0
+    labelled: int = 0
     seconds: float = 0.0
 
 
@@ -74,7 +76,10 @@ class State:
         self.device = pick_device(config.device)
         keep_freed_memory(self.device, keep=True)
         self.train_images, self.val_images = samples or open_configured(config.data)
-        self.steps_per_epoch = epoch_steps(len(self.train_images), config.batch)
+        self.shown = self.train_images  # in training, after them those without labels
+        if config.data.unlabelled:
+            self.shown = with_unlabelled(self.train_images, config.data.unlabelled, self.val_images)
+        self.steps_per_epoch = epoch_steps(len(self.shown), config.batch)
         classes = self.train_images.classes
         seed_generators(derive_seed(config.seed, "weights"), self.device)
         self.model = with_kernels(
@@ -245,7 +250,7 @@ class State:
     @property
     def data_digest(self) -> str:
         """Which images the run is on."""
-        return f"{self.train_images.digest} {self.val_images.digest}"
+        return f"{self.shown.digest} {self.val_images.digest}"
 
     @contextmanager
     def keeping_answers(self) -> Iterator[None]:
@@ -254,7 +259,7 @@ class State:
             yield
             return
         made = [*self.teachers.digests, str(self.bf16)]
-        with contextlib.closing(open_answers(self.config, self.train_images, made)) as self.answers:
+        with contextlib.closing(open_answers(self.config, self.shown, made)) as self.answers:
             yield
         self.answers = None
 
@@ -285,7 +290,7 @@ class State:
     def most_bytes(self) -> int:
         """More than a checkpoint of this run takes: networks, two moments, and a line on each training image."""
         numbers: int = sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
-        return 4 * numbers + 64_000_000 + 1000 * len(self.train_images)
+        return 4 * numbers + 64_000_000 + 1000 * len(self.shown)
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Takes what `checkpoint` gave.
@@ -309,7 +314,9 @@ class State:
         self.epoch, self.step, self.faults = (operator.index(checkpoint[name]) for name in ("epoch", "step", "faults"))
         self.best, self.seconds = float(checkpoint["best"]), float(checkpoint["seconds"])
         self.probe = {str(name): float(value) for name, value in dict(checkpoint.get("probe", {})).items()}
-        self.sums, self.bad = EpochMeter(**checkpoint["sums"]), dict(checkpoint["bad"])
+        sums = checkpoint["sums"]
+        self.sums = EpochMeter(**{"labelled": sums["seen"]} | sums)  # all were once
+        self.bad = dict(checkpoint["bad"])
         first = self.epoch * self.steps_per_epoch
         if not (0 <= self.epoch <= self.config.epochs and first <= self.step <= first + self.steps_per_epoch):
             raise ValueError(f"step {self.step} of epoch {self.epoch}")
@@ -366,7 +373,7 @@ def normalise_and_mix(
 class Step:
     """What a step came to, over all processes.  loss: mean.  top1, top5: how many were right, before the step.
 
-    seen: images, those that could be read.  holes: those that could not.
+    seen: images, those that could be read; labelled: of them those with a label.  holes: those that could not.
     fault: what was not finite, so that nothing was changed; "" if all was.
     """
 
@@ -374,6 +381,7 @@ class Step:
     top1: int
     top5: int
     seen: int
+    labelled: int
     holes: int
     fault: str
 
@@ -425,6 +433,7 @@ def train_step(state: State, pixels: Tensor, labels: Tensor) -> Step:
         top1=top1,
         top5=top5,
         seen=seen,
+        labelled=int(figures[:, 4].sum()),
         holes=len(labels) * distributed.world_size() - seen,
         fault=fault,
     )
@@ -433,7 +442,8 @@ def train_step(state: State, pixels: Tensor, labels: Tensor) -> Step:
 def _gradient(state: State, pixels: Tensor, labels: Tensor) -> Tensor:
     """The gradient, averaged over all parts of the batch, and a row for each part of this process's share.
 
-    A row has `FIGURES` figures: loss, right answers among one and five, images; then the batch statistics.
+    A row has `FIGURES` figures: loss, right answers among one and five, images, those of them with a label; then the
+    batch statistics.
     An image that cannot be read leaves its part smaller, with as much less weight.
     """
     share = state.config.optim.accumulate // distributed.world_size()
@@ -452,14 +462,19 @@ def _gradient(state: State, pixels: Tensor, labels: Tensor) -> Tensor:
             with _naming_single(state, images), in_precision(state.device, state.bf16):
                 logits = state.forward(images)
             logits = logits.float()
-            loss = _loss(state, images, logits, targets, drawn)
+            known = None
+            labelled = seen
+            if state.config.data.unlabelled:
+                known, labelled = (their >= 0).to(state.device, non_blocking=True), int((their >= 0).sum())
+            loss = _loss(state, images, logits, targets, drawn, known)
             (loss * (weight / share)).backward()  # type: ignore[no-untyped-call]
         answers, their = (
             (fuse(logits) if logits.ndim == 3 else logits).detach(),
             their.to(state.device, non_blocking=True),
         )
         hits = [topk_hits(answers, their, k).float() for k in (1, 5)]
-        figures = torch.stack([loss.detach(), *hits, torch.full_like(hits[0], seen)])
+        counts = [torch.full_like(hits[0], count) for count in (seen, labelled)]
+        figures = torch.stack([loss.detach(), *hits, *counts])
         rows.append(torch.cat([figures, state.statistics.read()]))
     return torch.stack(rows)
 
@@ -485,10 +500,18 @@ def _forget(state: State) -> None:
         optimizer.zero_grad()
 
 
-def _loss(state: State, images: Tensor, logits: Tensor, targets: Tensor, draws: Sequence[Draw] = ()) -> Tensor:
+def _loss(
+    state: State,
+    images: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    draws: Sequence[Draw] = (),
+    known: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy with the labels and, with teachers, distillation from their answer.
 
-    draws: of the images, where answers are kept.
+    draws: of the images, where answers are kept.  known: which of them have a label, (B,); None: all. Of the others the
+    loss is distillation alone.
     With several heads: the mean of each head's loss, the loss of their mean probability, or a share of both.
     """
     config = state.config
@@ -503,6 +526,16 @@ def _loss(state: State, images: Tensor, logits: Tensor, targets: Tensor, draws: 
         count = said.shape[1]
         labels = targets.repeat_interleave(count, 0)
         said = said.flatten(0, 1)
+        if known is not None:
+            assert taught is not None
+            has = known.repeat_interleave(count, 0)
+            of_label = cross_entropy(
+                said, labels, weight=state.class_weight, label_smoothing=config.label_smoothing, reduction="none"
+            )
+            of_teacher = distillation_losses(said, taught.repeat_interleave(count, 0), config.distill.temperature)
+            shares = torch.where(has, config.distill.share, 1.0)
+            mixed: Tensor = ((1 - shares) * of_label + shares * of_teacher).mean()
+            return mixed
         loss = cross_entropy(
             said, labels, weight=state.class_weight, label_smoothing=config.label_smoothing, reduction="sum"
         ) / len(said)  # torch's own mean is over the weights of this part, which undoes them where it is small

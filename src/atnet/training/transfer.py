@@ -12,7 +12,7 @@ from torch import nn
 from atnet.config import Config
 from atnet.data.classes import printable
 from atnet.data.shards import is_address
-from atnet.data.sources import open_parts
+from atnet.data.sources import open_any, open_parts
 from atnet.errors import ConfigError, DataError
 from atnet.models.legacy import PARTS
 from atnet.models.load import classifier_parameters, load_any, read_info
@@ -96,7 +96,8 @@ def _count(config: Config) -> int:
         return 0
     log.addFilter(_nothing)  # all of it is said when the training opens them
     try:
-        return len(open_parts(config.data.source, config.data.val_share, config.data.classes, config.data.mismatch)[0])
+        labelled, _ = open_parts(config.data.source, config.data.val_share, config.data.classes, config.data.mismatch)
+        return len(labelled) + sum(len(part) for one in config.data.unlabelled for part in open_any(one).values())
     except (ConfigError, DataError):
         return 0
     finally:
