@@ -26,6 +26,7 @@ from atnet.training.answers import Answers
 from atnet.training.distill import Teacher, Teachers, distillation_loss
 from atnet.training.plan import settle
 from atnet.training.state import _loss
+from atnet.training.teach import teach
 from atnet.viz.report import write_report
 
 CPU = torch.device("cpu")
@@ -326,6 +327,37 @@ class Full:
 
     def write(self, content):
         raise OSError("No space left")
+
+
+def test_answers_made_before_a_training_are_those_that_it_would_ask_for(quick, teacher, cache, tmp_path, monkeypatch):
+    options = quick | {"epochs": 4, "teacher": str(teacher), "distill": {"views": 2}}
+    plain = atnet.train(**options, out=tmp_path / "plain").folder
+    shutil.rmtree(cache)
+    answer, asked = Teachers.answer, itertools.count()
+
+    def breaking(self, images):
+        if next(asked) == 13:
+            raise KeyboardInterrupt
+        return answer(self, images)
+
+    config = make_config(**options)
+    monkeypatch.setattr(Teachers, "answer", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        teach(config)
+    monkeypatch.setattr(Teachers, "answer", answer)
+    kept = teach(config)
+    assert (kept.views, kept.new) == (400, 140)
+    assert kept.bytes == 2 * 2 * 200 * 11
+    assert teach(config).new == 0
+    monkeypatch.setattr(Teachers, "answer", lambda self, images: pytest.fail("asked again"))
+    first, second = (
+        load_file(folder / "last.safetensors")
+        for folder in (plain, atnet.train(**options, out=tmp_path / "taught").folder)
+    )
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=1e-3, atol=1e-4, msg=name)
+    with pytest.raises(ConfigError, match="give both"):
+        teach(make_config(**quick, teacher=str(teacher)))
 
 
 def test_kept_answers_are_of_single_images(quick, teacher):

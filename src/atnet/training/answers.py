@@ -36,7 +36,7 @@ class Answers:
 
     def __init__(self, path: Path, order: BatchOrder, *, views: int, images: int, classes: int) -> None:
         """Raises ConfigError if the file cannot be made, or the disk has no room for it."""
-        self.order, self.views, self.images, self.width = order, views, images, classes + 1
+        self.path, self.order, self.views, self.images, self.width = path, order, views, images, classes + 1
         size = 2 * views * images * self.width
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +63,10 @@ class Answers:
             for place in missing.tolist():
                 self._write(draws[place], rows[place])
         return torch.from_numpy(rows[:, :-1].astype(np.float32)).to(images.device, non_blocking=True)
+
+    def has(self, draws: Sequence[Draw]) -> bool:
+        """Whether there is an answer to each of the draws that are kept."""
+        return all(draw.repeat or self._read(draw)[-1] == 1 for draw in draws)
 
     def close(self) -> None:
         """Closes the file."""
