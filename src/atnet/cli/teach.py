@@ -25,7 +25,7 @@ def teach(recipe: Path | None = None, /, *, config: Options = None) -> None:
     console = Console(highlight=False)
     console.print(
         f"{kept.views:,} answers, {kept.new:,} of them new, in {duration(kept.seconds)}. Written: {kept.path} "
-        f"({kept.bytes / 1e6:,.0f} MB)",
+        f"({kept.bytes / 1e6:,.1f} MB)",
         markup=False, soft_wrap=True,
     )  # fmt: skip
     console.print("Next: atnet train with the same options", markup=False, soft_wrap=True)
