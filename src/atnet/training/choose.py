@@ -70,7 +70,9 @@ def folds_to_train(config: Config, labels: NDArray[np.int64]) -> int:
     labels: of the training images.
     """
     folds = _folds(labels)
-    wanted = config.choose and config.weights and config.epochs and not distributed.is_distributed()
+    # With images without labels each fold would train as long as the run, to judge by few.
+    wanted = config.choose and config.weights and config.epochs and not config.data.unlabelled
+    wanted = wanted and not distributed.is_distributed()
     if not wanted or folds < 2 or len(labels) > MOST_IMAGES:
         return 0
     return min(folds, -(-ENOUGH * folds // len(labels)))
@@ -80,7 +82,7 @@ def compare_with_probe(config: Config, train: Samples) -> Comparison | None:
     """Trains as configured on all but a fold of the training images, and judges its probe and its end by that fold.
 
     None if there is nothing to compare: the head of the weights is kept, a class has one image alone, there are very
-    many images or several processes.
+    many images, images without labels, or several processes.
     """
     wanted = folds_to_train(config, train.labels)
     if not wanted:
