@@ -1,15 +1,19 @@
 """Real images for the tests: handwritten digits as files, and Imagenette's photos where they are."""
 
+import itertools
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import atnet
 from atnet.data.sources import open_parts
+from atnet.errors import Stopped
+from atnet.training import loop
 from hub_stand_in import StandIn, stand_in
 
 
@@ -116,6 +120,26 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the test's own."""
     monkeypatch.setenv("ATNET_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def train_until(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Trains with these options until Ctrl-C in a step of the epoch, the first being 1."""
+
+    def train(epoch: int, **options: Any) -> None:
+        take, steps = loop.train_step, itertools.count()
+
+        def stopping(state: Any, *given: Any) -> Any:
+            if next(steps) == state.steps_per_epoch * (epoch - 1) + 3:
+                signal.raise_signal(signal.SIGINT)
+            return take(state, *given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "train_step", stopping)
+            with pytest.raises(Stopped):
+                atnet.train(**options)
+
+    return train
 
 
 @pytest.fixture

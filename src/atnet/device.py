@@ -77,10 +77,8 @@ def cuda_settings(device: torch.device, *, deterministic: bool, fp32: bool) -> I
         yield
         return
     cudnn, products = torch.backends.cudnn, torch.get_float32_matmul_precision()
-    strict, warning = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    strict = torch.are_deterministic_algorithms_enabled()
+    warning = torch.is_deterministic_algorithms_warn_only_enabled()
     if deterministic:
         torch.use_deterministic_algorithms(True)
     if not fp32:

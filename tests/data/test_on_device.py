@@ -14,8 +14,7 @@ from atnet.data.loader import NO_LABEL, TrainSet, collate
 from atnet.data.on_device import DeviceImages, operate
 from atnet.data.order import Draw
 from atnet.data.sources import open_configured
-from atnet.errors import ConfigError, Stopped
-from atnet.training import loop
+from atnet.errors import ConfigError
 from device_stand_in import stand_in
 
 CPU = torch.device("cpu")
@@ -97,23 +96,12 @@ def options(few_photos):
     }  # fmt: skip
 
 
-def test_a_training_is_that_of_the_cache_in_memory_and_resumes_to_the_bit(options, tmp_path, monkeypatch):
+def test_a_training_is_that_of_the_cache_in_memory_and_resumes_to_the_bit(options, tmp_path, train_until):
     weights = []
     for cache in ("device", "ram"):
         run = atnet.train(**options | {"data": options["data"] | {"cache": cache}}, out=tmp_path / cache)
         weights.append(load_file(run.folder / "last.safetensors"))
-    take, steps = loop.train_step, []
-
-    def stopping(*given):
-        if len(steps) == 8:
-            raise KeyboardInterrupt
-        steps.append(given)
-        return take(*given)
-
-    monkeypatch.setattr(loop, "train_step", stopping)
-    with pytest.raises(Stopped):
-        atnet.train(**options, out=tmp_path / "broken")
-    monkeypatch.setattr(loop, "train_step", take)
+    train_until(2, **options, out=tmp_path / "broken")
     weights.append(load_file(atnet.train(resume=tmp_path / "broken").folder / "last.safetensors"))
     for name, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][name]), name

@@ -4,7 +4,6 @@ import itertools
 import json
 import logging
 import shutil
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,10 +17,9 @@ from atnet.config import DataConfig, make_config
 from atnet.data.loader import batches_of, eval_loader, make_preprocess
 from atnet.data.order import Draw
 from atnet.data.sources import open_labelled, open_parts
-from atnet.errors import ConfigError, Stopped, WeightsError
+from atnet.errors import ConfigError, WeightsError
 from atnet.eval.evaluate import score
 from atnet.models.load import create_classifier, load
-from atnet.training import loop
 from atnet.training.answers import Answers
 from atnet.training.distill import Teacher, Teachers, distillation_loss
 from atnet.training.plan import settle
@@ -141,34 +139,16 @@ def test_a_student_comes_to_agree_with_its_teacher(quick, digits, teacher, tmp_p
     assert apart(student) < 0.8 * apart(loner)
 
 
-def stop_in_epoch(number, monkeypatch):
-    """Ctrl-C in a step of the epoch, the first being 1."""
-    take, steps = loop.train_step, itertools.count()
-
-    def stopping(state, *words):
-        if next(steps) == state.steps_per_epoch * (number - 1) + 3:
-            signal.raise_signal(signal.SIGINT)
-        return take(state, *words)
-
-    monkeypatch.setattr(loop, "train_step", stopping)
-
-
-def test_stopped_or_not_the_teachers_run_is_the_same(quick, teacher, tmp_path, monkeypatch):
+def test_stopped_or_not_the_teachers_run_is_the_same(quick, teacher, tmp_path, train_until):
     options = quick | {"epochs": 2, "teacher": str(teacher), "augment": {"mixup": 0.3}}
     whole = atnet.train(**options, out=tmp_path / "whole").record
-    stop_in_epoch(2, monkeypatch)
-    with pytest.raises(Stopped):
-        atnet.train(**options, out=tmp_path / "broken")
-    monkeypatch.undo()
+    train_until(2, **options, out=tmp_path / "broken")
     assert atnet.train(resume=tmp_path / "broken").record["loss"] == whole["loss"]
 
 
-def test_a_teacher_that_changed_or_is_gone_is_not_taken_for_the_one_before(quick, teacher, tmp_path, monkeypatch):
+def test_a_teacher_that_changed_or_is_gone_is_not_taken_for_the_one_before(quick, teacher, tmp_path, train_until):
     taken = Path(shutil.copytree(teacher, tmp_path / "teacher"))
-    stop_in_epoch(1, monkeypatch)
-    with pytest.raises(Stopped):
-        atnet.train(**quick, teacher=str(taken), out=tmp_path / "run")
-    monkeypatch.undo()
+    train_until(1, **quick, teacher=str(taken), out=tmp_path / "run")
     shutil.copy(taken / "last.safetensors", taken / "ema.safetensors")
     with pytest.raises(WeightsError, match=r"--teacher .*ema.safetensors: damaged or changed"):
         atnet.train(resume=tmp_path / "run")
@@ -217,7 +197,7 @@ def test_a_teacher_of_other_classes_is_probed_first(digits, classes, stranger, c
 
 
 def test_a_run_learns_from_a_teacher_that_was_probed_and_resumes_to_the_bit(
-    quick, stranger, cache, tmp_path, monkeypatch
+    quick, stranger, cache, tmp_path, train_until, monkeypatch
 ):
     options = quick | {"epochs": 2, "teacher": stranger, "distill": {"share": 0.9}}
     whole = atnet.train(**options, out=tmp_path / "whole")
@@ -225,17 +205,7 @@ def test_a_run_learns_from_a_teacher_that_was_probed_and_resumes_to_the_bit(
     assert of_teacher["name"].endswith("stranger.safetensors")
     assert of_teacher["top1"] > 40
     assert 40 < of_teacher["cross_validated"] < 100
-    take, steps = loop.train_step, itertools.count()
-
-    def stopping(*given):
-        if next(steps) == 13:
-            raise KeyboardInterrupt
-        return take(*given)
-
-    monkeypatch.setattr(loop, "train_step", stopping)
-    with pytest.raises(Stopped):
-        atnet.train(**options, out=tmp_path / "broken")
-    monkeypatch.setattr(loop, "train_step", take)
+    train_until(2, **options, out=tmp_path / "broken")
     shutil.rmtree(cache)  # the run keeps the teacher's classifier by itself
     monkeypatch.setattr("atnet.training.distill.fit", lambda *given, **named: pytest.fail("fitted again"))
     resumed = atnet.train(resume=tmp_path / "broken")
@@ -277,17 +247,14 @@ def asked(monkeypatch) -> list[int]:
     return counts
 
 
-def test_teachers_are_asked_about_each_view_once(quick, teacher, tmp_path, asked, cache, monkeypatch):
+def test_teachers_are_asked_about_each_view_once(quick, teacher, tmp_path, asked, cache, train_until):
     options = quick | {"epochs": 3, "teacher": str(teacher), "distill": {"views": 2}, "batch": 20}
     run = atnet.train(**options, out=tmp_path / "one")
     assert sum(asked) == 2 * run.record["train_images"]
     asked.clear()
     again = atnet.train(**options, out=tmp_path / "again").record
     assert (sum(asked), again["loss"]) == (0, run.record["loss"])
-    stop_in_epoch(2, monkeypatch)
-    with pytest.raises(Stopped):
-        atnet.train(**options, seed=1, out=tmp_path / "broken")
-    monkeypatch.undo()
+    train_until(2, **options, seed=1, out=tmp_path / "broken")
     broken = atnet.train(resume=tmp_path / "broken").record
     assert broken["loss"] == atnet.train(**options, seed=1, out=tmp_path / "whole").record["loss"]
 

@@ -22,6 +22,7 @@ from atnet.training import distributed
 from atnet.training.checkpoint import saved_step
 from atnet.training.state import State
 
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 AUGMENT = {"randaugment": 1, "mixup": 0.2, "flip": 0.0}
 
 
@@ -35,8 +36,7 @@ def options(quick, digits):
 def start(options, out: Path, count: int = 2, *more: str) -> subprocess.Popen:
     recipe = out.with_suffix(".yaml")
     recipe.write_text(to_yaml(make_config(**options)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *more]
-    command = [*launch, "-m", "atnet", "train", str(recipe), "--out", str(out)]
+    command = [*LAUNCH[:-1], str(count), *more, "-m", "atnet", "train", str(recipe), "--out", str(out)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -122,8 +122,7 @@ def test_an_error_of_the_first_process_ends_them_all_with_its_message(options, t
 def test_what_one_process_measures_is_refused_to_several(options, tmp_path, more, said):
     recipe = tmp_path / "run.yaml"
     recipe.write_text(to_yaml(make_config(**options)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*launch, "-m", "atnet", "train", str(recipe), *more], capture_output=True, text=True)
+    done = subprocess.run([*LAUNCH, "-m", "atnet", "train", str(recipe), *more], capture_output=True, text=True)
     assert done.returncode != 0
     assert said in done.stderr
     assert not (tmp_path / "runs").exists()
@@ -138,8 +137,7 @@ def test_parts_that_cannot_be_shared_say_how_many_processes_can(options, monkeyp
 def stalled(options, out: Path, process: int, where: str) -> subprocess.Popen:
     """A training of two processes, one of which waits for its data for ever; returns when it does."""
     (out.parent / "recipe.yaml").write_text(to_yaml(make_config(**options)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, str(Path(__file__).with_name("stalled.py")), str(out.parent / "recipe.yaml"), str(out)]
+    command = [*LAUNCH, str(Path(__file__).with_name("stalled.py")), str(out.parent / "recipe.yaml"), str(out)]
     begun = subprocess.Popen(
         [*command, str(process), where], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=out.parent
     )
@@ -150,8 +148,7 @@ def stalled(options, out: Path, process: int, where: str) -> subprocess.Popen:
 
 
 def resume(run: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*launch, "-m", "atnet", "train", "--resume", str(run)], check=True, capture_output=True)
+    subprocess.run([*LAUNCH, "-m", "atnet", "train", "--resume", str(run)], check=True, capture_output=True)
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Images without labels beside those with: a teacher alone tells of them."""
 
 import contextlib
-import itertools
 import shutil
 
 import numpy as np
@@ -14,8 +13,7 @@ import atnet
 from atnet.config import make_config
 from atnet.data.sources import open_parts
 from atnet.data.unlabelled import UNLABELLED, with_unlabelled
-from atnet.errors import ConfigError, DataError, Stopped
-from atnet.training import loop
+from atnet.errors import ConfigError, DataError
 from atnet.training.state import State, train_step
 
 
@@ -102,20 +100,10 @@ def test_of_an_image_without_a_label_the_label_has_no_say(options, monkeypatch):
 
 
 @pytest.mark.parametrize("cache", ["none", "ram", "device"])
-def test_a_killed_run_ends_with_the_bits_of_the_unbroken_one(options, tmp_path, monkeypatch, cache):
+def test_a_killed_run_ends_with_the_bits_of_the_unbroken_one(options, tmp_path, train_until, cache):
     options = options | {"data": options["data"] | {"cache": cache}, "distill": {"views": 1}}
     whole = atnet.train(**options, out=tmp_path / "whole")
-    take, steps = loop.train_step, itertools.count()
-
-    def stopping(*given):
-        if next(steps) == 13:
-            raise KeyboardInterrupt
-        return take(*given)
-
-    monkeypatch.setattr(loop, "train_step", stopping)
-    with pytest.raises(Stopped):
-        atnet.train(**options, out=tmp_path / "broken")
-    monkeypatch.setattr(loop, "train_step", take)
+    train_until(2, **options, out=tmp_path / "broken")
     resumed = atnet.train(resume=tmp_path / "broken")
     first, second = (load_file(run.folder / "last.safetensors") for run in (whole, resumed))
     for name, tensor in first.items():

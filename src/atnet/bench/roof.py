@@ -4,10 +4,10 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from atnet.bench.timing import timer
 from atnet.progress import counted
 
 SIDE, LARGE_SIDE, COPIED, SECONDS = 1024, 8192, 2**26, 0.5
@@ -57,29 +57,6 @@ def measure_roof(threads: int, *, bf16: bool = False, device: str = "cpu") -> Ro
         )
     finally:
         torch.set_num_threads(before)
-
-
-def timer(device: str) -> Callable[[Callable[[], object]], float]:
-    """What gives the seconds that some work takes: on a GPU by its own events around it, else by the clock."""
-    if device == "cpu":
-
-        def by_clock(work: Callable[[], object]) -> float:
-            began = time.perf_counter()
-            work()
-            return time.perf_counter() - began
-
-        return by_clock
-    kind: Any = torch.cuda.Event if device == "cuda" else torch.mps.event.Event
-    start, end = kind(enable_timing=True), kind(enable_timing=True)
-
-    def by_events(work: Callable[[], object]) -> float:
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3
-
-    return by_events
 
 
 def _least(seconds: Callable[[], float]) -> float:

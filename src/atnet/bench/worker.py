@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from atnet.bench.timing import timer
 from atnet.system import process_peak_mb
 
 WARM_RUNS, WARM_RUNS_OF_GPU, LEAST_RUNS = 2, 20, 3
@@ -24,10 +25,7 @@ def main() -> None:
     case = json.loads(sys.stdin.readline())
     device = case.setdefault("device", "cpu")
     step_of = ENGINES[case["engine"]](case)
-    timed: Callable[[Step], float] = _by_clock
-    peak_mb = process_peak_mb
-    if device != "cpu":
-        timed, peak_mb = _of_device(device)
+    timed, peak_mb = timer(device), _peak_mb_of(device)
     steps: dict[int, Step] = {}
     first = 0.0
     for line in sys.stdin:
@@ -46,20 +44,15 @@ def main() -> None:
         print(json.dumps({"times": times, "first": first, "peak_mb": peak_mb()}), flush=True)
 
 
-def _by_clock(step: Step) -> float:
-    began = time.perf_counter()
-    step()
-    return time.perf_counter() - began
-
-
-def _of_device(device: str) -> tuple[Callable[[Step], float], Callable[[], float]]:
-    """What times a step, and what says the most memory it took, MB."""
+def _peak_mb_of(device: str) -> Callable[[], float]:
+    """What says the most memory that was held: the process's on a CPU, else the device's."""
+    if device == "cpu":
+        return process_peak_mb
     import torch
 
-    from atnet.bench.roof import timer
     from atnet.run.record import peak_memory_mb
 
-    return timer(device), lambda: peak_memory_mb(torch.device(device))
+    return lambda: peak_memory_mb(torch.device(device))
 
 
 def _onnx(case: dict[str, Any]) -> Callable[[int], Step]:
@@ -93,9 +86,9 @@ def _torch(case: dict[str, Any]) -> Callable[[int], Step]:
     device = pick_device(case["device"])
     bf16 = device.type != "cpu" and multiplies_in_bf16(case["precision"], device)
     model = create_deployed(case["model"], size=case["size"]).to(device).to(memory_format=torch.channels_last)
-    run = torch.compile(model, mode="max-autotune") if case["engine"] == "compile" and device.type == "cuda" else model
-    if case["engine"] == "compile" and device.type != "cuda":
-        run = torch.compile(model)
+    run: Callable[[torch.Tensor], torch.Tensor] = model
+    if case["engine"] == "compile":
+        run = torch.compile(model, mode="max-autotune" if device.type == "cuda" else None)
 
     def step_of(batch: int) -> Step:
         images = torch.randn(batch, 3, case["size"], case["size"], device=device)

@@ -78,17 +78,17 @@ def bench(
         raise ConfigError(f"{out}: exists; choose another --out")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     found = []
-    engine = engine or ("onnx" if device == "cpu" else "eager",)
+    chosen = pick_device(device).type
+    engine = engine or ("onnx" if chosen == "cpu" else "eager",)
     for one, side, count, images in itertools.product(engine, size, threads, batch):
         timings = run(
             models, size=side, batch=images, engine=one, threads=count, rounds=rounds, seconds=seconds,
-            reference=reference, recipe=recipe, precision=precision, device=device,
+            reference=reference, recipe=recipe, precision=precision, device=chosen,
         )  # fmt: skip
         found += timings
-        where = counted(count, "thread") if device == "cpu" else device
+        where = counted(count, "thread") if chosen == "cpu" else chosen
         console.print(f"\n{one}, {side} px, batch {images}, {where}", style="bold")
         console.print(table_of(*columns_of(timings)))
-    chosen = pick_device(device).type
     roofs = [roof_of(one, count, precision, chosen) for one, count in itertools.product(engine, threads)]
     notes = "; ".join([machine_line(), *dict.fromkeys(map(str, roofs))])
     console.print(f"\n{notes}", markup=False, soft_wrap=True)

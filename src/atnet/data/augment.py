@@ -2,7 +2,7 @@
 
 import math
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -153,36 +153,56 @@ OPERATIONS = (
 
 def operate(image: Image.Image, name: str, magnitude: int, sign: int, fill: tuple[int, ...]) -> Image.Image:
     """One operation of RandAugment at a magnitude of 0 to 30.  fill: the colour of what comes in from outside."""
-    share = magnitude / LEVELS
-    width, height = image.size
+    with_what = strength(name, magnitude, sign, *image.size)
     match name:
-        case "shear x":
-            return _affine(image, (1, 0.3 * share * sign, 0, 0, 1, 0), fill)
-        case "shear y":
-            return _affine(image, (1, 0, 0, 0.3 * share * sign, 1, 0), fill)
-        case "translate x":
-            return _affine(image, (1, 0, -int(150 / 331 * width * share * sign), 0, 1, 0), fill)
-        case "translate y":
-            return _affine(image, (1, 0, 0, 0, 1, -int(150 / 331 * height * share * sign)), fill)
+        case "shear x" | "shear y" | "translate x" | "translate y":
+            return _affine(image, with_what, fill)
         case "rotate":
-            return image.rotate(30 * share * sign, fillcolor=fill)
+            return image.rotate(with_what, fillcolor=fill)
         case "brightness":
-            return ImageEnhance.Brightness(image).enhance(1 + 0.9 * share * sign)
+            return ImageEnhance.Brightness(image).enhance(with_what)
         case "color":
-            return ImageEnhance.Color(image).enhance(1 + 0.9 * share * sign)
+            return ImageEnhance.Color(image).enhance(with_what)
         case "contrast":
-            return ImageEnhance.Contrast(image).enhance(1 + 0.9 * share * sign)
+            return ImageEnhance.Contrast(image).enhance(with_what)
         case "sharpness":
-            return ImageEnhance.Sharpness(image).enhance(1 + 0.9 * share * sign)
+            return ImageEnhance.Sharpness(image).enhance(with_what)
         case "posterize":
-            return ImageOps.posterize(image, 8 - round(magnitude / (LEVELS / 4)))
+            return ImageOps.posterize(image, with_what)
         case "solarize":
-            return ImageOps.solarize(image, round(255 * (1 - share)))
+            return ImageOps.solarize(image, with_what)
         case "autocontrast":
             return ImageOps.autocontrast(image)
         case "equalize":
             return ImageOps.equalize(image)
     return image
+
+
+def strength(name: str, magnitude: int, sign: int, width: int, height: int) -> Any:
+    """What an operation of RandAugment is done with at a magnitude of 0 to 30, of an image of so many pixels.
+
+    A matrix (a, b, c, d, e, f), by which (x, y) shows what is at (a x + b y + c, d x + e y + f), for shears and
+    translations; degrees; a factor; bits that are kept; a threshold. None where there is nothing to say.
+    """
+    share = magnitude / LEVELS
+    match name:
+        case "shear x":
+            return 1, 0.3 * share * sign, 0, 0, 1, 0
+        case "shear y":
+            return 1, 0, 0, 0.3 * share * sign, 1, 0
+        case "translate x":
+            return 1, 0, -int(150 / 331 * width * share * sign), 0, 1, 0
+        case "translate y":
+            return 1, 0, 0, 0, 1, -int(150 / 331 * height * share * sign)
+        case "rotate":
+            return 30 * share * sign
+        case "brightness" | "color" | "contrast" | "sharpness":
+            return 1 + 0.9 * share * sign
+        case "posterize":
+            return 8 - round(magnitude / (LEVELS / 4))
+        case "solarize":
+            return round(255 * (1 - share))
+    return None
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...], fill: tuple[int, ...]) -> Image.Image:

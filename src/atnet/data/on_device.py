@@ -11,7 +11,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
 from atnet.config import Config
-from atnet.data.augment import LEVELS, RESIZE, Augment
+from atnet.data.augment import Augment, Drawn, strength
+from atnet.data.augment import resize as resize_bytes
 from atnet.data.decode import Box
 from atnet.data.loader import NO_LABEL, BadSample, batch_order, batches_of, read_shrunk, train_loader
 from atnet.data.order import Draw
@@ -77,52 +78,41 @@ class DeviceImages:
 
     def at(self, draws: list[Draw]) -> Batch:
         """Pixels uint8 (N, 3, side, side) on the device, channels-last, labels (N,), and the images without pixels."""
-        side = self.augment.config.train_side(draws[0].epoch)
-        crops, flips, labels, holes = [], [], [], []
-        operations: list[list[tuple[str, int]]] = []
-        erased: list[Box] = []
+        side, augment = self.augment.config.train_side(draws[0].epoch), self.augment.config.augment
+        nothing = Drawn(flip=False, operations=(("identity", 1),) * augment.randaugment, erased=(0, 0, 0, 0))
+        crops, drawn, labels, holes = [], [], [], []
         for draw in draws:
             place = self._places[draw.image]
             if isinstance(place, BadSample):
                 crops.append(torch.zeros(side, side, 3, dtype=torch.uint8, device=self.device))
-                flips.append(False)
-                operations.append([])
-                erased.append((0, 0, 0, 0))
+                drawn.append(nothing)
                 labels.append(NO_LABEL)
                 holes.append(place)
                 continue
             chunk, offset, height, width = place
             chance = self.augment.chance(draw)
             left, top, right, bottom = self.augment.crop(width, height, side, chance)[0]
-            drawn = self.augment.draw(side, chance)
             pixels = self._chunks[chunk][offset : offset + 3 * height * width].view(height, width, 3)
             crops.append(resize(pixels[top:bottom, left:right], side, self.augment.config.data.interpolation))
-            flips.append(drawn.flip)
-            operations.append(list(drawn.operations))
-            erased.append(drawn.erased)
+            drawn.append(self.augment.draw(side, chance))
             labels.append(int(self.samples.labels[draw.image]))
         images = torch.stack(crops).permute(0, 3, 1, 2)
-        images = torch.where(self._told(flips), images.flip(3), images)
-        for turn in range(self.augment.config.augment.randaugment):
-            images = self._operate(images, [each[turn] if each else ("identity", 1) for each in operations])
-        images = self._erase(images, erased)
+        flips = torch.tensor([one.flip for one in drawn], device=self.device).view(-1, 1, 1, 1)
+        images = torch.where(flips, images.flip(3), images)
+        for turn in range(augment.randaugment):
+            self._operate(images, [one.operations[turn] for one in drawn])
+        images = self._erase(images, [one.erased for one in drawn])
         return images.contiguous(memory_format=torch.channels_last), torch.tensor(labels), holes
 
-    def _told(self, of_each: list[bool]) -> Tensor:
-        return torch.tensor(of_each, device=self.device).view(-1, 1, 1, 1)
-
-    def _operate(self, images: Tensor, drawn: list[tuple[str, int]]) -> Tensor:
-        """One operation of RandAugment for each image, those of a kind together."""
+    def _operate(self, images: Tensor, drawn: list[tuple[str, int]]) -> None:
+        """One operation of RandAugment on each image, in place, those of a kind together."""
         alike: dict[tuple[str, int], list[int]] = defaultdict(list)
         for number, one in enumerate(drawn):
             if one[0] != "identity":
                 alike[one].append(number)
-        images = images.clone()
         for (name, sign), numbers in alike.items():
             chosen = torch.tensor(numbers, device=self.device)
-            done = operate(images[chosen], name, self.augment.config.augment.magnitude, sign, self.fill)
-            images[chosen] = done
-        return images
+            images[chosen] = operate(images[chosen], name, self.augment.config.augment.magnitude, sign, self.fill)
 
     def _erase(self, images: Tensor, boxes: list[Box]) -> Tensor:
         if not any(map(any, boxes)):
@@ -135,16 +125,11 @@ class DeviceImages:
 
 
 def resize(pixels: Tensor, side: int, interpolation: str) -> Tensor:
-    """Colours (H, W, 3), bytes, to (side, side, 3), antialiased: by torch's resizing of bytes where there is one."""
-    given = pixels.permute(2, 0, 1)[None]
+    """Colours (H, W, 3), bytes, to (side, side, 3), antialiased; on a CPU as the loader does it."""
     if pixels.device.type == "cpu":
-        sized = torch.empty(side, side, 3, dtype=torch.uint8)
-        RESIZE[interpolation](
-            given.contiguous(memory_format=torch.channels_last), [side, side], False, None, None,
-            out=sized.permute(2, 0, 1)[None],
-        )  # fmt: skip
-        return sized
-    whole = torch.nn.functional.interpolate(given.float(), (side, side), mode=interpolation, antialias=True)
+        return torch.from_numpy(resize_bytes(pixels.numpy(), side, interpolation))
+    given = pixels.permute(2, 0, 1)[None].float()
+    whole = torch.nn.functional.interpolate(given, (side, side), mode=interpolation, antialias=True)
     return whole.round_().clamp_(0, 255).byte()[0].permute(1, 2, 0)
 
 
@@ -153,33 +138,28 @@ def operate(images: Tensor, name: str, magnitude: int, sign: int, fill: Tensor) 
 
     fill: the colour of what comes in from outside, (1, 3, 1, 1).
     """
-    share, side = magnitude / LEVELS, images.shape[-1]
+    side = images.shape[-1]
+    with_what = strength(name, magnitude, sign, side, side)
     match name:
-        case "shear x":
-            return _affine(images, (1, 0.3 * share * sign, 0, 0, 1, 0), fill)
-        case "shear y":
-            return _affine(images, (1, 0, 0, 0.3 * share * sign, 1, 0), fill)
-        case "translate x":
-            return _affine(images, (1, 0, -int(150 / 331 * side * share * sign), 0, 1, 0), fill)
-        case "translate y":
-            return _affine(images, (1, 0, 0, 0, 1, -int(150 / 331 * side * share * sign)), fill)
+        case "shear x" | "shear y" | "translate x" | "translate y":
+            return _affine(images, with_what, fill)
         case "rotate":
-            angle, centre = -math.radians(30 * share * sign), side / 2
+            angle, centre = -math.radians(with_what), side / 2
             cos, sin = math.cos(angle), math.sin(angle)
             across, down = centre - cos * centre - sin * centre, centre + sin * centre - cos * centre
             return _affine(images, (cos, sin, across, -sin, cos, down), fill)
         case "brightness":
-            found = vision.adjust_brightness(images, 1 + 0.9 * share * sign)
+            found = vision.adjust_brightness(images, with_what)
         case "color":
-            found = vision.adjust_saturation(images, 1 + 0.9 * share * sign)
+            found = vision.adjust_saturation(images, with_what)
         case "contrast":
-            found = vision.adjust_contrast(images, 1 + 0.9 * share * sign)
+            found = vision.adjust_contrast(images, with_what)
         case "sharpness":
-            found = vision.adjust_sharpness(images, 1 + 0.9 * share * sign)
+            found = vision.adjust_sharpness(images, with_what)
         case "posterize":
-            found = vision.posterize(images, 8 - round(magnitude / (LEVELS / 4)))
+            found = vision.posterize(images, with_what)
         case "solarize":
-            found = vision.solarize(images, round(255 * (1 - share)))
+            found = vision.solarize(images, with_what)
         case "autocontrast":
             found = vision.autocontrast(images)
         case "equalize":

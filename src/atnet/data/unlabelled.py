@@ -5,6 +5,7 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -36,9 +37,13 @@ class Joined:
         return samples.read_bytes(index)
 
     def _at(self, place: int) -> tuple[Samples, int]:
-        begins = np.cumsum([0, *map(len, self.parts)]).tolist()
-        part = bisect.bisect_right(begins, place) - 1
-        return self.parts[part], place - begins[part]
+        part = bisect.bisect_right(self._begins, place) - 1
+        return self.parts[part], place - self._begins[part]
+
+    @cached_property
+    def _begins(self) -> list[int]:
+        begins: list[int] = np.cumsum([0, *map(len, self.parts)]).tolist()
+        return begins
 
 
 def with_unlabelled(labelled: Samples, sources: tuple[str, ...], held_out: Samples) -> Samples:

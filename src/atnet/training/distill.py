@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import logging
 import math
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class Teachers:
         for teacher, probe in zip(self.each, probes, strict=True):
             if probe:
                 linear_head(teacher.model).load_state_dict(probe["head"])
-                teacher.probed, teacher.cross_validated = True, float(probe["top1"])
+                teacher.note_probe(float(probe["top1"]))
 
     def answer(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of the teachers' mean probability, for images (B, 3, H, W) normalised as the run's."""
@@ -112,10 +113,15 @@ class Teacher:
         """The network with the run's classes in their order, of images prepared as it wants them."""
         return self.model if self.columns is None else _OfClasses(self.model, self.columns)
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 of its tensors, as they are now."""
+        """SHA-256 of its tensors, which a probe changes once."""
         return _digest(self.model)
+
+    def note_probe(self, top1: float) -> None:
+        """That its classifier is a probe by now, of this accuracy in cross-validation."""
+        self.probed, self.cross_validated = True, top1
+        self.__dict__.pop("digest", None)
 
     def learn(self, samples: Samples, *, batch: int, workers: int, balanced: bool = False) -> None:
         """Fits a linear probe on these images, if it does not know their classes: then it does.
@@ -132,7 +138,7 @@ class Teacher:
 
         probe = distributed.on_main_process(fitted)
         set_head(self.model, probe)
-        self.probed, self.cross_validated = True, probe.top1
+        self.note_probe(probe.top1)
         figure = f": {probe.top1:.2f}% in cross-validation" if math.isfinite(probe.top1) else ""
         log.info("--teacher %s %s: a linear probe of %s images%s", self.name, self.why, f"{probe.images:,}", figure)
 
@@ -166,16 +172,13 @@ def _digest(model: nn.Module) -> str:
     return found.hexdigest()
 
 
-def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+def distillation_loss(logits: Tensor, taught: Tensor, temperature: float, *, each: bool = False) -> Tensor:
     """Kullback-Leibler divergence from the teacher's logits at the temperature, times its square; both (B, classes).
 
+    The mean over the images, or with `each` the divergence of each one, (B,).
     Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network".
     """
     student, teacher = F.log_softmax(logits / temperature, dim=1), F.log_softmax(taught / temperature, dim=1)
+    if each:
+        return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1) * temperature**2
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
-
-
-def distillation_losses(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """`distillation_loss` of each image, (B,)."""
-    student, teacher = F.log_softmax(logits / temperature, dim=1), F.log_softmax(taught / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1) * temperature**2

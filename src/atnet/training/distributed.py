@@ -56,7 +56,7 @@ def process_group() -> Iterator[None]:
         try:
             yield
         finally:
-            _Joined.store = _Joined.steps = _Joined.waiting = None
+            _leave()
         return
     if not is_launched() or dist.is_initialized():
         yield
@@ -77,12 +77,16 @@ def process_group() -> Iterator[None]:
     finally:
         log.setLevel(level)
         dist.destroy_process_group()
-        _Joined.store = _Joined.steps = _Joined.waiting = None
+        _leave()
 
 
 def _join(store: Any) -> None:
     _Joined.store = store
     _Joined.waiting = dist.new_group(timeout=WAITING, backend="gloo")
+
+
+def _leave() -> None:
+    _Joined.store = _Joined.steps = _Joined.waiting = None
 
 
 def _round(store: Any, number: int, world: int) -> str:

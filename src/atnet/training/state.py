@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ from atnet.models.load import create_classifier
 from atnet.models.ops import normalised, with_kernels
 from atnet.training import distributed
 from atnet.training.answers import Answers, open_answers
-from atnet.training.distill import Teachers, distillation_loss, distillation_losses
+from atnet.training.distill import Teachers, distillation_loss
 from atnet.training.norm import RunningStatistics
 from atnet.training.optim import lr_at, make_optimizers
 from atnet.training.probe import Probe, features_of, fit, linear_head, set_head
@@ -104,7 +105,6 @@ class State:
         if config.ema and config.epochs:
             self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
         self.bf16 = multiplies_in_bf16(config.precision, self.device)
-        self.averaged: tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]] | None = None
         self.optimizers = make_optimizers(self.model, config.optim, torch.bfloat16 if self.bf16 else torch.float32)
         self.statistics = RunningStatistics(self.model)
         self.colours = mean_and_std(config.data, self.device)
@@ -225,16 +225,18 @@ class State:
         """The moving average after a step: what ModelEmaV3.update does, but in two operations whatever the layers."""
         if self.ema is None:
             return
-        if self.averaged is None:  # tensors are written into, never replaced
-            pairs = list(zip(self.ema.module.state_dict().values(), self.model.state_dict().values(), strict=True))
-            numbers = [pair for pair in pairs if pair[0].is_floating_point()]
-            counts = [pair for pair in pairs if not pair[0].is_floating_point()]
-            self.averaged = numbers, counts
-        numbers, counts = self.averaged
-        weight = 1.0 - self.ema.get_decay(self.step)
-        torch._foreach_lerp_([average for average, _ in numbers], [now for _, now in numbers], weight=weight)
+        (averages, numbers), (copies, counts) = self._averaged
+        torch._foreach_lerp_(averages, numbers, weight=1.0 - self.ema.get_decay(self.step))
         if counts:
-            torch._foreach_copy_([average for average, _ in counts], [now for _, now in counts])
+            torch._foreach_copy_(copies, counts)
+
+    @cached_property
+    def _averaged(self) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """The average's tensors and the network's, of numbers and of counts: they are written into, never replaced."""
+        assert self.ema is not None
+        averages, now = self.ema.module.state_dict(), self.model.state_dict()
+        names = [[name for name in now if now[name].is_floating_point() == floats] for floats in (True, False)]
+        return [([averages[name] for name in some], [now[name] for name in some]) for some in names]
 
     def train_mode(self) -> None:
         """Before training steps; what is frozen keeps its batch statistics too."""
@@ -532,7 +534,8 @@ def _loss(
             of_label = cross_entropy(
                 said, labels, weight=state.class_weight, label_smoothing=config.label_smoothing, reduction="none"
             )
-            of_teacher = distillation_losses(said, taught.repeat_interleave(count, 0), config.distill.temperature)
+            answers = taught.repeat_interleave(count, 0)
+            of_teacher = distillation_loss(said, answers, config.distill.temperature, each=True)
             shares = torch.where(has, config.distill.share, 1.0)
             mixed: Tensor = ((1 - shares) * of_label + shares * of_teacher).mean()
             return mixed

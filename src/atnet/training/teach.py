@@ -51,11 +51,12 @@ def teach(config: Config) -> Kept:
         with progress_bar("Asking the teachers", last, done=first) as advance:
             for step in range(first, last):
                 pixels, labels, _ = next(batches)
-                there = (labels != NO_LABEL).tolist()
-                draws = [draw for draw, here in zip(answers.order.at(step), there, strict=True) if here]
+                there = labels != NO_LABEL
+                draws = [draw for draw, here in zip(answers.order.at(step), there.tolist(), strict=True) if here]
                 if draws and not answers.has(draws):
-                    some, targets = pixels[labels != NO_LABEL], labels[labels != NO_LABEL].clamp(min=0)
-                    images, _ = normalise_and_mix(config.seed, state.colours, None, step, some, targets)
+                    images, _ = normalise_and_mix(
+                        config.seed, state.colours, None, step, pixels[there], labels[there].clamp(min=0)
+                    )
                     answers.of(draws, images, state.ask)
                     new += len(draws)
                 advance(1)
