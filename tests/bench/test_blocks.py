@@ -38,6 +38,7 @@ def test_blocks_add_up_to_the_network(timed):
     assert costed.whole > 0
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_blocks_and_puts_them_into_a_document(tmp_path, capsys, monkeypatch, timed):
     monkeypatch.setattr(blocks, "bench_blocks", lambda **_: timed)
     document = tmp_path / "speed.md"

@@ -196,6 +196,7 @@ def test_a_teacher_of_other_classes_is_probed_first(digits, classes, stranger, c
     assert teacher.cross_validated < scores.top1
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_a_teacher_that_was_probed_and_resumes_to_the_bit(
     quick, stranger, cache, tmp_path, train_until, monkeypatch
 ):
@@ -247,6 +248,7 @@ def asked(monkeypatch) -> list[int]:
     return counts
 
 
+@pytest.mark.slow
 def test_teachers_are_asked_about_each_view_once(quick, teacher, tmp_path, asked, cache, train_until):
     options = quick | {"epochs": 3, "teacher": str(teacher), "distill": {"views": 2}, "batch": 20}
     run = atnet.train(**options, out=tmp_path / "one")
@@ -296,6 +298,7 @@ class Full:
         raise OSError("No space left")
 
 
+@pytest.mark.slow
 def test_answers_made_before_a_training_are_those_that_it_would_ask_for(quick, teacher, cache, tmp_path, monkeypatch):
     options = quick | {"epochs": 4, "teacher": str(teacher), "distill": {"views": 2}}
     plain = atnet.train(**options, out=tmp_path / "plain").folder

@@ -1,6 +1,5 @@
 """Images without labels beside those with: a teacher alone tells of them."""
 
-import contextlib
 import shutil
 
 import numpy as np
@@ -17,13 +16,18 @@ from atnet.errors import ConfigError, DataError
 from atnet.training.state import State, train_step
 
 
-@pytest.fixture(scope="module")
-def teacher(_digits, tmp_path_factory) -> str:
+@pytest.fixture
+def teacher(finished_run) -> str:
+    """A run on the digits."""
+    return str(finished_run)
+
+
+@pytest.fixture
+def good_teacher(_digits, tmp_path) -> str:
     """A run on the digits that knows them well."""
     data = {"source": str(_digits), "size": 32, "crop_pct": 1.0, "workers": 0}
     options = {"epochs": 30, "batch": 20, "data": data, "augment": {"flip": 0.0, "crop_scale": 0.6}}
-    with contextlib.chdir(tmp_path_factory.mktemp("teacher")):
-        return str(atnet.train(**options, out="run").folder.absolute())
+    return str(atnet.train(**options, out=tmp_path / "teacher").folder)
 
 
 @pytest.fixture
@@ -68,8 +72,9 @@ def test_what_is_validated_on_is_left_out_of_what_has_no_label(photos, few_photo
     assert joined.only([2, len(train) + 1]).locate(1) == joined.locate(len(train) + 1)
 
 
-def test_a_teacher_and_images_without_labels_are_worth_more_than_few_labels(options, tmp_path):
-    options = options | {"epochs": 12}
+@pytest.mark.slow
+def test_a_teacher_and_images_without_labels_are_worth_more_than_few_labels(options, good_teacher, tmp_path):
+    options = options | {"epochs": 12, "teacher": good_teacher}
     taught = atnet.train(**options, out=tmp_path / "taught")
     assert (taught.record["train_images"], taught.record["unlabelled_images"]) == (20, 180)
     assert taught.record["config"]["data"]["unlabelled"] == ("more",)

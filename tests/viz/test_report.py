@@ -166,6 +166,7 @@ def test_a_hundred_names_do_nothing_in_the_terminal(attacked, tmp_path):
 
 
 def test_every_image_of_a_run_is_one(attacked):
+    atnet.render_run(attacked)
     for name in ("curves", "confusion", "mistakes", "samples"):
         with Image.open(attacked / f"{name}.png") as image:
             assert min(image.size) > 200
