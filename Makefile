@@ -109,10 +109,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/peer --
 	--numprocesses auto --maxprocesses 4 --dist worksteal --durations 15
 
 test: dev
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not exhaustive"
 
 all-tests: dev
-	$(PYTEST)
+	$(PYTEST) -m "not exhaustive"
 
 lint: dev
 	$(BIN)/ruff check .
@@ -141,6 +141,7 @@ proof-explain: dev
 
 proof-faults: dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/proof/faults.py $(IMAGENETTE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m exhaustive
 
 proof-augment: dev
 	$(BIN)/python tests/proof/augment.py $(IMAGENETTE)

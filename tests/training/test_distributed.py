@@ -151,12 +151,18 @@ def resume(run: Path) -> None:
     subprocess.run([*LAUNCH, "-m", "atnet", "train", "--resume", str(run)], check=True, capture_output=True)
 
 
+SIGNALLED = list(itertools.product((0, 1), ("PID-0", "PID-1", "torchrun")))
+"""The process that waits for data, and who gets the signal: it, the one that waits for that one, or torchrun."""
+
+
 @pytest.mark.slow
-def test_a_signal_stops_all_though_one_waits_for_its_data(options, tmp_path):
-    """Whoever gets it: the one that waits for data, the one that waits for that one, or torchrun."""
+@pytest.mark.parametrize(
+    "cases", [SIGNALLED[1::4], pytest.param(SIGNALLED, marks=pytest.mark.exhaustive)], ids=["two", "all"]
+)
+def test_a_signal_stops_all_though_one_waits_for_its_data(options, tmp_path, cases):
     finish(start(options, tmp_path / "whole"))
     whole = load_file(tmp_path / "whole" / "last.safetensors")
-    for number, (process, told) in enumerate(itertools.product((0, 1), ("PID-0", "PID-1", "torchrun"))):
+    for number, (process, told) in enumerate(cases):
         folder = tmp_path / str(number)
         folder.mkdir()
         begun = stalled(options, folder / "run", process, "13")
