@@ -177,7 +177,9 @@ def test_a_run_that_cannot_be_drawn_is_finished_all_the_same(digits, monkeypatch
 
 def test_teach_takes_a_recipe_and_options_as_train_does(finished_run, digits, tmp_path, cache, capsys):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"teacher: {finished_run}\nepochs: 2\nbatch: 20\ndata: {{size: 32}}\ndistill: {{views: 1}}\n")
+    recipe.write_text(
+        f"weights: none\nteacher: {finished_run}\nepochs: 2\nbatch: 20\ndata: {{size: 32}}\ndistill: {{views: 1}}\n"
+    )
     main(["teach", str(recipe), "--data", str(digits), "--data.workers", "0"])
     assert "200 answers, 200 of them new" in capsys.readouterr().out
     main(["train", str(recipe), "--data", str(digits), "--data.workers", "0", "--out", str(tmp_path / "run")])

@@ -11,7 +11,8 @@ import atnet
 import atnet.timm
 from atnet.models import registry
 from atnet.weights import info as weights_info
-from atnet.weights.info import SHIPPED
+
+TEN, GENERAL = "xxxs.imagenette", "xxxs.general"
 
 SCRIPT = """
 import argparse
@@ -40,10 +41,10 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_weights_that_come_with_the_package_are_a_tag_of_their_size():
-    assert f"atnet_{SHIPPED}" in timm.list_models(pretrained=True)
-    assert timm.list_models("atnet_*", pretrained=True) == [f"atnet_{SHIPPED}"]
-    model = timm.create_model(f"atnet_{SHIPPED}", pretrained=True).eval()
-    ours, info = atnet.load(SHIPPED)
+    assert f"atnet_{TEN}" in timm.list_models(pretrained=True)
+    assert timm.list_models("atnet_*", pretrained=True) == [f"atnet_{GENERAL}", f"atnet_{TEN}"]
+    model = timm.create_model(f"atnet_{TEN}", pretrained=True).eval()
+    ours, info = atnet.load(TEN)
     image = torch.randn(1, 3, 160, 160)
     assert torch.equal(model(image), ours(image))
     assert model.pretrained_cfg["label_names"] == info.class_names
@@ -55,7 +56,7 @@ def test_what_a_killed_export_left_beside_the_weights_is_none(tmp_path, monkeypa
     (tmp_path / ".partial.safetensors").write_bytes(b"short")
     monkeypatch.setattr(weights_info, "WEIGHTS", tmp_path)
     registry._add_shipped()
-    assert timm.list_models("atnet_*", pretrained=True) == [f"atnet_{SHIPPED}"]
+    assert timm.list_models("atnet_*", pretrained=True) == [f"atnet_{GENERAL}", f"atnet_{TEN}"]
 
 
 def test_a_size_without_the_tag_is_as_before():
@@ -66,10 +67,10 @@ def test_a_size_without_the_tag_is_as_before():
 
 
 def test_the_tags_weights_go_under_another_head_or_none():
-    model = timm.create_model(f"atnet_{SHIPPED}", pretrained=True, num_classes=37)
+    model = timm.create_model(f"atnet_{TEN}", pretrained=True, num_classes=37)
     assert model.head.weight.shape == (37, 192)
-    levels = timm.create_model(f"atnet_{SHIPPED}", pretrained=True, features_only=True)
-    ours, _ = atnet.load(SHIPPED)
+    levels = timm.create_model(f"atnet_{TEN}", pretrained=True, features_only=True)
+    ours, _ = atnet.load(TEN)
     assert torch.equal(model.stem[0].conv.weight, ours.stem[0].conv.weight)
     assert torch.equal(levels.model.stem[0].conv.weight, ours.stem[0].conv.weight)
 

@@ -66,6 +66,9 @@ FULL_FROM, GROWTH = 0.75, 16
 
 Whole = Annotated[int, Parameter(converter=_whole)]
 
+AUTO, NONE = "auto", "none"
+"""Of weights: those that suit the model; random ones."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -284,9 +287,10 @@ class Config:
 
     model: str = "xxxs"
     """An AT-Net size (see `atnet sizes`) or any timm architecture."""
-    weights: str = ""
+    weights: str = AUTO
     """Weights to go on from: a run, a file, timm:resnet18, hf-hub:user/name or local-dir:FOLDER. They bring their model
-    and size; the head is drawn anew if the classes differ."""
+    and size; the head is drawn anew if the classes differ. none: random weights. Not given, or auto: the general
+    weights of the model's size, where AT-Net has some (`atnet weights`), else random ones."""
     freeze: tuple[str, ...] = ()
     """Parts of the network that are not trained: stem, stages.0, encoder, ...; all is all but the head."""
     teacher: tuple[str, ...] = ()
@@ -350,6 +354,8 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        if self.weights == NONE:
+            object.__setattr__(self, "weights", "")
         # There was one teacher once, "" for none.
         object.__setattr__(self, "teacher", tuple(filter(None, self.teacher)))
         _check_range(
@@ -643,9 +649,14 @@ def by_section(values: dict[str, Any], origin: str) -> dict[str, Any]:
     return values
 
 
+def to_plain(config: Config) -> dict[str, Any]:
+    """The configuration as nested values, of random weights that they are "none"."""
+    return asdict(config) | {"weights": config.weights or NONE}
+
+
 def to_yaml(config: Config) -> str:
     """The configuration as YAML that `make_config` reads back to an equal one."""
-    plain = asdict(config)
+    plain = to_plain(config)
     for section in (plain, plain["data"], plain["optim"]):
         section |= {name: list(value) for name, value in section.items() if isinstance(value, tuple)}
     return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None)

@@ -360,6 +360,7 @@ def test_imagenets_layout_its_shards_and_a_folder_train_to_the_same_losses(few_p
     for source in (few_photos, root, tmp_path / "pack"):
         run = train(
             model="xxxs",
+            weights="none",
             epochs=2,
             batch=12,
             augment={"randaugment": 2, "erasing": 0.5, "mixup": 0.2},

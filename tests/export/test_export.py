@@ -17,7 +17,9 @@ from atnet.errors import ConfigError, WeightsError
 from atnet.export import export as exporting
 from atnet.export.export import export
 from atnet.exported.onnx import OnnxNetwork
-from atnet.weights.info import SHIPPED, WEIGHTS
+from atnet.weights.info import WEIGHTS
+
+TEN = "xxxs.imagenette"
 
 
 @pytest.fixture
@@ -142,12 +144,12 @@ def test_nothing_is_overwritten(run, tmp_path):
 
 def test_of_what_comes_with_atnet_the_file_has_its_name_and_lies_here(digits):
     before = sorted(WEIGHTS.iterdir())
-    done = export(SHIPPED, to="safetensors", data=str(digits))
-    assert done.path == Path(f"{SHIPPED}.safetensors")
+    done = export(TEN, to="safetensors", data=str(digits))
+    assert done.path == Path(f"{TEN}.safetensors")
     assert done.path.is_file()
     assert sorted(WEIGHTS.iterdir()) == before
-    with pytest.raises(ConfigError, match=rf"^{SHIPPED}.safetensors: exists; choose another --out"):
-        export(WEIGHTS / f"{SHIPPED}.safetensors", to="safetensors", data=str(digits))
+    with pytest.raises(ConfigError, match=rf"^{TEN}.safetensors: exists; choose another --out"):
+        export(WEIGHTS / f"{TEN}.safetensors", to="safetensors", data=str(digits))
 
 
 def test_a_file_that_is_no_such_file_is_named(run, digits, tmp_path):
@@ -180,4 +182,4 @@ def test_the_commands_work_together(run, digits, capsys):
 def test_the_file_names_no_folder_of_the_machine_that_wrote_it(quick, tmp_path):
     content = export(atnet.train(**quick, out=tmp_path / "run").folder).path.read_bytes()
     assert b"site-packages" not in content
-    assert b"site-packages" not in (WEIGHTS / f"{SHIPPED}.onnx").read_bytes()
+    assert b"site-packages" not in (WEIGHTS / f"{TEN}.onnx").read_bytes()

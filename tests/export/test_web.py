@@ -27,7 +27,9 @@ from atnet.data.preprocess import Preprocess
 from atnet.errors import AtnetError, ConfigError, WeightsError
 from atnet.export import runtime
 from atnet.export.web import write_web
-from atnet.weights.info import METADATA, SHIPPED
+from atnet.weights.info import METADATA
+
+TEN = "xxxs.imagenette"
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 LONG = "a-name-without-a-place-to-break-it-which-is-longer-than-the-screen-of-a-phone"
@@ -38,7 +40,7 @@ def run(_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("web")
     with contextlib.chdir(folder):
         return atnet.train(
-            model="xxxs", epochs=1, batch=20, augment={"flip": 0.0}, out=folder / "run",
+            model="xxxs", weights="none", epochs=1, batch=20, augment={"flip": 0.0}, out=folder / "run",
             data={"source": str(_digits), "size": 64, "crop_pct": 0.9, "workers": 0},
         ).folder  # fmt: skip
 
@@ -189,14 +191,14 @@ MAP = "map => [...map.getContext('2d').getImageData(0, 0, map.width, map.height)
 
 
 def test_where_it_looked_is_what_explain_says(site, visit, tmp_path):
-    shipped = write_web(tmp_path / "shipped", SHIPPED).path
+    shipped = write_web(tmp_path / "shipped", TEN).path
     about = json.loads((shipped / "network.json").read_text())["preprocess"]
     page = visit(shipped, viewport={"width": 900, "height": 900})
     expect(page.locator("#look")).to_be_hidden()
     for name in ("photo.jpg", "upright.jpg"):
         content = IMAGES[name]()
         Path(name).write_bytes(content)
-        [there] = atnet.explain(name, SHIPPED)
+        [there] = atnet.explain(name, TEN)
         expected = there.maps.attention[-1, 0].mean(0)
         give(page, name, content)
         page.get_by_label("Show where it looked").set_checked(True)

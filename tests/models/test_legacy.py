@@ -11,11 +11,13 @@ from atnet.errors import ConfigError
 from atnet.models.layout import Size
 from atnet.models.legacy import current_fields, current_names
 from atnet.models.sizes import SIZES
-from atnet.weights.info import SHIPPED, WEIGHTS
+from atnet.weights.info import WEIGHTS
+
+TEN = "xxxs.imagenette"
 
 
 def test_tensors_of_version_0_1_have_their_names_of_now():
-    with safe_open(WEIGHTS / f"{SHIPPED}.safetensors", "pt") as opened:
+    with safe_open(WEIGHTS / f"{TEN}.safetensors", "pt") as opened:
         names = current_names(opened.keys())
     changed = {old: new for old, new in names.items() if old != new}
     assert changed["stem.2.depthwise.weight"] == "stages.0.blocks.0.depthwise.weight"
@@ -84,7 +86,7 @@ def test_hostile_names_of_tensors_are_left_alone(name):
 
 def test_tensors_by_their_former_names_are_loaded_by_torch_and_timm_too():
     model = atnet.create_model("xxxs", num_classes=10)
-    with safe_open(WEIGHTS / f"{SHIPPED}.safetensors", "pt") as opened:
+    with safe_open(WEIGHTS / f"{TEN}.safetensors", "pt") as opened:
         old = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
     model.load_state_dict(old)
     assert model.state_dict()["encoder.0.attention.q.weight"].equal(old["trans_mix.0.attention.q.weight"])

@@ -348,7 +348,7 @@ def test_a_run_without_weights_says_how_to_have_some():
         from_random_weights("resnet18")
         == "resnet18 starts from random weights; from pretrained ones: --weights timm:resnet18"
     )
-    assert from_random_weights("atnet_xxxs").endswith("--weights xxxs.imagenette")
+    assert from_random_weights("atnet_xxxs").endswith("--weights xxxs.general")
     assert from_random_weights("atnet_xxs+kernel=7") == "xxs+kernel=7 starts from random weights"
 
 

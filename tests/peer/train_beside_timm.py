@@ -79,7 +79,18 @@ def main(source: Path) -> None:
         }
         for turn in range(ROUNDS):
             ours = [
-                *(sys.executable, "-m", "atnet", "train", "--data", str(folder / "data"), "--model", "xxxs"),
+                *(
+                    sys.executable,
+                    "-m",
+                    "atnet",
+                    "train",
+                    "--data",
+                    str(folder / "data"),
+                    "--model",
+                    "xxxs",
+                    "--weights",
+                    "none",
+                ),
                 *("--epochs", str(EPOCHS), "--batch", str(BATCH), "--data.size", str(SIZE), "--data.workers", "2"),
                 *("--augment.crop-scale", "0.35", "--optim.lr", "2e-3", "--out", str(folder / f"atnet-{turn}")),
             ]

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from atnet.config import Config
+from atnet.config import NONE, Config
 from atnet.data.sources import open_configured
 from atnet.eval.metrics import interval
 from atnet.files import csv_table, write_whole
@@ -70,7 +70,7 @@ def measure(data: Path, weights: str, size: int, runs: Path) -> dict[str, Any]:
         "data": {"source": str(data), "size": size, "cache": "ram", "workers": 0},
         "eval_every": 10_000,  # the last epoch alone
     }
-    options |= ({"weights": name} if name else {}) | ({"model": model} if model else {})
+    options |= {"weights": name or NONE} | ({"model": model} if model else {})
     config = settle(configure(**options, choose=False))
     tuned, judged, seconds = run(config, runs / "tuned")
     low, high = interval(tuned, judged)

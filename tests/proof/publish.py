@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 TRANSFORMERS = "5.23.0"
-SHIPPED = "xxxs.imagenette"
+TEN = "xxxs.imagenette"
 NAMES = {"n01440764": "tench", "n03394916": "French horn", "n03445777": "golf ball"}
 TOLERANCE = 1e-6
 Finding = tuple[bool, str]
@@ -155,7 +155,7 @@ class Proof:
         )
 
     def shipped(self) -> Finding:
-        return self.four_ways(SHIPPED)
+        return self.four_ways(TEN)
 
     def random(self, model: str) -> Finding:
         weights = self.folder / f"{model.partition('+')[0]}.safetensors"
@@ -166,7 +166,7 @@ class Proof:
 POINTS: dict[str, Callable[[Proof], Finding]] = {
     "the built wheel, installed anew": Proof.install,
     "atnet predict names three photos right": Proof.predict,
-    f"{SHIPPED} by four ways": Proof.shipped,
+    f"{TEN} by four ways": Proof.shipped,
     "a changed size by four ways": lambda proof: proof.random("atnet_xxxs+kernel=3+registers=2"),
     "a peer with one input size by four ways": lambda proof: proof.random("deit_tiny_patch16_224"),
 }

@@ -62,7 +62,7 @@ def main(photos: Path, runs: Path) -> None:
     before = top1(runs / "pretrained", RECIPE, eval_every=20, data=data("pretrain"))
     print(f"pretrained on five classes: {before:.2f}", flush=True)
     weights = str(runs / "pretrained")
-    ways: dict[str, dict[str, object]] = {"from weights": {"weights": weights}, "from scratch": {}}
+    ways: dict[str, dict[str, object]] = {"from weights": {"weights": weights}, "from scratch": {"weights": "none"}}
     for count, epochs in EPOCHS.items():
         found: dict[str, list[float]] = {way: [] for way in ways}
         for seed in SEEDS:

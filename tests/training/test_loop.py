@@ -58,7 +58,8 @@ def test_evaluations_are_as_far_apart_as_asked(quick, tmp_path):
 
 
 def test_the_network_learns(quick, tmp_path):
-    options = quick | {"model": "xxxs", "epochs": 10, "data": quick["data"] | {"cache": "ram", "cache_size": 32}}
+    options = quick | {"model": "xxxs", "weights": "none", "epochs": 10}
+    options |= {"data": quick["data"] | {"cache": "ram", "cache_size": 32}}
     options["augment"] = {"flip": 0.0, "crop_scale": 0.9}
     run = atnet.train(**options, optim={"lr": 2e-3}, out=tmp_path / "run")
     losses = [float(row["train_loss"]) for row in read_metrics(run.folder)]

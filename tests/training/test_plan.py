@@ -59,7 +59,22 @@ def test_a_forecast_writes_nothing_and_knows_the_run(quick, tmp_path, cache):
 
 
 def test_check_says_time_memory_and_disk_and_writes_nothing(digits, tmp_path, capsys):
-    main(["train", "--data", str(digits), "--data.size", "32", "--data.workers", "0", "--batch", "20", "--check"])
+    main(
+        [
+            "train",
+            "--data",
+            str(digits),
+            "--data.size",
+            "32",
+            "--data.workers",
+            "0",
+            "--batch",
+            "20",
+            "--weights",
+            "none",
+            "--check",
+        ]
+    )
     said = capsys.readouterr().out
     for word in (
         "atnet_xxxs at 32 px, batch 20, on digits: 100 epochs of 10 steps",
@@ -90,7 +105,7 @@ def test_a_time_budget_sets_the_epochs(quick, tmp_path, monkeypatch):
 
 
 def test_auto_takes_a_batch_that_fits_and_writes_it_down(quick, tmp_path, monkeypatch):
-    quick = quick | {"model": "xxxs"}
+    quick = quick | {"model": "xxxs", "weights": "none"}
     free = psutil.virtual_memory()
 
     def with_free(megabytes):

@@ -11,7 +11,7 @@ import atnet
 from atnet.cli import main
 from atnet.config import make_config
 from atnet.errors import ConfigError, WeightsError
-from atnet.models.load import create_classifier
+from atnet.models.load import create_classifier, read_info
 from atnet.training.optim import make_optimizers
 from atnet.training.plan import configure, forecast, settle
 from atnet.training.state import State
@@ -172,8 +172,38 @@ def test_batch_and_epochs_follow_from_the_number_of_images(
         assert configure(weights=weights, data=str(tmp_path), schedule={"cycle": 10}).epochs == 20
 
 
+def test_a_training_begins_with_the_general_weights_of_its_size(five_digits, tmp_path, caplog):
+    data = {"source": str(five_digits), "size": 32, "workers": 0}
+    for asked in (configure(data=data), configure(weights="auto", data=data)):
+        assert (asked.batchnorm, asked.optim.lr, asked.augment.crop_scale) == ("frozen", 3e-3, 0.2)
+        assert Path(settle(asked).weights).name == "xxxs.general.safetensors"
+    assert configure(data=str(five_digits)).data.size == read_info("xxxs.general").preprocess.size
+    for none in (
+        {"weights": "none"},
+        {"weights": ""},
+        {"model": "s"},
+        {"model": "xxxs+kernel=7"},
+        {"model": "resnet18"},
+    ):
+        config = settle(configure(data=data, **none))
+        assert (config.weights, config.batchnorm) == ("", "train")
+    run = atnet.train(data=data, epochs=1, choose=False, out=tmp_path / "run")
+    assert run.record["config"]["weights"] == "weights/xxxs.general.safetensors"
+    assert "goes on from xxxs.general, 385 classes (random ones: --weights none)" in caplog.text
+    assert make_config(run.folder / "config.yaml").weights.endswith("xxxs.general.safetensors")
+
+
+def test_random_weights_are_written_down_as_none(quick, tmp_path):
+    run = atnet.train(**quick, out=tmp_path / "run")
+    assert run.record["config"]["weights"] == "none"
+    assert "weights: none\n" in (run.folder / "config.yaml").read_text()
+    assert make_config(run.folder / "config.yaml").weights == ""
+
+
 def test_the_number_of_images_is_asked_once_and_in_silence(five_digits, capsys, caplog):
     (five_digits / "classes.txt").write_text("five\nsix\nseven\neight\nnine\n")
-    assert configure(data=str(five_digits)).epochs == 100
+    assert configure(weights="none", data=str(five_digits)).epochs == 100
     assert caplog.text == ""
-    assert configure(data=str(five_digits / "nowhere")).epochs == 20  # a training says that it is not there
+    assert (
+        configure(weights="none", data=str(five_digits / "nowhere")).epochs == 20
+    )  # a training says that it is not there

@@ -15,7 +15,8 @@ from atnet.cli import main
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.export.export import export
 from atnet.viz.explain import maps_of
-from atnet.weights.info import SHIPPED
+
+TEN = "xxxs.imagenette"
 
 TINY = "xxxs+depths=0,1,1+dims=16,16,8+heads=2+registers=1"
 
@@ -125,8 +126,8 @@ def test_a_peer_whose_last_features_are_no_grid_is_refused():
 
 def test_the_answers_are_those_of_predict_and_the_map_lies_on_what_is_shown(china, tmp_path):
     """The temple moved to the other side takes the map with it."""
-    [found] = atnet.explain(china, SHIPPED)
-    [answer] = atnet.predict(china, SHIPPED, device="cpu")
+    [found] = atnet.explain(china, TEN)
+    [answer] = atnet.predict(china, TEN, device="cpu")
     assert [name for _, name, _ in found.top] == [name for _, name, _ in answer.top]
     assert [share for *_, share in found.top] == pytest.approx([share for *_, share in answer.top], abs=1e-2)
     assert (found.pixels.shape, found.maps.gradient.shape, found.target) == ((160, 160, 3), (10, 10), "church")
@@ -136,16 +137,16 @@ def test_the_answers_are_those_of_predict_and_the_map_lies_on_what_is_shown(chin
         sheet = Image.new("RGB", (160, 160), (90, 120, 160))  # a sky; on grey attention stays on the left (LOG.md)
         sheet.paste(temple, (left, 35))
         sheet.save(tmp_path / f"{left}.png")
-        [found] = atnet.explain(tmp_path / f"{left}.png", SHIPPED, target="n03028079")
+        [found] = atnet.explain(tmp_path / f"{left}.png", TEN, target="n03028079")
         for seen in (found.maps.gradient.clip(0), found.maps.rollout[0]):
             middles.append(float((seen.sum(0) * (np.arange(10) + 0.5)).sum() / seen.sum()))
     assert max(middles[:2]) < 5 < min(middles[2:]), middles
 
 
 def test_other_sizes_and_shapes_have_other_grids(china):
-    [larger] = atnet.explain(china, SHIPPED, size=224)
+    [larger] = atnet.explain(china, TEN, size=224)
     assert (larger.maps.gradient.shape, larger.maps.attention.shape) == ((14, 14), (2, 5, 6, 14, 14))
-    [whole] = atnet.explain(china, SHIPPED, whole=True)
+    [whole] = atnet.explain(china, TEN, whole=True)
     assert whole.pixels.shape == (160, 239, 3)
     assert (whole.maps.gradient.shape, whole.maps.stride) == ((10, 15), 16)
     assert whole.top[0][1] == "church"
@@ -153,7 +154,7 @@ def test_other_sizes_and_shapes_have_other_grids(china):
 
 def test_maps_are_of_the_weights_not_of_the_image(china):
     """Adebayo et al. 2018: with other weights it is another map."""
-    model, info = atnet.load(SHIPPED)
+    model, info = atnet.load(TEN)
     image = torch.from_numpy(info.preprocess(Image.open(china)))[None]
     trained, again = maps_of(model, image), maps_of(model, image)
     assert (trained.gradient == again.gradient).all()
@@ -166,7 +167,7 @@ def test_maps_are_of_the_weights_not_of_the_image(china):
 
 
 def test_another_class_has_another_map(china):
-    church, truck = (atnet.explain(china, SHIPPED, target=name)[0] for name in ("church", "n03417042"))
+    church, truck = (atnet.explain(china, TEN, target=name)[0] for name in ("church", "n03417042"))
     assert (church.target, truck.target) == ("church", "garbage truck")
     assert church.maps.gradient.max() > 0
     assert spearmanr(church.maps.gradient.ravel(), truck.maps.gradient.ravel()).statistic < 0.5
@@ -186,7 +187,7 @@ def test_the_command_draws_each_image_and_names_the_bad_one(china, tmp_path, cap
     shutil.copy(china, tmp_path / "other" / "china.png")
     (tmp_path / "bad.jpg").write_text("text")
     with pytest.raises(SystemExit) as ended:
-        main(["explain", "china.jpg", "bad.jpg", "other", "--weights", SHIPPED])
+        main(["explain", "china.jpg", "bad.jpg", "other", "--weights", TEN])
     said = capsys.readouterr()
     assert ended.value.code == 2
     assert "bad.jpg: text, not a whole JPEG" in said.err
@@ -196,7 +197,7 @@ def test_the_command_draws_each_image_and_names_the_bad_one(china, tmp_path, cap
         tokens = np.asarray(image.convert("RGB")).astype(int)[image.height // 2 :]
     assert (tokens[..., 0] - tokens[..., 2] > 60).sum() > 1000, "the maps are in colours, on grey images"
     with pytest.raises(SystemExit):
-        main(["explain", "china.jpg", "--weights", SHIPPED])
+        main(["explain", "china.jpg", "--weights", TEN])
     assert "china.png: exists; choose another --out" in capsys.readouterr().err
 
 
@@ -205,11 +206,11 @@ def test_what_cannot_be_explained_says_so(quick, china, tmp_path):
     with pytest.raises(WeightsError, match=r"model.onnx: an exported network; give the run"):
         atnet.explain(china, export(run).path)
     with pytest.raises(ConfigError, match=r"'churc' is no class of these weights; did you mean 'church'\?"):
-        atnet.explain(china, SHIPPED, target="churc")
+        atnet.explain(china, TEN, target="churc")
     with pytest.raises(ConfigError, match="size=7 is out of range"):
-        atnet.explain(china, SHIPPED, size=7)
+        atnet.explain(china, TEN, size=7)
     with pytest.raises(DataError, match=r"nowhere.jpg: no such image"):
-        atnet.explain("nowhere.jpg", SHIPPED)
+        atnet.explain("nowhere.jpg", TEN)
     fixed = atnet.train(**quick | {"model": "deit_tiny_patch16_224"}, out=tmp_path / "fixed").folder
     with pytest.raises(ConfigError, match="works at 32 px only: leave --whole out"):
         atnet.explain(china, fixed, whole=True)

@@ -65,7 +65,7 @@ def doctor(
     write_diagnosis(found, path, said)
     console = Console(highlight=False)
     console.print(f"\nWritten: {path}, with images", markup=False, soft_wrap=True)
-    command = f"atnet train --data {quoted(source)} {found.advice.command}"
+    command = f"atnet train --data {quoted(source)} {found.advice.command}".rstrip()
     console.print(
         f"Next: {command}   ({said})" if found.healthy else "Next: mend what is marked WRONG, then examine it again",
         markup=False,

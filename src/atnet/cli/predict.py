@@ -113,12 +113,13 @@ def _agreement(answer: "Prediction") -> str:
 
 
 def _tell_limits(asked: Path) -> None:
-    """That the network which comes with AT-Net answered, and all that it knows."""
+    """That the network which comes with AT-Net answered, and where to see what it knows."""
     from atnet.exported.onnx import OnnxNetwork
 
-    names = ", ".join(OnnxNetwork(asked.with_suffix(".onnx")).info.class_names)
+    count = len(OnnxNetwork(asked.with_suffix(".onnx")).info.classes)
     Console(highlight=False).print(
-        f"Answered by {asked.stem}, which comes with AT-Net and knows these alone: {names}.\n"
+        f"Answered by {asked.stem}, which comes with AT-Net and knows {count} kinds of things and nothing else: "
+        f"`atnet weights {asked.stem}` lists them.\n"
         "For other classes: atnet train --data FOLDER",
         markup=False,
         soft_wrap=True,

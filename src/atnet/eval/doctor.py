@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from atnet.config import Config
 from atnet.data.classes import look_alikes
 from atnet.data.decode import NEARLY_BLACK, SUFFIXES, Facts, brightest_of, decode, describe
 from atnet.data.duplicates import Sketch, near_pairs, sketch
@@ -21,7 +22,6 @@ from atnet.data.samples import Samples, some
 from atnet.data.sources import PARTS, Mismatch, open_whole, split
 from atnet.errors import DataError
 from atnet.progress import counted, progress_bar
-from atnet.weights.info import SHIPPED
 
 HUGE_SIDE, HUGE_BYTES = 6000, 20_000_000
 SMALL_SIDE = 32
@@ -51,28 +51,28 @@ class Finding:
 MANY = 20_000
 """Images to train on, from which on a larger network from random weights is advised."""
 
-LEAST_OF_PHOTOS, SIZE_OF_SHIPPED = 96, 160
+LEAST_OF_PHOTOS, SIZE_OF_GENERAL = 96, 128
 """Sides in pixels: smaller images are hardly photos; what the weights that come with AT-Net are for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """What to train with.  start: the weights to go on from, or else a model.  size: in pixels; 0: the weights' own."""
+    """What to train with, beside the defaults.  size: in pixels; 0: that of the general weights."""
 
-    start: Literal["weights", "model"]
-    name: str
+    model: str
     size: int
     options: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:
+        model = (f"--model {self.model}",) if self.model != Config.model else ()
         size = (f"--data.size {self.size}",) if self.size else ()
-        return " ".join((f"--{self.start} {self.name}", *size, *self.options))
+        return " ".join((*model, *size, *self.options))
 
     @property
     def settings(self) -> dict[str, Any]:
         """The same for `atnet.train`, but for the options."""
-        return {self.start: self.name, "data": {"size": self.size} if self.size else {}}
+        return {"model": self.model, "data": {"size": self.size} if self.size else {}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -378,8 +378,8 @@ def _folders(parts: dict[str, Samples]) -> Iterable[Finding]:
 
 
 def _advise(train: Samples, sides: NDArray[np.int64]) -> Advice:
-    """Rules of thumb: a resolution that most images have; weights that know photos for photos that are few, else a size
-    for the count of images.
+    """Rules of thumb: a resolution that most images have, but for photos that are few that of the general weights; a
+    size of network for the count of images.
     """
     shorter = float(np.median(sides.min(1))) if len(sides) else 224.0
     size = int(min(224, max(32, 32 * math.floor(shorter / 32))))
@@ -387,9 +387,9 @@ def _advise(train: Samples, sides: NDArray[np.int64]) -> Advice:
     uneven = int(counts.max()) >= IMBALANCE * max(int(counts.min()), 1)
     options = ("--data.balance loss",) if uneven else ()
     if len(train) < MANY and size >= LEAST_OF_PHOTOS:
-        return Advice(start="weights", name=SHIPPED, size=0 if size >= SIZE_OF_SHIPPED else size, options=options)
+        return Advice(model="xxxs", size=0 if size >= SIZE_OF_GENERAL else size, options=options)
     model = "xxxs" if len(train) < MANY else "xs" if len(train) < 10 * MANY else "s"
-    return Advice(start="model", name=model, size=size, options=options)
+    return Advice(model=model, size=size, options=options)
 
 
 def _called(part: str) -> str:

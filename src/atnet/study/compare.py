@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from atnet.config import GONE
+from atnet.config import GONE, NONE
 from atnet.errors import ConfigError
 from atnet.run.record import kept_weights, read_predictions, read_record, reading
 
@@ -123,6 +123,8 @@ def _pair(one: Entry, other: Entry) -> Pair:
 def flat_settings(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """The options of a record's configuration by their full names, "optim.lr" for one; without those that are gone."""
     flat: dict[str, Any] = {}
+    if config.get("weights") == "":  # as records of before version 0.4 say none
+        config = config | {"weights": NONE}
     for name, value in config.items():
         flat |= flat_settings(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     without = {f"{section}.{name}": value for section, gone in GONE.items() for name, value in gone.items()}

@@ -4,7 +4,6 @@ Either variants, of one model or of several, each run on every seed; or factors,
 fractional factorial: a factor's effect is the mean of the half of the runs where it is on, less that of the other half.
 """
 
-import dataclasses
 import itertools
 import json
 import logging
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.linalg import hadamard
 from scipy.stats import t
 
-from atnet.config import Config, by_section, merged, read_yaml
+from atnet.config import Config, by_section, merged, read_yaml, to_plain
 from atnet.errors import AtnetError, ConfigError, TrainingError
 from atnet.files import csv_table, write_whole
 from atnet.models.cost import cost_of
@@ -219,7 +218,7 @@ def _require_settings(config: Config, had: dict[str, Any], *paths: Path) -> None
 def _recorded(config: Config) -> dict[str, Any]:
     """What the record of a training by this configuration, settled or not, says of its settings."""
     return {
-        "config": json.loads(json.dumps(dataclasses.asdict(for_others(named(config))))),
+        "config": json.loads(json.dumps(to_plain(for_others(named(config))))),
         "parameters_without_classifier": cost_of(config.model, config.data.size).parameters_without_classifier,
     }
 

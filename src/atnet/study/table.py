@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from atnet.config import NONE
 from atnet.errors import ConfigError
 from atnet.files import markdown_table, replace_between
 from atnet.models.cost import cost_of
@@ -61,11 +62,12 @@ def row_name(record: dict[str, Any]) -> str:
     """
     config = record.get("config", {})
     teachers = config.get("teacher") or ()
+    weights = "" if config.get("weights") == NONE else config.get("weights")
     hard = config.get("distill", {}).get("kind") == "hard"
     notes = [
         f", {word} {' and '.join(map(_name_of, names))}"
         for names, word in (
-            ([config.get("weights")], "from"),
+            ([weights], "from"),
             ([teachers] if isinstance(teachers, str) else teachers, "taught the classes of" if hard else "taught by"),
         )
         if any(names)

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from atnet.config import Config, read_yaml
+from atnet.config import Config, read_yaml, to_plain
 from atnet.data.classes import printable
 from atnet.data.loader import BadSample, eval_loader
 from atnet.data.on_device import training_batches
@@ -534,7 +534,7 @@ def _record(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[
         "peak_memory_mb": max(float(row["peak_memory_mb"]) for row in rows),
         "device": str(state.device),
         "environment": read_yaml(run / ENVIRONMENT),
-        "config": dataclasses.asdict(for_others(config)),
+        "config": to_plain(for_others(config)),
     }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ from atnet.run.record import peak_memory_mb
 from atnet.training import distributed
 from atnet.training.choose import FOLDS, folds_to_train
 from atnet.training.state import State, train_step
-from atnet.training.transfer import defaults_of
+from atnet.training.transfer import defaults_of, starting_weights
 from atnet.weights.find import find_weights
 
 log = logging.getLogger("atnet")
@@ -134,7 +134,7 @@ def named(config: Config) -> Config:
     return dataclasses.replace(
         config,
         model=architecture(config.model),
-        weights=_settled(config.weights),
+        weights=_settled(starting_weights(config)),
         teacher=tuple(map(_settled, config.teacher)),
         data=dataclasses.replace(config.data, source=source, classes=classes, unlabelled=unlabelled),
     )

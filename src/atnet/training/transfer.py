@@ -9,7 +9,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from atnet.config import Config
+from atnet.config import AUTO, Config
 from atnet.data.classes import printable
 from atnet.data.shards import is_address
 from atnet.data.sources import open_any, open_parts
@@ -17,7 +17,7 @@ from atnet.errors import ConfigError, DataError
 from atnet.models.legacy import PARTS
 from atnet.models.load import classifier_parameters, load_any, read_info
 from atnet.weights.find import find_weights
-from atnet.weights.info import TIMM, shipped_weights
+from atnet.weights.info import TIMM, WEIGHTS, general_weights
 
 ALL = "all"
 RATES = {"adamw": 3e-4, "muon": 3e-3}
@@ -58,15 +58,21 @@ def draws_head(model: str) -> bool:
     return is_ours(model)
 
 
+def starting_weights(config: Config) -> str:
+    """The weights that a run begins with, by name; "" if they are random: auto is settled."""
+    return general_weights(config.model) if config.weights == AUTO else config.weights
+
+
 def defaults_of(config: Config) -> dict[str, Any]:
     """The settings that follow from the weights and from the number of images.
 
     Weights bring their model, input size and colours, a lower learning rate, larger crops, and BatchNorm's statistics.
-    Raises WeightsError if config.weights are none.
+    Raises WeightsError if there are no weights of this name.
     """
-    found = _schedule_of(_count(config), bool(config.weights))
-    if config.weights:
-        info = read_info(config.weights, config.model)
+    weights = starting_weights(config)
+    found = _schedule_of(_count(config), bool(weights)) | {"weights": weights}
+    if weights:
+        info = read_info(weights, config.model)
         rates = RATES if is_ours(info.model) else FOREIGN_RATES
         found |= {
             "optim": {"lr": rates[config.optim.name]},
@@ -112,9 +118,10 @@ def _nothing(_: logging.LogRecord) -> bool:
 def from_random_weights(model: str) -> str:
     """A sentence of a run without weights to begin with: that it is so, and which there would be."""
     size = model.removeprefix("atnet_")
-    shipped = [path.stem for path in shipped_weights() if path.stem.partition(".")[0] == size]
-    known = shipped or [f"{TIMM}{model}"] * (timm.is_model_pretrained(model.partition("+")[0]))
-    return f"{size} starts from random weights" + (f"; from pretrained ones: --weights {known[0]}" if known else "")
+    known = general_weights(model)
+    if not known and not is_ours(model) and timm.is_model_pretrained(model.partition("+")[0]):
+        known = f"{TIMM}{model}"
+    return f"{size} starts from random weights" + (f"; from pretrained ones: --weights {known}" if known else "")
 
 
 def load_into(model: nn.Module, config: Config, classes: tuple[str, ...]) -> tuple[str, bool]:
@@ -146,7 +153,10 @@ def load_into(model: nn.Module, config: Config, classes: tuple[str, ...]) -> tup
         )
     model.load_state_dict(own | tensors)
     of_head = "kept, the classes are the same" if kept else f"new, of {len(classes)} classes"
-    return f"goes on from {printable(str(config.weights))}, {len(info.classes)} classes; head {of_head}", kept
+    name, otherwise = printable(str(config.weights)), ""
+    if source.path.parent == WEIGHTS and source.title == general_weights(config.model):
+        name, otherwise = source.title, " (random ones: --weights none)"
+    return f"goes on from {name}, {len(info.classes)} classes{otherwise}; head {of_head}", kept
 
 
 def freeze(model: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:

@@ -55,7 +55,7 @@ def write_diagnosis(found: Diagnosis, out: Path, forecast: str) -> None:
         before=jpeg_address(before),
         after=jpeg_address(after),
         advice=f"A first training of this data set: {forecast}.",
-        command=f"atnet train --data {printable(found.source)} {found.advice.command}",
+        command=f"atnet train --data {printable(found.source)} {found.advice.command}".rstrip(),
     )
 
 

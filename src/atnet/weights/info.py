@@ -18,12 +18,22 @@ METADATA = "atnet"
 WEIGHTS = Path(__file__).parent
 """What comes with AT-Net: for each name a safetensors file, an ONNX file, and a model card."""
 
-SHIPPED = "xxxs.imagenette"
+GENERAL = "general"
+"""The tag of weights that know many classes, by which a training begins where no others are named."""
+
+SHIPPED = f"xxxs.{GENERAL}"
+"""What answers before there is a run."""
 
 
 def shipped_weights() -> list[Path]:
     """The safetensors files that come with AT-Net, called SIZE.TAG."""
     return sorted(WEIGHTS.glob("[!.]*.*.safetensors"))
+
+
+def general_weights(model: str) -> str:
+    """The name of the general weights of a model, "xxxs" or "atnet_xxxs"; "" if none come with AT-Net."""
+    name = f"{model.removeprefix('atnet_')}.{GENERAL}"
+    return name if any(path.stem == name for path in shipped_weights()) else ""
 
 
 LAST, EMA, BEST = "last.safetensors", "ema.safetensors", "best.safetensors"
