@@ -3,7 +3,8 @@
 #   make test                  the tests but the slow ones; photos are tested if ATNET_IMAGENETTE names Imagenette's folder
 #   make bench                 the tables and plots of docs/performance.md
 #   make table                 README's table and plot, from the records under results/
-#   make weights               the network that comes with the package, trained on Imagenette's photos
+#   make weights               the ten-class network that comes with the package, trained on Imagenette's photos
+#   make general-weights       the general weights: DATA=FOLDER TEACHER=WEIGHTS (2 hours; resumes)
 #   make proof-transfer        going on from weights beside random ones, on five other classes (40 minutes)
 #   make web-picture           docs/web.png: the page of `atnet web` with the network WEIGHTS, in Chromium
 #   make explain-picture       docs/explain.png: what the network that comes with the package looks at in a photo
@@ -15,6 +16,7 @@
 #   make proof-augment         our augmentation beside torchvision's: accuracy on three seeds (15 minutes)
 #   make proof-training-speed  our training beside one of timm's parts, on the same network and photos (12 minutes)
 #   make proof-products        the matrix products of S's training step beside the same ones alone (2 minutes)
+#   make proof-general         general weights beside other networks, by source: DATA=FOLDER NETWORKS="NAME=WEIGHTS[,MODEL]..." (5 minutes)
 #   make proof-gpu             training on a GPU: right, and how fast; the table of docs/performance.md (8 minutes; SHORT=--short on a CPU)
 #   make proof-heads           what several decision heads gain, and docs/heads.png: PLAIN="RUN..." STARRED="RUN..." (a minute a run)
 #   make proof-serve           the server under load, overload, attack and signals (10 minutes)
@@ -36,7 +38,7 @@ PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo bench table weights test all-tests ci lint types peer-tests proof-augment proof-data proof-data-speed proof-explain proof-few \
-	proof-faults proof-fuzz proof-gpu proof-heads proof-malicious proof-parity proof-products proof-publish proof-serve proof-training-speed \
+	proof-general general-weights proof-faults proof-fuzz proof-gpu proof-heads proof-malicious proof-parity proof-products proof-publish proof-serve proof-training-speed \
 	proof-transfer readme reference setup dev web-picture explain-picture clean
 .DEFAULT_GOAL := demo
 
@@ -72,6 +74,16 @@ weights: dev
 	rm -f $(SHIPPED).safetensors $(SHIPPED).onnx
 	$(BIN)/atnet export --weights runs/xxxs.imagenette --half --to safetensors --out $(SHIPPED).safetensors
 	$(BIN)/atnet export --weights runs/xxxs.imagenette --half --to onnx --out $(SHIPPED).onnx
+
+# DATA is what recipes/general_data.py makes.
+GENERAL := xxxs.general
+
+general-weights: dev
+	if [ -d runs/$(GENERAL) ]; then $(BIN)/atnet train --resume runs/$(GENERAL); \
+	else $(BIN)/atnet train recipes/general.yaml --data $(DATA) --teacher $(TEACHER) --out runs/$(GENERAL); fi
+	rm -f src/atnet/weights/$(GENERAL).safetensors src/atnet/weights/$(GENERAL).onnx
+	$(BIN)/atnet export --weights runs/$(GENERAL) --half --to safetensors --out src/atnet/weights/$(GENERAL).safetensors
+	$(BIN)/atnet export --weights runs/$(GENERAL) --half --to onnx --out src/atnet/weights/$(GENERAL).onnx
 
 table: setup
 	$(BIN)/atnet table
@@ -135,6 +147,9 @@ peer-tests: dev $(PEER)/tests
 
 proof-few: dev
 	$(BIN)/python tests/proof/few.py $(DATA) results/few.csv $(STARTS)
+
+proof-general: dev
+	$(BIN)/python tests/proof/general.py $(DATA) results/general.csv $(GENERAL)=$(GENERAL) $(NETWORKS) --classes results/general-classes.csv
 
 proof-explain: dev
 	$(BIN)/python tests/proof/explain.py $(IMAGENETTE) docs/explain-curves.png

@@ -34,7 +34,7 @@ def embed(
         A folder of images, with class folders or without, or whatever else `atnet train --data` takes.
     weights
         A run, a folder or a weights file, or pretrained ones: timm:resnet18, hf-hub:user/name, local-dir:FOLDER; the
-        newest run if not given, and before there is one, xxxs.imagenette, which comes with AT-Net.
+        newest run if not given, and before there is one, xxxs.general, which comes with AT-Net.
     out
         A Parquet file with path, part, class, name and vector; vectors.parquet if neither --like nor --map is given.
     like

@@ -27,7 +27,7 @@ def explain(
         Image files, or folders with images in them.
     weights
         A run, a folder or a weights file, or pretrained ones: timm:resnet18, hf-hub:user/name, local-dir:FOLDER; the
-        newest run if not given, and before there is one, xxxs.imagenette, which comes with AT-Net.
+        newest run if not given, and before there is one, xxxs.general, which comes with AT-Net.
     out
         The folder for the PNGs.
     size

@@ -35,8 +35,8 @@ def predict(
         Image files, or folders with images in them.
     weights
         A run, a folder, a weights file, an ONNX file of `atnet export`, or pretrained ones: timm:resnet18,
-        hf-hub:user/name, local-dir:FOLDER; the newest run if not given, and before there is one, xxxs.imagenette, a
-        network of ten classes that comes with AT-Net.
+        hf-hub:user/name, local-dir:FOLDER; the newest run if not given, and before there is one, xxxs.general, a
+        network of 385 classes that comes with AT-Net.
     top
         How many classes.
     as_json

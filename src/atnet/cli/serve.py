@@ -28,7 +28,7 @@ def serve(
     Parameters
     ----------
     weights
-        An ONNX file of `atnet export`; xxxs.imagenette, a network of ten classes that comes with AT-Net, if not given
+        An ONNX file of `atnet export`; xxxs.imagenette, a network of 385 classes that comes with AT-Net, if not given
         and there is no run.
     host
         The address to listen at; any but this machine's own needs a token.

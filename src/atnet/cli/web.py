@@ -16,7 +16,7 @@ def web(out: Path, /, *, weights: Path | None = None, data: str | None = None) -
         The folder, which must be absent or empty.
     weights
         An ONNX file of `atnet export`, or a run, a folder or a safetensors file, which is exported first, stored in 16
-        bits; the newest run if not given, and before there is one, xxxs.imagenette, which comes with AT-Net.
+        bits; the newest run if not given, and before there is one, xxxs.general, which comes with AT-Net.
     data
         A folder of class folders to check that export on; the run's validation images if not given.
     """
