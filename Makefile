@@ -22,6 +22,7 @@
 #   make proof-serve           the server under load, overload, attack and signals (10 minutes)
 #   make proof-explain         that the maps of `atnet explain` mark what an answer hangs on (10 minutes)
 #   make proof-parity          exported networks beside their weights, 1,000 photos: WEIGHTS="RUN..." (3 minutes a run)
+#   make proof-labels          wrong labels that are found among right ones: DATA=FOLDER (a minute)
 #   make proof-malicious       files made to do harm: none runs code, writes or eats the machine (3 minutes)
 #   make proof-publish         the built wheel in a new environment: published weights by timm, transformers and atnet (10 minutes)
 #   make reference            docs/commands.md, and build/reference/ from the docstrings
@@ -38,7 +39,7 @@ PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo bench table weights test all-tests ci lint types peer-tests proof-augment proof-data proof-data-speed proof-explain proof-few \
-	proof-general general-weights proof-faults proof-fuzz proof-gpu proof-heads proof-malicious proof-parity proof-products proof-publish proof-serve proof-training-speed \
+	proof-general general-weights proof-faults proof-fuzz proof-gpu proof-heads proof-labels proof-malicious proof-parity proof-products proof-publish proof-serve proof-training-speed \
 	proof-transfer readme reference setup dev web-picture explain-picture clean
 .DEFAULT_GOAL := demo
 
@@ -150,6 +151,9 @@ proof-few: dev
 
 proof-general: dev
 	$(BIN)/python tests/proof/general.py $(DATA) results/general.csv $(GENERAL)=$(GENERAL) $(NETWORKS) --classes results/general-classes.csv
+
+proof-labels: dev
+	$(BIN)/python tests/proof/labels.py $(DATA) results/labels.csv
 
 proof-explain: dev
 	$(BIN)/python tests/proof/explain.py $(IMAGENETTE) docs/explain-curves.png

@@ -2,11 +2,11 @@
 
 python recipes/general_data.py OUT tiny-imagenet=FOLDER mini-imagenet=FOLDER dogs120=FOLDER imagenette=FOLDER
 
-Each FOLDER has train/ and val/ with a folder of images for each class, named by WordNet id (n01440764). OUT gets links to
-the images, called NAME_IMAGE, so that an evaluation can tell where each is from. Where a source is to be validated on
-alone, others must not train on its validation images: a training image with the same content as a validation image of
-any source is left out, and so are whole classes by --leave-out NAME/CLASS. For the published weights these were
-mini-imagenet/n03417042 and dogs120/n02102040, which hold validation images of Imagenette at other sizes.
+Each FOLDER has train/ and val/ with a folder of images for each class, named by WordNet id (n01440764). OUT gets links
+to the images, called NAME_IMAGE, so that an evaluation can tell where each is from. A training image with the same
+content as a validation image of any source is left out, and so are whole classes by --leave-out NAME/CLASS. For the
+published weights these were mini-imagenet/n03417042 and dogs120/n02102040, which hold validation images of Imagenette
+at other sizes.
 """
 
 import argparse

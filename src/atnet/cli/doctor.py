@@ -2,12 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.text import Text
 
 from atnet.data.classes import printable
+from atnet.weights.info import SHIPPED
 
 if TYPE_CHECKING:
     from atnet.eval.doctor import Diagnosis
@@ -25,6 +27,10 @@ def doctor(
     mismatch: Literal["error", "ignore"] = "error",
     val_share: float = 0.2,
     max_bad: float = 0.01,
+    labels: Annotated[bool, Parameter(negative=())] = False,
+    unlabelled: str = "",
+    count: int = 50,
+    weights: str = SHIPPED,
 ) -> None:
     """Examine a dataset before a day is lost: exit code 1 if something in it would corrupt a result.
 
@@ -42,17 +48,29 @@ def doctor(
         Share of each class held out for validation where the source has no validation part.
     max_bad
         Share of the training images that may be unreadable.
+    labels
+        Also list the labels that are probably wrong, by what a network sees in the images, in a CSV file and with
+        images on the page.
+    unlabelled
+        Images without labels, a folder for example: those to label next are listed, the most instructive first.
+    count
+        How many to label next.
+    weights
+        What names the network that judges labels; the better it knows such images, the better it judges.
     """
-    from atnet.errors import AtnetError
+    from atnet.errors import AtnetError, ConfigError
     from atnet.eval.doctor import examine
     from atnet.files import quoted, require_new
-    from atnet.progress import duration
+    from atnet.progress import counted, duration
+    from atnet.training.labels import examine_labels
     from atnet.training.plan import forecast
-    from atnet.viz.doctor import write_diagnosis
+    from atnet.viz.doctor import write_diagnosis, write_labels
 
     path = out or Path("doctor.html")
     if out:
         require_new(path)
+    if count < 1:
+        raise ConfigError(f"--count {count}: use 1 or more")
     found = examine(source, classes=classes, mismatch=mismatch, val_share=val_share, max_bad=max_bad)
     _print_findings(source, found)
     given = {"source": source, "classes": classes, "mismatch": "ignore", "val_share": val_share}
@@ -62,9 +80,21 @@ def doctor(
         said = f"{made.config.epochs} epochs take about {duration(made.seconds)} here"
     except AtnetError as error:
         said = f"it cannot begin: {error}"
-    write_diagnosis(found, path, said)
+    judged, tables = None, []
+    if labels or unlabelled:
+        judged = examine_labels(found.parts, weights, unlabelled=unlabelled, count=count)
+        tables = write_labels(judged, path)
+    write_diagnosis(found, path, said, judged)
     console = Console(highlight=False)
-    console.print(f"\nWritten: {path}, with images", markup=False, soft_wrap=True)
+    if judged is not None:
+        console.print(
+            f"labels   about {100 * judged.rate:.1f}% of {counted(judged.judged, 'label')} are wrong by {weights}; "
+            f"{len(judged.doubtful):,} to look at",
+            markup=False,
+            soft_wrap=True,
+        )
+    written = ", ".join(map(str, [path, *tables]))
+    console.print(f"\nWritten: {written}", markup=False, soft_wrap=True)
     command = f"atnet train --data {quoted(source)} {found.advice.command}".rstrip()
     console.print(
         f"Next: {command}   ({said})" if found.healthy else "Next: mend what is marked WRONG, then examine it again",

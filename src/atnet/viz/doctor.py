@@ -11,25 +11,27 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from atnet.data.classes import display_names, printable
+from atnet.data.classes import display_names, printable, spreadsheet_safe
 from atnet.data.loader import TrainSet
 from atnet.data.order import Draw
 from atnet.data.samples import Samples
 from atnet.errors import DataError
 from atnet.eval.doctor import Diagnosis, Finding
+from atnet.files import csv_table, write_whole
+from atnet.training.labels import Labels, Named
 from atnet.training.plan import configure
 from atnet.viz.html import jpeg_address, write_page
 from atnet.viz.plots import BLUE, mosaic
 
 PAGE = "doctor.html"
-MOST_LINES, MOST_PAIRS, MOST_CLASSES, SAMPLES = 50, 8, 200, 16
+MOST_LINES, MOST_PAIRS, MOST_CLASSES, SAMPLES, MOST_LABELS = 50, 8, 200, 16, 32
 LABELS = {"wrong": "Mend this.", "odd": "Look at this.", "fine": "Good to know."}
 
 
-def write_diagnosis(found: Diagnosis, out: Path, forecast: str) -> None:
+def write_diagnosis(found: Diagnosis, out: Path, forecast: str, labels: Labels | None = None) -> None:
     """Writes the page. Raises ConfigError if the file cannot be written.
 
-    forecast: how long training will take, in words.
+    forecast: how long training will take, in words.  labels: what a network says of them, if it was asked.
     """
     train, val = found.parts["train"], found.parts["val"]
     counts, counts_val = (np.bincount(part.labels, minlength=len(train.classes)) for part in (train, val))
@@ -51,12 +53,58 @@ def write_diagnosis(found: Diagnosis, out: Path, forecast: str) -> None:
         findings=[_shown(finding, found.parts) for finding in found.findings],
         classes=_class_rows(display_names(train.classes), counts, counts_val),
         left_out=max(len(train.classes) - MOST_CLASSES, 0),
+        labels=_of_labels(found, labels) if labels else {},
         sizes=jpeg_address(_draw_sizes(found.sides)),
         before=jpeg_address(before),
         after=jpeg_address(after),
         advice=f"A first training of this data set: {forecast}.",
         command=f"atnet train --data {printable(found.source)} {found.advice.command}".rstrip(),
     )
+
+
+def write_labels(found: Labels, page: Path) -> list[Path]:
+    """Beside the page, the labels to look at and the images to label next, as CSV files; returns their paths.
+
+    Raises OSError if one cannot be written.
+    """
+    doubtful = [
+        {
+            "part": one.part, "image": spreadsheet_safe(one.image), "label": spreadsheet_safe(one.label),
+            "looks_like": spreadsheet_safe(one.likely), "probably_wrong": f"{one.wrong:.3f}",
+        }
+        for one in found.doubtful
+    ]  # fmt: skip
+    following = [
+        {"image": spreadsheet_safe(one.image), "looks_like": spreadsheet_safe(one.likely), "unsure": f"{one.wrong:.3f}"}
+        for one in found.following
+    ]
+    written = []
+    for name, rows in (("labels", doubtful), ("next", following)):
+        if rows:
+            written.append(page.with_name(f"{page.stem}-{name}.csv"))
+            write_whole(written[-1], csv_table(rows).encode())
+    return written
+
+
+def _of_labels(found: Diagnosis, labels: Labels) -> dict[str, Any]:
+    def shown(named: Sequence[Named], samples: dict[str, Samples]) -> str:
+        images, titles = [], []
+        for one in named[:MOST_LABELS]:
+            try:
+                images.append(samples[one.part].read(one.place))
+            except DataError:
+                images.append(Image.new("RGB", (8, 8), "white"))
+            said = f"{one.label}?" if one.label else Path(one.image).name
+            titles.append(printable(f"{said}\nlike {one.likely}"))
+        return jpeg_address(mosaic(images, titles, empty="")) if images else ""
+
+    return {
+        "rate": f"{100 * labels.rate:.1f}%",
+        "judged": f"{labels.judged:,}",
+        "count": len(labels.doubtful),
+        "doubtful": shown(labels.doubtful, found.parts),
+        "following": shown(labels.following, {"": labels.unlabelled} if labels.unlabelled else {}),
+    }
 
 
 def _shown(finding: Finding, parts: dict[str, Samples]) -> dict[str, Any]:
