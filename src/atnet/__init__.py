@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from atnet.training.loop import probe as probe
     from atnet.training.loop import train as train
     from atnet.training.plan import forecast as forecast
+    from atnet.training.pretrain import pretrain as pretrain
     from atnet.viz.explain import explain as explain
     from atnet.viz.run import render_run as render_run
 
@@ -44,14 +45,15 @@ _HOMES = {
     "forecast": "atnet.training.plan",
     "load": "atnet.models.load",
     "predict": "atnet.inference.prediction",
+    "pretrain": "atnet.training.pretrain",
     "probe": "atnet.training.loop",
     "render_run": "atnet.viz.run",
     "save": "atnet.models.save",
     "train": "atnet.training.loop",
 }
 __all__ = [
-    "SIZES", "create_model", "embed", "evaluate", "explain", "forecast", "load", "predict", "probe", "render_run",
-    "save", "train",
+    "SIZES", "create_model", "embed", "evaluate", "explain", "forecast", "load", "predict", "pretrain", "probe",
+    "render_run", "save", "train",
 ]  # fmt: skip
 
 

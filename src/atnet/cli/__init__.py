@@ -27,6 +27,7 @@ app.command(
     help="Train a classifier: `atnet train --data FOLDER`, or `atnet train recipes/digits.yaml --epochs 5`.",
 )
 app.command("atnet.cli.probe:probe", help="Fit a logistic regression on a frozen network's features, in seconds.")
+app.command("atnet.cli.pretrain:pretrain", help="Learn from images without labels what a teacher sees in them.")
 app.command("atnet.cli.teach:teach", help="Ask teachers about a training's crops once, for all trainings on them.")
 app.command("atnet.cli.eval:evaluate", name="eval", help="Evaluate weights on labelled images.")
 app.command("atnet.cli.predict:predict", help="Classify images.")
@@ -110,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if debug:
         words.remove("--debug")
     try:
-        if words[:1] in (["train"], ["plan"], ["teach"]):
+        if words[:1] in (["train"], ["plan"], ["teach"], ["pretrain"]):
             words = _expand(words)
             _layer(words)
         app(words)
