@@ -2,7 +2,7 @@
 #   make demo                  set up, train on the embedded digits, evaluate, predict
 #   make test                  the tests but the slow ones; photos are tested if ATNET_IMAGENETTE names Imagenette's folder
 #   make bench                 the tables and plots of docs/performance.md
-#   make table                 README's table and plot, from the records under results/
+#   make table                 the table and plot of docs/results.md, from the records under results/
 #   make weights               the ten-class network that comes with the package, trained on Imagenette's photos
 #   make general-weights       the general weights: DATA=FOLDER TEACHER=WEIGHTS (2 hours; resumes)
 #   make proof-transfer        going on from weights beside random ones, on five other classes (40 minutes)

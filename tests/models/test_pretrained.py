@@ -19,6 +19,7 @@ from atnet.errors import ConfigError, HubError, WeightsError
 from atnet.models.load import architecture_of, load_any, read_info
 from atnet.training.plan import configure, settle
 from atnet.training.transfer import from_random_weights
+from atnet.weights.find import find_weights
 from atnet.weights.info import MAX_CONFIG_BYTES, sha256_of
 
 NETWORK, TAG = "mobilenetv3_small_050", "lamb_in1k"
@@ -254,6 +255,10 @@ def test_tensors_of_other_names_are_taken_in_their_order(tmp_path, caplog):
     with caplog.at_level("INFO", logger="atnet"):
         require_same(atnet.load("net.pth", model=NETWORK)[0], model)
     assert f"net.pth: other names than {NETWORK} has; taken in their order" in caplog.text
+    require_same(atnet.load(f"{NETWORK}=net.pth")[0], model)
+    assert find_weights(f"{NETWORK}=net.pth").name == f"{NETWORK}={Path('net.pth').resolve()}"
+    Path("lr=1.pth").write_bytes(Path("net.pth").read_bytes())
+    require_same(atnet.load("lr=1.pth", model=NETWORK)[0], model)
     Path("net.pth").write_bytes(pickled({f"layer{i}.x": tensor for i, tensor in enumerate(state[1:])}))
     with pytest.raises(WeightsError, match="conv_stem.weight is absent in the file"):
         atnet.load("net.pth", model=NETWORK)

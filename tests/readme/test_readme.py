@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 TUTORIAL = "docs/tutorial.md"
-FIRST = ("README.md", "docs/data.md", "docs/export.md", "docs/serve.md", TUTORIAL)
+FIRST = ("README.md", "docs/guide.md", "docs/data.md", "docs/export.md", "docs/serve.md", TUTORIAL)
 """The server's port is used here alone."""
 
 SECOND = (
@@ -87,6 +87,9 @@ def check(page: str, language: str, code: str, folder: Path, request: pytest.Fix
             "python -m atnet.timm train.py",
             "atnet replay runs/last 1234",
             "--weights timm:tf_efficientnet_lite0",
+            "--teacher timm:tf_efficientnet_lite0",
+            "python recipes/general_data.py ",
+            "make dev ",
         )
         assert any(words in code for words in known)
         return
@@ -103,7 +106,7 @@ class TestReadme:
 
 @pytest.fixture(scope="class")
 def first_training(folder: Path) -> None:
-    """The README's, which the other pages go on from."""
+    """The guide's, which the other pages go on from."""
     code = next(block.values[2] for block in blocks_of(FIRST) if "--out runs/first" in block.values[2])
     assert run(["bash", "-euo", "pipefail", "-c", code], folder).returncode == 0
 

@@ -54,6 +54,7 @@ app.command(
     "atnet.cli.doctor:doctor", help="Check a dataset for corrupt files, duplicates, leakage and label problems."
 )
 app.command("atnet.cli.pack:pack", help="Pack any image source into tar shards with checksums.")
+app.command("atnet.cli.env:env", help="Tell what AT-Net runs on, for the report of a bug.")
 app.command("atnet.cli.digits:digits", help="Write the embedded digits as folders of images.")
 
 

@@ -11,7 +11,7 @@ def table(
     *,
     add: Annotated[tuple[Path, ...], Parameter(consume_multiple=True, negative=())] = (),
     results: Path = Path("results"),
-    readme: Path = Path("README.md"),
+    readme: Path = Path("docs/results.md"),
     plot: Annotated[Path, Parameter(alias="--picture")] = Path("docs/accuracy.png"),
 ) -> None:
     """Make the published table and its plot from the records under results/.

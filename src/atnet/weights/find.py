@@ -1,5 +1,6 @@
 """Which weights are meant by a run, a folder, a file or a name, and the files that they are in. Free of torch."""
 
+import dataclasses
 import difflib
 import os
 from dataclasses import dataclass
@@ -46,12 +47,16 @@ def find_weights(where: str | Path, model: str = "") -> Source:
     where: a run or folder (the moving average before the last epoch), a file, or by its name, "xxxs.imagenette", what
     comes with AT-Net; "timm:resnet18" or "timm:resnet18.a1_in1k", timm's, "hf-hub:user/name", both with "@revision" if
     one is meant, fetched from the Hugging Face hub; "local-dir:folder" in the hub's layout.
-    model: the architecture of a file that says nothing of itself.
+    model: the architecture of a file that says nothing of itself, "NAME=FILE" for short.
     Raises WeightsError if there is none, HubError if the hub does not give it.
     """
     said = Path(where).as_posix()
     if said.startswith((HUB, TIMM)):
         return _fetched(said, model)
+    named, equals, file = said.partition("=")
+    if equals and not model and "/" not in named and not os.path.exists(said) and os.path.isfile(file):
+        found = find_weights(file, named)
+        return dataclasses.replace(found, name=f"{named}={found.name}")
     path = resolve_run(said.removeprefix(LOCAL))
     if said == path.name and not path.exists():
         shipped = WEIGHTS / f"{path.name.removeprefix('atnet_')}.safetensors"
