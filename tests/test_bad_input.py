@@ -124,10 +124,10 @@ def no_data(data, run):
     return ["train", "--epochs", "1"]
 
 
-@case("photos: a folder, not a recipe; did you mean --data photos?")
-def a_folder_for_a_recipe(data, run):
-    Path("photos").mkdir()
-    return ["train", "photos"]
+@case("photos.zip: an archive, which is not read as it is: unpack it (`python -m zipfile -e ")
+def an_archive_for_a_folder(data, run):
+    Path("photos.zip").write_bytes(b"PK")
+    return ["train", "photos.zip"]
 
 
 @case(".pt: what a run goes on from; for its weights give the run")
@@ -321,7 +321,7 @@ def finished(_digits, tmp_path_factory):
     before = Path.cwd()
     os.chdir(home)
     try:
-        return atnet.train(batch=20, epochs=1, data=data, out=home / "run").folder
+        return atnet.train(weights="none", batch=20, epochs=1, data=data, out=home / "run").folder
     finally:
         os.chdir(before)
 

@@ -24,7 +24,7 @@ def command(*words: object, where: Path | None = None) -> subprocess.CompletedPr
 
 def test_train_eval_predict_from_the_command_line(digits, tmp_path):
     (tmp_path / "recipe.yaml").write_text(
-        "epochs: 7\nbatch: 20\ndata: {size: 32, crop_pct: 1.0, workers: 0}\naugment: {flip: 0.0}\n"
+        "weights: none\nepochs: 7\nbatch: 20\ndata: {size: 32, crop_pct: 1.0, workers: 0}\naugment: {flip: 0.0}\n"
     )
     trained = command("train", "recipe.yaml", "--epochs", 2, "--data", "./digits", "--optim.lr", "2e-3", where=tmp_path)
     assert trained.returncode == 0, trained.stderr
@@ -87,7 +87,7 @@ def test_digits_writes_a_folder_that_can_be_trained_on(tmp_path):
         (["train", "--optm.lr", "1"], "--optm.lr: there is no such option; did you mean --optim.lr?"),
         (["train", "--model", "xxxxs"], "did you mean xxxs"),
         (["train", "--data", "nowhere"], "nowhere: no such folder"),
-        (["train", "--epochs", "0"], "epochs=0 is a linear probe of --weights"),
+        (["train", "--epochs", "0", "--weights", "none"], "epochs=0 is a linear probe of --weights"),
         (["train", "--epochs", "2000000"], "epochs=2e+06 is out of range"),
         (["train", "--epochs", "3", "--schedule.cycle", "2"], "cycles end at 2, 4"),
         (["train", "--resume", "nowhere"], "nowhere: no such run"),
@@ -143,6 +143,8 @@ def test_the_same_command_names_its_unfinished_run(quick, digits, tmp_path, caps
         "20",
         "--epochs",
         "1",
+        "--weights",
+        "none",
     ]
     main([*words, "--out", "runs/first"])
     (tmp_path / "runs" / "first" / "record.json").unlink()
@@ -185,3 +187,16 @@ def test_teach_takes_a_recipe_and_options_as_train_does(finished_run, digits, tm
     main(["train", str(recipe), "--data", str(digits), "--data.workers", "0", "--out", str(tmp_path / "run")])
     main(["teach", str(recipe), "--data", str(digits), "--data.workers", "0"])
     assert "200 answers, 0 of them new" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["digits"], ["album.csv"]])
+def test_a_source_stands_in_a_recipes_place(words, digits, capsys):
+    Path("album.csv").write_text(
+        "path,label,split\n" + "".join(
+            f"{path.relative_to(Path.cwd())},{path.parent.name},{part}\n"
+            for part in ("train", "val") for path in sorted((digits / part).rglob("*.png"))
+        )
+    )  # fmt: skip
+    options = ["--model", "xxxs+depths=1,1,1", "--data.size", "32", "--data.workers", "0", "--epochs", "1", "--check"]
+    main(["train", *words, *options])
+    assert f"on {words[0]}: 1 epoch" in capsys.readouterr().out

@@ -58,12 +58,23 @@ app.command("atnet.cli.env:env", help="Tell what AT-Net runs on, for the report 
 app.command("atnet.cli.digits:digits", help="Write the embedded digits as folders of images.")
 
 
+NO_RECIPES = (".zip", ".tar", ".tgz", ".gz", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
+"""How sources of images end that are no folders."""
+
+
 def _expand(words: list[str]) -> list[str]:
-    """`--data FOLDER` is short for `--data.source FOLDER`; other sections take no value of their own.
+    """`--data FOLDER` is short for `--data.source FOLDER`, and so is a folder or archive in a recipe's place; other
+    sections take no value of their own.
 
     The parser would take any section's bare name for all of the section, and so drop what the recipe
     says of it.
     """
+    command, *rest = words
+    first = rest[0] if rest else ""
+    if first == "digits" or (
+        not first.startswith("-") and (os.path.isdir(first) or first.lower().endswith(NO_RECIPES))
+    ):
+        words = [command, "--data.source", *rest]
     expanded = []
     for word in words:
         name, equals, value = word.partition("=")

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -26,13 +27,20 @@ def predict(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     abstain: float | None = None,
     model: str = "",
+    csv: Path | None = None,
+    parquet: Path | None = None,
+    sort_into: Path | None = None,
+    link: Annotated[bool, Parameter(negative=())] = False,
+    unsure_below: float = 0.0,
+    batch: int = 16,
+    threads: int = 0,
 ) -> None:
     """Say what images show: the likeliest classes by name, with probabilities.
 
     Parameters
     ----------
     images
-        Image files, or folders with images in them.
+        Image files, or folders with images in them, or in folders in them.
     weights
         A run, a folder, a weights file, an ONNX file of `atnet export`, or pretrained ones: timm:resnet18,
         hf-hub:user/name, local-dir:FOLDER; the newest run if not given, and before there is one, xxxs.general, a
@@ -48,27 +56,72 @@ def predict(
         has to be was found on the validation images when the weights were trained.
     model
         The architecture of a --weights file that says nothing of itself: resnet18, for example.
+    csv
+        A new file to write a row for each image to, as they are answered: its path, classes and probabilities, or why
+        it cannot be read.
+    parquet
+        The same as a Parquet file.
+    sort_into
+        A folder that gets a folder of each class with the images of it, copied.
+    link
+        With --sort-into: links in place of copies.
+    unsure_below
+        With --sort-into: images whose likeliest class has a smaller probability go to _unsure.
+    batch
+        Images that the network sees at a time.
+    threads
+        CPU threads of the network; 0 is all.
     """
     from atnet.errors import ConfigError, DataError
-    from atnet.inference.prediction import predict as run
-    from atnet.inference.prediction import weights_to_ask
+    from atnet.inference.output import open_output
+    from atnet.inference.prediction import Unread, predict_each, weights_to_ask
 
     if not images:
         raise ConfigError("no image given: atnet predict IMAGE... --weights RUN")
     if top < 1:
         raise ConfigError(f"--top {top} must be 1 or more")
-    failures: list[DataError] = []
+    if not 0 <= unsure_below <= 1:
+        raise ConfigError(f"--unsure-below {unsure_below:g} is a probability: use 0 to 1")
+    if sort_into is None and (link or unsure_below):
+        raise ConfigError("--link and --unsure-below are of --sort-into FOLDER: give that too")
+    into = sort_into.resolve() if sort_into else None
+    if into and any(into.is_relative_to(folder.resolve()) for folder in images if folder.is_dir()):
+        raise ConfigError(
+            f"--sort-into {sort_into}: in a folder whose images are asked about; choose one outside of it"
+        )
     asked = weights_to_ask(weights, device, model)
-    answers = run(list(images), asked, top=top, device=device, abstain=abstain, failed=failures.append)
-    if as_json:
-        print(json.dumps([_plain(answer) for answer in answers], indent=2))
-    else:
-        _show(answers)
+    failures: list[DataError] = []
+    answers = predict_each(list(images), asked, top=top, device=device, abstain=abstain, batch=batch, threads=threads)
+    to_files = csv is not None or parquet is not None or sort_into is not None
+    shown = count = 0
+    with open_output(csv, parquet, sort_into, top=top, link=link, unsure_below=unsure_below) as output:
+        for answer in answers:
+            output.add(answer)
+            count += 1
+            if isinstance(answer, Unread):
+                failures.append(answer.error)
+            elif as_json:
+                print(("," if shown else "[") + "\n" + indent(json.dumps(_plain(answer), indent=2), "  "), end="")
+                shown += 1
+            elif not to_files:
+                _show(answer)
+        if as_json:
+            print("\n]" if shown else "[]")
+    console = Console(highlight=False)
+    if to_files and not as_json:
+        for line in output.written:
+            console.print(f"Written: {line}", markup=False, soft_wrap=True)
+    if not as_json:
+        console.print(
+            "\nNext: atnet predict IMAGE --json for programs, atnet eval for a labelled folder", soft_wrap=True
+        )
         if weights is None and asked.path.parent == WEIGHTS:
             _tell_limits(asked.path)
         elif weights is None:
             run_asked = os.path.relpath(asked.path.parent.resolve())
-            Console(highlight=False).print(f"Answered by the newest run, {run_asked}", markup=False, soft_wrap=True)
+            console.print(f"Answered by the newest run, {run_asked}", markup=False, soft_wrap=True)
+    if failures and to_files:
+        raise DataError(f"{len(failures):,} of {count:,} images could not be read; the first: {failures[0]}")
     if failures:
         raise DataError("\natnet: ".join(map(str, failures)))
 
@@ -85,23 +138,19 @@ def _plain(answer: "Prediction") -> dict[str, Any]:
     }
 
 
-def _show(answers: list["Prediction"]) -> None:
+def _show(answer: "Prediction") -> None:
     console = Console(highlight=False)
-    for answer in answers:
-        console.print(
-            Text(f"\n{printable(answer.image)}  ({answer.milliseconds:.0f} ms)", style="bold"), soft_wrap=True
-        )
-        names = [printable(name) for _, name, _ in answer.top]
-        width = max(map(len, names))
-        for name, (_, _, probability) in zip(names, answer.top, strict=True):
-            bar = "█" * round(BAR * probability)
-            console.print(Text(f"  {name:<{width}}  {bar:<{BAR}}  {100 * probability:5.1f}%"))
-        if answer.heads:
-            console.print(Text(f"  {_agreement(answer)}"), soft_wrap=True)
-        if answer.ask_a_person:
-            needs = f"it would have to be {100 * answer.needs:.1f}% sure"
-            console.print(Text(f"  ask a person: {needs}", style="bold yellow"), soft_wrap=True)
-    console.print("\nNext: atnet predict IMAGE --json for programs, atnet eval for a labelled folder", soft_wrap=True)
+    console.print(Text(f"\n{printable(answer.image)}  ({answer.milliseconds:.0f} ms)", style="bold"), soft_wrap=True)
+    names = [printable(name) for _, name, _ in answer.top]
+    width = max(map(len, names))
+    for name, (_, _, probability) in zip(names, answer.top, strict=True):
+        bar = "█" * round(BAR * probability)
+        console.print(Text(f"  {name:<{width}}  {bar:<{BAR}}  {100 * probability:5.1f}%"))
+    if answer.heads:
+        console.print(Text(f"  {_agreement(answer)}"), soft_wrap=True)
+    if answer.ask_a_person:
+        needs = f"it would have to be {100 * answer.needs:.1f}% sure"
+        console.print(Text(f"  ask a person: {needs}", style="bold yellow"), soft_wrap=True)
 
 
 def _agreement(answer: "Prediction") -> str:

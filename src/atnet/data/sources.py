@@ -23,8 +23,15 @@ from atnet.data.lists import open_list
 from atnet.data.samples import Samples, hash_of, some
 from atnet.data.shards import CLASSES, INDEX, expand, files_in, is_address, open_shards, read_class_list
 from atnet.errors import ConfigError, DataError
-from atnet.files import did_you_mean
+from atnet.files import did_you_mean, quoted
 from atnet.progress import progress_bar
+
+ARCHIVES = {
+    (".zip",): "python -m zipfile -e {archive} {folder}",
+    (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"): "mkdir {folder} && tar -xf {archive} -C {folder}",
+    (".7z", ".rar"): "7z x {archive} -o{folder}",
+}
+"""How archives end, and what unpacks them. A plain .tar is read: as shards are."""
 
 T = TypeVar("T")
 log = logging.getLogger("atnet")
@@ -159,6 +166,10 @@ def _open(source: str) -> dict[str, Samples]:
         return _open_tars(source, [str(path)])
     if kind == "file" and suffix in LISTS:
         return _open_list(path)
+    if kind == "file" and (command := unpacking(path)):
+        raise DataError(
+            f"{source}: an archive, which is not read as it is: unpack it (`{command}`), and give the folder"
+        )
     if kind != "folder":
         near = "" if kind else did_you_mean(path)
         kinds = ", ".join(sorted(LISTS))
@@ -174,6 +185,15 @@ def _open(source: str) -> dict[str, Samples]:
         if tables:
             return _open_parquet(source, tables)
     return _open_folders(root)
+
+
+def unpacking(path: Path) -> str:
+    """The command that unpacks an archive into a folder beside it; "" of other files."""
+    for endings, command in ARCHIVES.items():
+        if ending := next((one for one in endings if path.name.lower().endswith(one)), ""):
+            folder = path.with_name(path.name[: -len(ending)] or "unpacked")
+            return command.format(archive=quoted(path), folder=quoted(folder))
+    return ""
 
 
 def _path_of(source: str) -> tuple[Path, str]:

@@ -1,8 +1,11 @@
 """Named answers for images."""
 
+import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from atnet.data.decode import SUFFIXES, decode
-from atnet.errors import DataError, WeightsError
+from atnet.data.decode import OTHER_SUFFIXES, SUFFIXES, decode
+from atnet.data.folders import is_hidden
+from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.eval.selective import least_confidence
 from atnet.extras import is_installed
 from atnet.files import resolve_run
@@ -20,8 +24,32 @@ from atnet.progress import progress_bar
 from atnet.weights.find import Source, find_weights
 from atnet.weights.info import INFINITE, SHIPPED, WEIGHTS, WeightsInfo
 
-Ask = Callable[[Image.Image], NDArray[np.float32]]
-"""From an RGB image to the logits of each decision head (heads, classes)."""
+BATCH = 16
+"""Images that the network answers at a time; preparing them goes on meanwhile, as many ahead."""
+
+log = logging.getLogger("atnet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Network:
+    """What answers.
+
+    prepare: from an RGB image to what the network takes.  ask: from images so prepared, stacked, to the logits of each
+    decision head (N, heads, classes).  batch: how many at a time.
+    """
+
+    info: WeightsInfo
+    prepare: Callable[[Image.Image], NDArray[Any]]
+    ask: Callable[[NDArray[Any]], NDArray[np.float32]]
+    batch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unread:
+    """An image that could not be read, and why."""
+
+    image: str
+    error: DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,43 +93,100 @@ def predict(
     abstain: float | None = None,
     failed: Callable[[DataError], None] | None = None,
     model: str = "",
+    batch: int = BATCH,
+    threads: int = 0,
 ) -> list[Prediction]:
     """What each image shows.
 
-    images: files; of a folder the images directly in it.
+    images: files; of a folder all images in it and in the folders in it.
     abstain: the accuracy to hold, 0.5 to 0.999: answers that are not sure enough for it say `ask_a_person`.
     failed: takes the error of an image that cannot be read, which is then left out; it is raised if None.
     weights, model: as for `atnet.load`; or an ONNX file of `atnet export`, which needs no torch; None: see
     `weights_to_ask`.
+    batch: images that the network sees at a time, at most.  threads: of the network, 0: all cores.
     Raises DataError naming an image that cannot be read, WeightsError on unusable weights, ConfigError if these cannot
     promise the accuracy.
     """
-    ask, info = _open(weights_to_ask(weights, device, model), device)
-    needs = least_confidence(info.facts, abstain)[0] if abstain is not None else 0.0
-    paths = image_files(images)
     answers = []
-    ask(Image.new("RGB", (info.preprocess.size, info.preprocess.size)))  # the first run is slow
-    with progress_bar("Predicting", len(paths)) as advance:
-        for path in paths:
-            advance(1)
-            began = time.perf_counter()
-            try:
-                logits = ask(decode(path))
-            except DataError as error:
-                if failed is None:
-                    raise
-                failed(error)
-                continue
-            answers.append(
-                Prediction(
+    options: dict[str, Any] = {"top": top, "device": device, "abstain": abstain, "model": model}
+    for one in predict_each(images, weights, **options, batch=batch, threads=threads):
+        if isinstance(one, Prediction):
+            answers.append(one)
+        elif failed is None:
+            raise one.error
+        else:
+            failed(one.error)
+    return answers
+
+
+def predict_each(
+    images: str | Path | Sequence[str | Path],
+    weights: str | Path | Source | None = None,
+    *,
+    top: int = 5,
+    device: str = "auto",
+    abstain: float | None = None,
+    model: str = "",
+    batch: int = BATCH,
+    threads: int = 0,
+) -> Iterator[Prediction | Unread]:
+    """As `predict`, one after the other in their order, of any number of images: few are in memory at once."""
+    if batch < 1 or threads < 0:
+        raise ConfigError(f"batch={batch}, threads={threads}: use a batch of 1 or more, and 0 threads or more")
+    network = _open(weights_to_ask(weights, device, model), device, batch, threads)
+    info = network.info
+    needs = least_confidence(info.facts, abstain)[0] if abstain is not None else 0.0
+    total = sum(1 for _ in iter_images(images))
+
+    def prepare(path: Path) -> tuple[NDArray[Any] | DataError, float]:
+        began = time.perf_counter()
+        try:
+            return network.prepare(decode(path)), time.perf_counter() - began
+        except DataError as error:
+            return error, 0.0
+
+    blank = Image.new("RGB", (info.preprocess.size, info.preprocess.size))
+    network.ask(network.prepare(blank)[None])  # the first run is slow
+    ahead = _ahead(iter_images(images), prepare, 2 * network.batch)
+    with progress_bar("Predicting", total) as advance:
+        while some := [one for _, one in zip(range(network.batch), ahead, strict=False)]:
+            readable = [(path, found, seconds) for path, (found, seconds) in some if not isinstance(found, DataError)]
+            logits: Iterator[NDArray[np.float32]] = iter(())
+            share = 0.0
+            if readable:
+                began = time.perf_counter()
+                logits = iter(network.ask(np.stack([found for _, found, _ in readable])))
+                share = (time.perf_counter() - began) / len(readable)
+            for path, (found, seconds) in some:
+                advance(1)
+                if isinstance(found, DataError):
+                    yield Unread(image=str(path), error=found)
+                    continue
+                each = next(logits)
+                yield Prediction(
                     image=str(path),
-                    top=likeliest(logits, info, top),
-                    milliseconds=1000 * (time.perf_counter() - began),
-                    heads=tuple(likeliest(one, info, 1)[0] for one in logits) if len(logits) > 1 else (),
+                    top=likeliest(each, info, top),
+                    milliseconds=1000 * (seconds + share),
+                    heads=tuple(likeliest(one, info, 1)[0] for one in each) if len(each) > 1 else (),
                     needs=needs,
                 )
-            )
-    return answers
+
+
+def _ahead(paths: Iterator[Path], prepare: Callable[[Path], Any], count: int) -> Iterator[tuple[Path, Any]]:
+    """Each path with what prepare makes of it, in their order; as many as count are prepared ahead, by threads."""
+    pool = ThreadPoolExecutor(os.cpu_count())
+    waiting: deque[tuple[Path, Future[Any]]] = deque()
+    try:
+        for path in paths:
+            waiting.append((path, pool.submit(prepare, path)))
+            if len(waiting) > count:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def likeliest(logits: NDArray[np.float32], info: WeightsInfo, top: int) -> tuple[tuple[str, str, float], ...]:
@@ -141,25 +226,49 @@ def weights_to_ask(weights: str | Path | Source | None, device: str = "auto", mo
 
 
 def image_files(images: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files; of a folder the images directly in it. Raises DataError naming a folder without any."""
-    found: list[Path] = []
+    """The files; of a folder all images in it and below. Raises DataError naming a folder without any."""
+    return list(iter_images(images))
+
+
+def iter_images(images: str | Path | Sequence[str | Path]) -> Iterator[Path]:
+    """As `image_files`, one after the other: a folder's files by name, then its folders, but for hidden ones."""
     for path in map(Path, [images] if isinstance(images, str | Path) else images):
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        if not inside:
-            raise DataError(f"{path}: no images in this folder")
-        found += inside
-    return found
+        if not path.is_dir():
+            yield path
+            continue
+        empty, others = True, Counter[str]()
+        for folder, folders, names in os.walk(path):
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            for name in sorted(names):
+                suffix = os.path.splitext(name)[1].lower()
+                if suffix in SUFFIXES:
+                    empty = False
+                    yield Path(folder, name)
+                elif suffix in OTHER_SUFFIXES:
+                    others[suffix] += 1
+        said = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
+        if empty:
+            raise DataError(f"{path}: no images in this folder" + (f" but {said}: save them as JPEG" if said else ""))
+        if said:
+            log.warning("%s: left out, not decoded here: %s; save them as JPEG", path, said)
 
 
-def _open(source: Source, device: str) -> tuple[Ask, WeightsInfo]:
+def _open(source: Source, device: str, batch: int, threads: int) -> _Network:
     """What asks the network, and what the file says of itself."""
     path = source.path
     if path.suffix == ".onnx":
         from atnet.exported.onnx import OnnxNetwork, require_cpu
 
         require_cpu(device)
-        network = OnnxNetwork(path)
-        return network.ask, network.info
+        network = OnnxNetwork(path, threads, batch)
+        one_by_one = network.takes_images
+
+        def ask_onnx(images: NDArray[Any]) -> NDArray[np.float32]:
+            found = network.answers(images[0] if one_by_one else images)
+            return found[:, 1:] if found.shape[1] > 1 else found
+
+        prepare = np.asarray if one_by_one else network.info.preprocess
+        return _Network(info=network.info, prepare=prepare, ask=ask_onnx, batch=1 if one_by_one else batch)
 
     import torch
 
@@ -169,13 +278,15 @@ def _open(source: Source, device: str) -> tuple[Ask, WeightsInfo]:
 
     chosen = pick_device(device)
     model, info = load(source, str(chosen))
+    if threads:
+        torch.set_num_threads(threads)
 
-    def ask(image: Image.Image) -> NDArray[np.float32]:
+    def ask(images: NDArray[Any]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            together, each = answer(model, torch.from_numpy(info.preprocess(image))[None].to(chosen))
-        logits: NDArray[np.float32] = (together if each is None else each[0]).float().cpu().numpy()
+            together, each = answer(model, torch.from_numpy(images).to(chosen))
+        logits: NDArray[np.float32] = (together[:, None] if each is None else each).float().cpu().numpy()
         if not np.isfinite(logits).all():
             raise WeightsError(f"{path}: {INFINITE}")
         return logits
 
-    return ask, info
+    return _Network(info=info, prepare=info.preprocess, ask=ask, batch=batch)
