@@ -1,6 +1,7 @@
 """The commands as a user runs them: real processes, their output and exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -200,3 +201,25 @@ def test_a_source_stands_in_a_recipes_place(words, digits, capsys):
     options = ["--model", "xxxs+depths=1,1,1", "--data.size", "32", "--data.workers", "0", "--epochs", "1", "--check"]
     main(["train", *words, *options])
     assert f"on {words[0]}: 1 epoch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "set_before", "expected"),
+    [
+        (["weights"], {}, ("passive", "1000")),
+        (["weights"], {"OMP_WAIT_POLICY": "active"}, ("active", "None")),
+        (["train", "nowhere.yaml"], {}, ("None", "None")),
+    ],
+)
+def test_threads_wait_idly_but_in_commands_that_want_the_processor_alone(words, set_before, expected):
+    code = (
+        "import os, sys, contextlib\n"
+        "from atnet.cli import main\n"
+        "with contextlib.suppress(SystemExit): main(sys.argv[1:])\n"
+        "print(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('GOMP_SPINCOUNT'))\n"
+    )
+    plain = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], env=plain | set_before, capture_output=True, text=True, check=True
+    )
+    assert tuple(done.stdout.split()[-2:]) == expected

@@ -108,6 +108,20 @@ def _layer(words: list[str]) -> None:
         app.config = (*app.config, Dict({words[0]: defaults_of(config)}, source="defaults"))
 
 
+ALONE = ("train", "pretrain", "teach", "study", "bench", "blocks")
+"""Commands that want the processor for themselves: their threads wait busily for each other."""
+
+
+def _share_processor() -> None:
+    """Threads of OpenMP wait for each other a thousand rounds at most, then sleep, unless the user says otherwise.
+
+    By default they wait busily, and where another program has one of the cores all wait for the thread that it holds
+    up: an answer of 20 ms takes a second. Before torch is loaded, which reads this once.
+    """
+    if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; ends with exit code 2 and one line on what a user can mend, 128 + number on a signal.
 
@@ -122,6 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in words
     if debug:
         words.remove("--debug")
+    if words and words[0] not in ALONE:
+        _share_processor()
     try:
         if words[:1] in (["train"], ["plan"], ["teach"], ["pretrain"]):
             words = _expand(words)
