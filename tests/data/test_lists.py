@@ -197,3 +197,29 @@ def test_a_long_json_list_is_read_piece_by_piece(tmp_path, monkeypatch):
     (tmp_path / "list.json").write_text(json.dumps([*rows, {"path": "x", "label": "y" * 1000}]))
     with pytest.raises(DataError, match="not JSON"):
         open_list(tmp_path / "list.json")
+
+
+@pytest.mark.parametrize("between", [";", "|", ", "])
+def test_several_labels_of_an_image_are_no_class(digits, rows, between):
+    several = [row | {"label": f"{row['label']}{between}six"} if i % 3 == 0 else row for i, row in enumerate(rows)]
+    with pytest.raises(DataError, match="looks like several classes, and an image has one here"):
+        open_parts(write(digits / "list.json", several), 0.2)
+
+
+def test_a_class_may_have_a_separator_in_its_name(digits, rows):
+    named = [row | {"label": "tench, Tinca tinca" if row["label"] == "nine" else row["label"]} for row in rows]
+    train, _ = open_parts(write(digits / "list.json", named), 0.2)
+    assert "tench, Tinca tinca" in train.classes
+
+
+@pytest.mark.parametrize("step", [1, 0.25])
+def test_a_quantity_is_no_class(digits, rows, step):
+    numbers = [row | {"label": f"{step * i:g}"} for i, row in enumerate(rows)]
+    with pytest.raises(DataError, match=r"its 250 labels are numbers such as 0, 1\.0 images of each: a quantity"):
+        open_parts(write(digits / "list.csv", numbers), 0.2)
+
+
+def test_numbers_of_many_images_are_classes(digits, rows):
+    numbers = [row | {"label": f"{0.5 * (i % 4):g}"} for i, row in enumerate(rows)]
+    train, _ = open_parts(write(digits / "list.csv", numbers), 0.2)
+    assert sorted(train.classes) == ["0", "0.5", "1", "1.5"]

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,12 @@ MAX_ROWS, MAX_ROW, MAX_COLUMNS, MAX_SPLITS = 20_000_000, 1_000_000, 1000, 20
 
 PARQUET_ROWS = 1_000_000
 """A list in Parquet may have so many rows, and one more for each of its bytes: paths differ, so each takes some."""
+
+SEPARATORS = (";", "|", ",")
+"""By which other tools' lists part several labels of an image."""
+
+FEW_OF_A_NUMBER, MANY_NUMBERS = 10, 20
+"""Images of each value below which numbers with fractions are no classes; fewer values may be anything."""
 
 Row = Sequence[Any]
 
@@ -91,7 +97,34 @@ def open_list(path: Path) -> dict[str, Samples]:
         raise DataError(f"{path}: row {number}: {error}") from error
     if not ids:
         raise DataError(f"{path}: no rows in it")
+    _require_classes(path, Counter(label for part in classes.values() for label in part))
     return {split: collect(Listed(path), ids[split], classes[split]) for split in ids}
+
+
+def _require_classes(path: Path, counts: Counter[str]) -> None:
+    """Raises DataError if labels are no names of classes: several in one, or a quantity."""
+    for between in SEPARATORS:
+        joined = [label for label in counts if between in label]
+        parts = Counter(part for label in joined for part in {one.strip() for one in label.split(between)})
+        alone = {part for part, times in parts.items() if part and (times > 1 or part in counts)}
+        several = [label for label in joined if all(one.strip() in alone for one in label.split(between))]
+        if 2 * len(several) > len(joined):
+            raise DataError(
+                f"{path}: the label {several[0]!r:.200} looks like several classes, and an image has one here: keep "
+                f"one of them in each row. If it is one class, write it without {between!r}"
+            )
+    try:
+        values = [float(label) for label in counts]
+    except ValueError:
+        return
+    often = counts.total() / len(counts)
+    if len(counts) < MANY_NUMBERS:
+        return
+    if often < 2 or (often < FEW_OF_A_NUMBER and any(not value.is_integer() for value in values)):
+        raise DataError(
+            f"{path}: its {len(counts):,} labels are numbers such as {min(counts)}, {often:.1f} images of each: a "
+            "quantity is not learned here. If each number is a class, write it as a word, class_3 for 3"
+        )
 
 
 def _read(path: Path) -> Iterator[tuple[list[str], Row]]:
