@@ -42,6 +42,16 @@ def test_lossless_formats_give_the_same_pixels(photo, kind):
     assert np.array_equal(np.asarray(decode(encoded(photo, kind))), np.asarray(photo))
 
 
+def test_avif_is_read_and_turned_upright(photo):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = decode(encoded(photo, "AVIF", quality=95, exif=exif))
+    expected = photo.transpose(Image.Transpose.ROTATE_270)
+    assert found.size == expected.size
+    plain = decode(encoded(photo, "AVIF", quality=95))
+    assert np.array_equal(np.asarray(found), np.asarray(plain.transpose(Image.Transpose.ROTATE_270)))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_image_is_turned_upright_by_its_exif_flag(photo, orientation):
     exif = Image.Exif()
@@ -89,7 +99,7 @@ def test_the_content_counts_not_the_name(photo, tmp_path):
     [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"hello, this is text", lambda b: b[:30]],
     ids=["truncated", "empty", "text", "header only"],
 )
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF"])
 @pytest.mark.filterwarnings("ignore:.*(EXIF|Truncated File)")  # Pillow's own word on a damaged header, besides
 def test_a_broken_image_is_an_error_that_names_it(photo, kind, spoil, tmp_path):
     path = tmp_path / "img_7.jpg"
@@ -98,7 +108,7 @@ def test_a_broken_image_is_an_error_that_names_it(photo, kind, spoil, tmp_path):
         decode(path)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "GIF", "BMP", "JPEG"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "GIF", "BMP", "JPEG", "AVIF"])
 @pytest.mark.filterwarnings("ignore:.*(EXIF|Truncated File|Skipping tag)")  # Pillow's own word on it, besides
 def test_training_refuses_a_damaged_image_as_evaluation_does(kind):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))

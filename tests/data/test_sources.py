@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from atnet.data.classes import display_names
+from atnet.data.decode import READS_HEIF
 from atnet.data.sources import open_labelled, open_parts
 from atnet.errors import DataError
 
@@ -265,11 +266,18 @@ def test_relatives_of_the_usual_suffixes_are_images(digits, suffix):
     assert len(open_parts(str(digits), 0.2)[0]) == 200
 
 
-@pytest.mark.parametrize("name", ["a.heic", "a.AVIF", "a.ppm", "scan.svg", "a", "a.jpg_large", "a.png.bak"])
+@pytest.mark.parametrize("name", ["a.JXL", "a.ppm", "scan.svg", "a", "a.jpg_large", "a.png.bak"])
 def test_what_looks_like_an_image_but_is_not_read_is_named(digits, caplog, name):
     shutil.copy(min((digits / "train" / "one").iterdir()), digits / "train" / "one" / name)
     assert len(open_parts(str(digits), 0.2)[0]) == 200
     assert f"1 of these look like images ({os.path.join('one', name)!r})" in caplog.text
+
+
+@pytest.mark.skipif(READS_HEIF, reason="pillow-heif is installed")
+def test_photos_of_an_iphone_are_never_left_out_in_silence(digits):
+    (digits / "train" / "one" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    with pytest.raises(DataError, match=r"one: 1 image in HEIC, .*: pip install pillow-heif"):
+        open_parts(str(digits), 0.2)
 
 
 def test_images_beside_the_class_folders_are_named(digits, caplog):

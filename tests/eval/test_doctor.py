@@ -122,7 +122,7 @@ def test_flat_images_are_not_taken_for_each_other():
 
 def test_what_training_would_not_see_is_said(digits):
     one = digits / "train" / "one"
-    shutil.copy(min(one.iterdir()), one / "a.heic")
+    shutil.copy(min(one.iterdir()), one / "a.cr2")
     shutil.copy(min(one.iterdir()), one / "b.png.1")
     shutil.copy(min(one.iterdir()), digits / "val" / "stray.png")
     shutil.copytree(digits / "train" / "two", digits / "train" / "Two")
@@ -130,7 +130,7 @@ def test_what_training_would_not_see_is_said(digits):
     for path in sorted(one.glob("*.png"))[:3]:
         Image.fromarray(np.full((28, 28), 4000, np.uint16)).save(path)
     found = examine(str(digits))
-    assert "Left out: 2 files that look like images (1 .heic, 1 .1)" in said(found, "odd")
+    assert "Left out: 2 files that look like images (1 .cr2, 1 .1)" in said(found, "odd")
     assert "Left out: 1 image in no class folder" in said(found, "odd")
     assert "1 time classes have names that differ only in case" in said(found, "odd")
     assert "3 images: nearly black, with 14 or fewer of 16 bits" in said(found, "odd")

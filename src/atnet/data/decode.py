@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +21,28 @@ from atnet.files import did_you_mean, open_regular, read_regular
 
 SUFFIXES_OF = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo"), "PNG": (".png", ".apng"),
-    "WEBP": (".webp",), "BMP": (".bmp", ".dib"), "GIF": (".gif",), "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",), "BMP": (".bmp", ".dib"), "GIF": (".gif",), "TIFF": (".tif", ".tiff"), "AVIF": (".avif",),
 }  # fmt: skip
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+READS_HEIF = find_spec("pillow_heif") is not None
+"""HEIC, the format of iPhones, is read where pillow-heif is installed; its wheels bring encoders under the GPL, so it
+is no extra of ours."""
+
+NEEDS_HEIF = "pip install pillow-heif, or convert it to JPEG"
+if READS_HEIF:
+    SUFFIXES_OF["HEIF"] = HEIF_SUFFIXES
 FORMATS = tuple(SUFFIXES_OF)
 SUFFIXES = {suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes}
 """By which a file in a folder is taken for an image; what it is, its content tells."""
 
 OTHER_SUFFIXES = {
-    ".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".jxl", ".jxr", ".svg", ".svgz",
+    *HEIF_SUFFIXES, ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".jxl", ".jxr", ".svg", ".svgz",
     ".pdf", ".eps", ".ai", ".psd", ".xcf", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".pcx", ".tga", ".ico", ".icns",
     ".cur", ".qoi", ".exr", ".hdr", ".dds", ".ras", ".sgi", ".fits", ".dcm", ".dicom", ".dng", ".cr2", ".cr3", ".crw",
     ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".kdc",
     ".mrw", ".rwl", ".raw",
 }  # fmt: skip
-"""Of images that are not decoded here."""
+"""Of images that are not decoded here, HEIC where it can't be."""
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom, in pixels."""
@@ -187,6 +196,10 @@ def _opened(content: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]
     """The image, its head read; whatever goes wrong with it until it is closed becomes a DataError naming it."""
     _require_size(name, len(content))
     formats = ", ".join(FORMATS)
+    if _is_heic(content):
+        if not READS_HEIF:
+            raise DataError(f"{name}: {_what(content)}: {NEEDS_HEIF}")
+        _register_heif()
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _require_modest(image, content, name, max_pixels)
@@ -213,6 +226,17 @@ def _opened(content: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]
     ) as error:
         why = str(error) or type(error).__name__
         raise DataError(f"{name}: not a whole {formats} image ({why}); replace or remove it") from error
+
+
+def _is_heic(content: bytes) -> bool:
+    return content[4:8] == b"ftyp" and content[8:10] in (b"he", b"mi", b"ms")
+
+
+@lru_cache(maxsize=1)
+def _register_heif() -> None:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)
 
 
 def _require_size(name: str, size: int) -> None:
@@ -357,7 +381,7 @@ def _what(content: bytes) -> str:
     """What a file that is no image seems to be."""
     if content[4:8] == b"ftyp":
         brand = content[8:12]
-        return "HEIC, as phones write it" if brand[:2] == b"he" else "AVIF" if brand[:3] == b"avi" else "a video"
+        return "HEIC, as phones write it" if _is_heic(content) else "AVIF" if brand[:3] == b"avi" else "a video"
     begin = content[:512].lstrip()
     for start, what in _SEEN:
         if begin.startswith(start):

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atnet.data.classes import class_of
-from atnet.data.decode import OTHER_SUFFIXES, SUFFIXES, is_image, read_file
+from atnet.data.decode import HEIF_SUFFIXES, OTHER_SUFFIXES, SUFFIXES, is_image, read_file
 from atnet.data.samples import Samples, collect, some
 from atnet.errors import DataError
+from atnet.progress import counted
 
 log = logging.getLogger("atnet")
 
@@ -130,6 +131,12 @@ def list_images(root: Path, folder: str = "") -> list[str]:
             found.append(path)
         else:
             others[suffix] += 1
+    heic = sum(others[suffix] for suffix in HEIF_SUFFIXES)
+    if heic:  # never left out in silence: where they are, they are most of a folder
+        raise DataError(
+            f"{root / folder}: {counted(heic, 'image')} in HEIC, as iPhones write it, which is read once "
+            "pillow-heif is installed: pip install pillow-heif, or convert them to JPEG"
+        )
     if others:
         kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(3))
         log.warning("%s: files that are no images are left out (%s)", root / folder, kinds)

@@ -271,12 +271,19 @@ class Sample:
     content: bytes
 
 
+def _suffix_of(content: bytes) -> str:
+    """By which an image of one of the formats that are read is known in a tar."""
+    if content[4:8] == b"ftyp":
+        return "avif" if content[8:11] == b"avi" else "heic"
+    return next((suffix for start, suffix in _SUFFIXES if content.startswith(start)), "tif")
+
+
 def write_shard(path: Path, samples: Iterable[Sample]) -> int:
     """A tar file and its index, each whole or absent, the index last; returns the count of images."""
     ids, labels, spans = [], [], []
     with writing_whole(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for number, sample in enumerate(samples):
-            suffix = next((suffix for start, suffix in _SUFFIXES if sample.content.startswith(start)), "tif")
+            suffix = _suffix_of(sample.content)
             spans.append((tar.offset + tarfile.BLOCKSIZE, len(sample.content)))
             for end, content in ((suffix, sample.content), ("cls", str(sample.number).encode())):
                 member = tarfile.TarInfo(f"{number:08}.{end}")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from atnet.data.decode import OTHER_SUFFIXES, SUFFIXES, decode
+from atnet.data.decode import HEIF_SUFFIXES, OTHER_SUFFIXES, SUFFIXES, decode
 from atnet.data.folders import is_hidden
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.eval.selective import least_confidence
@@ -241,7 +241,7 @@ def iter_images(images: str | Path | Sequence[str | Path]) -> Iterator[Path]:
             folders[:] = sorted(name for name in folders if not is_hidden(name))
             for name in sorted(names):
                 suffix = os.path.splitext(name)[1].lower()
-                if suffix in SUFFIXES:
+                if suffix in SUFFIXES or suffix in HEIF_SUFFIXES:
                     empty = False
                     yield Path(folder, name)
                 elif suffix in OTHER_SUFFIXES:
