@@ -7,9 +7,9 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "atnet"
 LAYERS = (
-    "__main__", "cli", "viz", "serve", "export", "study", "bench", "training", "inference", "exported", "run", "eval",
-    "timm", "models", "weights", "data", "device", "config", "files", "progress", "system", "limits", "extras",
-    "errors", "moved", "version",
+    "__main__", "cli", "sklearn", "viz", "serve", "export", "study", "bench", "training", "inference", "exported",
+    "run", "eval", "timm", "models", "weights", "data", "device", "config", "files", "progress", "system", "limits",
+    "extras", "errors", "moved", "version",
 )  # fmt: skip
 
 
