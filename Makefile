@@ -19,6 +19,7 @@
 #   make proof-general         general weights beside other networks, by source: DATA=FOLDER NETWORKS="NAME=WEIGHTS[,MODEL]..." (5 minutes)
 #   make proof-gpu             training on a GPU: right, and how fast; the table of docs/performance.md (8 minutes; SHORT=--short on a CPU)
 #   make proof-heads           what several decision heads gain, and docs/heads.png: PLAIN="RUN..." STARRED="RUN..." (a minute a run)
+#   make proof-predict         images/s and memory of many photos, beside an earlier commit's (5 minutes)
 #   make proof-serve           the server under load, overload, attack and signals (10 minutes)
 #   make proof-explain         that the maps of `atnet explain` mark what an answer hangs on (10 minutes)
 #   make proof-parity          exported networks beside their weights, 1,000 photos: WEIGHTS="RUN..." (3 minutes a run)
@@ -39,7 +40,7 @@ PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo bench table weights test all-tests ci lint types peer-tests proof-augment proof-data proof-data-speed proof-explain proof-few \
-	proof-general general-weights proof-faults proof-fuzz proof-gpu proof-heads proof-labels proof-malicious proof-parity proof-products proof-publish proof-serve proof-training-speed \
+	proof-general general-weights proof-faults proof-fuzz proof-gpu proof-heads proof-labels proof-malicious proof-parity proof-predict proof-products proof-publish proof-serve proof-training-speed \
 	proof-transfer readme reference setup dev web-picture explain-picture clean
 .DEFAULT_GOAL := demo
 
@@ -151,6 +152,9 @@ proof-few: dev
 
 proof-general: dev
 	$(BIN)/python tests/proof/general.py $(DATA) results/general.csv $(GENERAL)=$(GENERAL) $(NETWORKS) --classes results/general-classes.csv
+
+proof-predict: dev
+	$(BIN)/python tests/proof/predict.py $(IMAGENETTE)
 
 proof-labels: dev
 	$(BIN)/python tests/proof/labels.py $(DATA) results/labels.csv
