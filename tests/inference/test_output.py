@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+from PIL import ImageOps
 
 import atnet
 from atnet.cli import main
+from atnet.data.decode import decode
 from atnet.errors import DataError
+from atnet.export.export import export
 from atnet.inference.output import folder_name
 from atnet.inference.prediction import Prediction, Unread, iter_images, predict_each
 
@@ -145,3 +148,25 @@ def test_photos_of_formats_that_are_not_decoded_are_said(album, finished_run, ca
     (album / "IMG_1.CR2").write_bytes(b"II*\0")
     atnet.predict("album", finished_run, failed=lambda _: None)
     assert "left out, not decoded here: 1 .cr2" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["run", "onnx"])
+def test_an_image_and_its_mirror_image_answer_together(digits, finished_run, tmp_path, kind):
+    weights = finished_run
+    if kind == "onnx":
+        weights = export(finished_run, to="onnx", out=tmp_path / "net.onnx").path
+    image = min((digits / "val" / "seven").iterdir())
+    ImageOps.mirror(decode(image)).save("mirrored.png")
+
+    def shares(path, **options):
+        [answer] = atnet.predict(path, weights, top=10, **options)
+        return {name: share for name, _, share in answer.top}
+
+    plain, turned, both = shares(image), shares("mirrored.png"), shares(image, tta="mirror")
+    for name, share in both.items():
+        assert share == pytest.approx((plain[name] + turned[name]) / 2, abs=1e-4)
+    if kind == "run":
+        scores = atnet.evaluate(finished_run, str(digits), tta="mirror").scores
+        answers = atnet.predict(digits / "val", finished_run, tta="mirror")
+        right = sum(Path(answer.image).parent.name == answer.top[0][0] for answer in answers)
+        assert scores.top1 == pytest.approx(100 * right / len(answers))

@@ -25,6 +25,7 @@ def evaluate(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     mismatch: Literal["error", "ignore"] = "error",
     model: str = "",
+    tta: Literal["none", "mirror"] = "none",
 ) -> None:
     """Evaluate weights on labelled images: top-1, top-5, and each class.
 
@@ -47,12 +48,16 @@ def evaluate(
         ignore leaves images of classes out that the weights do not know.
     model
         The architecture of a --weights file that says nothing of itself: resnet18, for example.
+    tta
+        Test-time augmentation: mirror answers by an image and its mirror image, in twice the time.
     """
     from atnet.errors import DataError
     from atnet.eval.evaluate import evaluate as run
     from atnet.eval.metrics import interval
 
-    done = run(weights, data, size=size, batch=batch, workers=workers, device=device, mismatch=mismatch, model=model)
+    done = run(
+        weights, data, size=size, batch=batch, workers=workers, device=device, mismatch=mismatch, model=model, tta=tta
+    )
     scores, info = done.scores, done.info
     table = Table("class", "name", "images", "recall %", "precision %", box=None, header_style="bold")
     rows = zip(info.classes, info.class_names, scores.support, scores.recall, scores.precision, strict=True)

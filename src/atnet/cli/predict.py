@@ -34,6 +34,7 @@ def predict(
     unsure_below: float = 0.0,
     batch: int = 16,
     threads: int = 0,
+    tta: Literal["none", "mirror"] = "none",
 ) -> None:
     """Say what images show: the likeliest classes by name, with probabilities.
 
@@ -71,6 +72,8 @@ def predict(
         Images that the network sees at a time.
     threads
         CPU threads of the network; 0 is all.
+    tta
+        Test-time augmentation: mirror answers by an image and its mirror image, in twice the time.
     """
     from atnet.errors import ConfigError, DataError
     from atnet.inference.output import open_output
@@ -91,7 +94,9 @@ def predict(
         )
     asked = weights_to_ask(weights, device, model)
     failures: list[DataError] = []
-    answers = predict_each(list(images), asked, top=top, device=device, abstain=abstain, batch=batch, threads=threads)
+    answers = predict_each(
+        list(images), asked, top=top, device=device, abstain=abstain, batch=batch, threads=threads, tta=tta
+    )
     to_files = csv is not None or parquet is not None or sort_into is not None
     shown = count = 0
     with open_output(csv, parquet, sort_into, top=top, link=link, unsure_below=unsure_below) as output:

@@ -24,9 +24,17 @@ from atnet.weights.find import find_weights
 from atnet.weights.info import CONFIG, INFINITE, WeightsInfo
 
 
-def score(model: nn.Module, batches: DataLoader[Any], *, classes: int, device: torch.device, total: int) -> Scores:
+def score(
+    model: nn.Module,
+    batches: DataLoader[Any],
+    *,
+    classes: int,
+    device: torch.device,
+    total: int,
+    mirror: bool = False,
+) -> Scores:
     """Scores of a model on batches of `eval_loader`; the model is left in the mode it was in."""
-    return score_together({"": model}, batches, classes=classes, device=device, total=total)[""]
+    return score_together({"": model}, batches, classes=classes, device=device, total=total, mirror=mirror)[""]
 
 
 def score_together(
@@ -37,10 +45,12 @@ def score_together(
     device: torch.device,
     total: int,
     precision: str = "auto",
+    mirror: bool = False,
 ) -> dict[str, Scores]:
     """Scores of several models by their names, each image opened once for all of them; see `score`.
 
     precision: of a GPU's products, as in the configuration; a CPU evaluates in fp32, as for all published figures.
+    mirror: by the mean probability for each image and its mirror image.
     """
     truth: list[Tensor] = []
     answers: dict[str, list[tuple[float, int, Tensor, Tensor]]] = {name: [] for name in models}
@@ -62,7 +72,7 @@ def score_together(
             truth.append(labels)
             for name, model in models.items():
                 with in_precision(device, bf16):
-                    logits, each = answer(model, images)
+                    logits, each = answer(model, images, mirror=mirror)
                 logits = logits.cpu()
                 loss = float(cross_entropy(logits, labels, reduction="sum"))
                 answers[name].append(
@@ -132,6 +142,7 @@ def evaluate(
     device: str = "auto",
     mismatch: Literal["error", "ignore"] = "error",
     model: str = "",
+    tta: Literal["none", "mirror"] = "none",
 ) -> Evaluation:
     """Evaluates weights on a labelled folder.
 
@@ -140,6 +151,7 @@ def evaluate(
     run's own data if none is given.
     size: side of the input in pixels, that of the training if None.
     mismatch: ignore leaves images of classes out that the weights do not know.
+    tta: test-time augmentation; mirror answers by the mean probability for an image and its mirror image.
     Classes are matched by name with the weights' class list. An image that cannot be read is in `scores.bad`.
     Raises WeightsError, DataError or ConfigError naming the thing and the remedy.
     """
@@ -152,7 +164,9 @@ def evaluate(
     samples = open_validation(source.path, data).relabel(info.classes, ignore=mismatch == "ignore")
     loader = eval_loader(samples, info.preprocess, batch, workers)
     network = network.to(memory_format=torch.channels_last)
-    scores = score(network, loader, classes=len(info.classes), device=chosen, total=len(samples))
+    scores = score(
+        network, loader, classes=len(info.classes), device=chosen, total=len(samples), mirror=tta == "mirror"
+    )
     if not math.isfinite(scores.loss):
         raise WeightsError(f"{source.path}: {INFINITE}")
     return Evaluation(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,7 @@ def predict(
     model: str = "",
     batch: int = BATCH,
     threads: int = 0,
+    tta: Literal["none", "mirror"] = "none",
 ) -> list[Prediction]:
     """What each image shows.
 
@@ -104,12 +105,13 @@ def predict(
     weights, model: as for `atnet.load`; or an ONNX file of `atnet export`, which needs no torch; None: see
     `weights_to_ask`.
     batch: images that the network sees at a time, at most.  threads: of the network, 0: all cores.
+    tta: test-time augmentation; mirror answers by the mean probability for an image and its mirror image.
     Raises DataError naming an image that cannot be read, WeightsError on unusable weights, ConfigError if these cannot
     promise the accuracy.
     """
     answers = []
     options: dict[str, Any] = {"top": top, "device": device, "abstain": abstain, "model": model}
-    for one in predict_each(images, weights, **options, batch=batch, threads=threads):
+    for one in predict_each(images, weights, **options, batch=batch, threads=threads, tta=tta):
         if isinstance(one, Prediction):
             answers.append(one)
         elif failed is None:
@@ -129,11 +131,12 @@ def predict_each(
     model: str = "",
     batch: int = BATCH,
     threads: int = 0,
+    tta: Literal["none", "mirror"] = "none",
 ) -> Iterator[Prediction | Unread]:
     """As `predict`, one after the other in their order, of any number of images: few are in memory at once."""
     if batch < 1 or threads < 0:
         raise ConfigError(f"batch={batch}, threads={threads}: use a batch of 1 or more, and 0 threads or more")
-    network = _open(weights_to_ask(weights, device, model), device, batch, threads)
+    network = _open(weights_to_ask(weights, device, model), device, batch, threads, tta == "mirror")
     info = network.info
     needs = least_confidence(info.facts, abstain)[0] if abstain is not None else 0.0
     total = sum(1 for _ in iter_images(images))
@@ -187,6 +190,14 @@ def _ahead(paths: Iterator[Path], prepare: Callable[[Path], Any], count: int) ->
             yield first, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _mean_answer(logits: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Logits of the mean probability of several (..., classes), as `atnet.models.heads.fuse` has them."""
+    each = [np.exp(one - one.max(-1, keepdims=True)) for one in logits]
+    mean = np.mean([one / one.sum(-1, keepdims=True) for one in each], axis=0)
+    found: NDArray[np.float32] = np.log(np.maximum(mean, 1e-37)).astype(np.float32)
+    return found
 
 
 def likeliest(logits: NDArray[np.float32], info: WeightsInfo, top: int) -> tuple[tuple[str, str, float], ...]:
@@ -253,7 +264,7 @@ def iter_images(images: str | Path | Sequence[str | Path]) -> Iterator[Path]:
             log.warning("%s: left out, not decoded here: %s; save them as JPEG", path, said)
 
 
-def _open(source: Source, device: str, batch: int, threads: int) -> _Network:
+def _open(source: Source, device: str, batch: int, threads: int, mirror: bool) -> _Network:
     """What asks the network, and what the file says of itself."""
     path = source.path
     if path.suffix == ".onnx":
@@ -264,7 +275,9 @@ def _open(source: Source, device: str, batch: int, threads: int) -> _Network:
         one_by_one = network.takes_images
 
         def ask_onnx(images: NDArray[Any]) -> NDArray[np.float32]:
-            found = network.answers(images[0] if one_by_one else images)
+            views = [images, np.ascontiguousarray(np.flip(images, 2 if one_by_one else 3))] if mirror else [images]
+            each = [network.answers(view[0] if one_by_one else view) for view in views]
+            found = each[0] if len(each) == 1 else _mean_answer(each)
             return found[:, 1:] if found.shape[1] > 1 else found
 
         prepare = np.asarray if one_by_one else network.info.preprocess
@@ -283,7 +296,7 @@ def _open(source: Source, device: str, batch: int, threads: int) -> _Network:
 
     def ask(images: NDArray[Any]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            together, each = answer(model, torch.from_numpy(images).to(chosen))
+            together, each = answer(model, torch.from_numpy(images).to(chosen), mirror=mirror)
         logits: NDArray[np.float32] = (together[:, None] if each is None else each).float().cpu().numpy()
         if not np.isfinite(logits).all():
             raise WeightsError(f"{path}: {INFINITE}")
