@@ -125,7 +125,8 @@ def _standardised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     count, views, heads, width = vectors.shape
     rows = vectors.reshape(count, views * heads, width)
     mean, scale = rows.mean((0, 1), dtype=np.float64), rows.std((0, 1), dtype=np.float64) + 1e-6
-    return ((rows - mean) / scale).astype(np.float32)
+    standard: NDArray[np.float32] = ((rows - mean) / scale).astype(np.float32)
+    return standard
 
 
 def _held_out(
