@@ -19,7 +19,7 @@ from atnet.training.plan import settle
 
 @pytest.fixture
 def config(digits):
-    return settle(make_config(data={"source": str(digits)}))
+    return settle(make_config(weights="none", data={"source": str(digits)}))
 
 
 def test_runs_begun_in_the_same_second_have_names_of_their_own(config):
@@ -39,7 +39,7 @@ from atnet.run import record
 from atnet.config import make_config
 seed, rounds = int(sys.argv[1]), int(sys.argv[2])
 record.environment = lambda: {}
-config = make_config(seed=seed)
+config = make_config(weights="none", seed=seed)
 for k in range(rounds):
     run = Path(f"round-{k}")
     Path(f"ready-{k}-{seed}").touch()

@@ -230,7 +230,7 @@ def truncated() -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda: b"a shopping list", "image: text, not a whole JPEG, PNG, WEBP, BMP, GIF, TIFF image"),
+        (lambda: b"a shopping list", "image: text, not a whole JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF image"),
         (lambda: b"", "image: an empty file; replace or remove it"),
         (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image: an SVG drawing, not a whole JPEG"),
         (truncated, "image: not a whole JPEG"),

@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 def teacher(_digits, tmp_path_factory) -> Path:
     """A run on the digits that knows them a little."""
     data = {"source": str(_digits), "size": 32, "crop_pct": 1.0, "workers": 0}
-    options = {"epochs": 4, "batch": 20, "data": data, "augment": {"flip": 0.0, "crop_scale": 0.6}}
+    options = {"weights": "none", "epochs": 4, "batch": 20, "data": data, "augment": {"flip": 0.0, "crop_scale": 0.6}}
     with contextlib.chdir(tmp_path_factory.mktemp("teacher")):
         return atnet.train(**options, out="run").folder.absolute()
 

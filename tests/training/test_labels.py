@@ -74,7 +74,7 @@ def test_what_is_labelled_next_is_between_classes_and_not_all_alike():
 
 def test_the_doctor_lists_wrong_labels_and_what_to_label_next(photos, tmp_path, capsys):
     moved = set()
-    for part, count in (("train", 40), ("val", 10)):
+    for part, count in (("train", 120), ("val", 20)):
         for place, name in enumerate(CLASSES):
             for number, image in enumerate(sorted((photos / part / name).iterdir())[:count]):
                 wrong = number % 10 == 0
@@ -84,14 +84,14 @@ def test_the_doctor_lists_wrong_labels_and_what_to_label_next(photos, tmp_path, 
                 moved |= {image.name} if wrong else set()
     (tmp_path / "new").mkdir()
     for name in CLASSES:
-        for image in sorted((photos / "train" / name).iterdir())[30:60]:
+        for image in sorted((photos / "train" / name).iterdir())[110:140]:
             shutil.copy(image, tmp_path / "new")
     main(["doctor", "photos", "--labels", "--unlabelled", "new", "--count", "6"])
     said = capsys.readouterr().out
     listed = rows(tmp_path / "doctor-labels.csv")
     right = [row for row in listed if row["image"].rpartition("/")[2] in moved]
     assert len(right) >= 0.7 * len(listed)
-    assert len(right) >= 0.6 * len(moved)
+    assert len(right) >= 0.5 * len(moved)
     assert all(row["label"] != row["looks_like"] for row in right)
     following = rows(tmp_path / "doctor-next.csv")
     assert len({row["image"] for row in following}) == 6

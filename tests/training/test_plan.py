@@ -203,7 +203,7 @@ def test_plan_measures_here_or_takes_what_it_is_told(quick, digits, capsys):
 def test_a_plan_counts_operations_where_a_device_is_known_by_its_teraflops(capsys):
     speed = counted_speed(make_config(model="xxxs"), teraflops=312, utilisation=0.1)
     assert speed == pytest.approx(31.2e12 / (6 * cost_of("xxxs", 224).macs))
-    given = ["plan", "--model", "xxxs", "--images", "1281167", "--devices", "8"]
+    given = ["plan", "--model", "xxxs", "--weights", "none", "--images", "1281167", "--devices", "8"]
     main([*given, "--teraflops", "312"])
     assert f"on 8 x {speed:,.0f} images/s" in capsys.readouterr().out
     for wrong, said in (

@@ -147,4 +147,4 @@ def test_training_from_other_weights_than_ours_begins_with_the_probe(finished_ru
 
 def test_a_probe_needs_weights():
     with pytest.raises(ConfigError, match="epochs=0 is a linear probe"):
-        atnet.train(data="digits", epochs=0)
+        atnet.train(weights="none", data="digits", epochs=0)
