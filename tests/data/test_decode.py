@@ -52,6 +52,20 @@ def test_avif_is_read_and_turned_upright(photo):
     assert np.array_equal(np.asarray(found), np.asarray(plain.transpose(Image.Transpose.ROTATE_270)))
 
 
+@pytest.mark.parametrize(
+    ("brands", "what"),
+    [
+        (b"heic\0\0\0\0mif1heic", "HEIC"),
+        (b"mif1\0\0\0\0mif1heic", "HEIC"),
+        (b"avif\0\0\0\0avifmif1", "AVIF"),
+        (b"msnv\0\0\0\0msnvmp42", "a video"),
+    ],
+)
+def test_what_a_phone_wrote_is_told_by_its_brands(brands, what):
+    with pytest.raises(DataError, match=f"x: {what}"):
+        decode(b"\0\0\0\x18ftyp" + brands + bytes(40), "x")
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_image_is_turned_upright_by_its_exif_flag(photo, orientation):
     exif = Image.Exif()

@@ -170,3 +170,36 @@ def test_an_image_and_its_mirror_image_answer_together(digits, finished_run, tmp
         answers = atnet.predict(digits / "val", finished_run, tta="mirror")
         right = sum(Path(answer.image).parent.name == answer.top[0][0] for answer in answers)
         assert scores.top1 == pytest.approx(100 * right / len(answers))
+
+
+def test_what_fails_at_the_start_leaves_no_file(album, finished_run, tmp_path):
+    (tmp_path / "spoilt.safetensors").write_bytes(b"spoilt")
+    (tmp_path / "empty").mkdir()
+    Path("there.parquet").write_text("mine")
+    given = str(finished_run)
+    for words in (
+        ["album", "--weights", given, "--batch", "0"],
+        ["album", "--weights", "spoilt.safetensors"],
+        ["empty", "--weights", given],
+        ["album", "--weights", given, "--parquet", "there.parquet"],
+    ):
+        with pytest.raises(SystemExit):
+            main(["predict", *words, "--csv", "new.csv"])
+        assert not Path("new.csv").exists()
+
+
+def test_links_to_folders_are_followed_once(album, digits):
+    (album / "linked").symlink_to(digits / "val" / "one", target_is_directory=True)
+    (album / "linked" / "back").symlink_to(album, target_is_directory=True)
+    found = list(iter_images("album"))
+    assert len(found) == len(set(found)) == 54 + 5
+
+
+def test_names_that_a_system_has_for_devices_are_no_folders():
+    assert [folder_name(name) for name in ("con", "LPT1", "_unsure", "console")] == [
+        "con_",
+        "LPT1_",
+        "_unsure_",
+        "console",
+    ]
+    assert len(folder_name("\u4e2d" * 200).encode()) <= 200

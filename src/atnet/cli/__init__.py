@@ -108,7 +108,7 @@ def _layer(words: list[str]) -> None:
         app.config = (*app.config, Dict({words[0]: defaults_of(config)}, source="defaults"))
 
 
-ALONE = ("train", "pretrain", "teach", "study", "bench", "blocks")
+ALONE = ("train", "plan", "pretrain", "teach", "study", "bench", "blocks", "replay")
 """Commands that want the processor for themselves: their threads wait busily for each other."""
 
 

@@ -16,7 +16,7 @@ from atnet.weights.info import WEIGHTS
 if TYPE_CHECKING:
     from atnet.inference.prediction import Prediction
 
-BAR = 30
+BAR, MOST_FAILURES = 30, 100
 
 
 def predict(
@@ -98,13 +98,15 @@ def predict(
         list(images), asked, top=top, device=device, abstain=abstain, batch=batch, threads=threads, tta=tta
     )
     to_files = csv is not None or parquet is not None or sort_into is not None
-    shown = count = 0
+    shown = count = unread = 0
     with open_output(csv, parquet, sort_into, top=top, link=link, unsure_below=unsure_below) as output:
         for answer in answers:
             output.add(answer)
             count += 1
             if isinstance(answer, Unread):
-                failures.append(answer.error)
+                unread += 1
+                if len(failures) < MOST_FAILURES:
+                    failures.append(answer.error)
             elif as_json:
                 print(("," if shown else "[") + "\n" + indent(json.dumps(_plain(answer), indent=2), "  "), end="")
                 shown += 1
@@ -126,9 +128,10 @@ def predict(
             run_asked = os.path.relpath(asked.path.parent.resolve())
             console.print(f"Answered by the newest run, {run_asked}", markup=False, soft_wrap=True)
     if failures and to_files:
-        raise DataError(f"{len(failures):,} of {count:,} images could not be read; the first: {failures[0]}")
+        raise DataError(f"{unread:,} of {count:,} images could not be read; the first: {failures[0]}")
     if failures:
-        raise DataError("\natnet: ".join(map(str, failures)))
+        more = [f"{unread - len(failures):,} more could not be read"] if unread > len(failures) else []
+        raise DataError("\natnet: ".join([*map(str, failures), *more]))
 
 
 def _plain(answer: "Prediction") -> dict[str, Any]:

@@ -229,7 +229,10 @@ def _opened(content: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]
 
 
 def _is_heic(content: bytes) -> bool:
-    return content[4:8] == b"ftyp" and content[8:10] in (b"he", b"mi", b"ms")
+    brand, others = content[8:12], content[16:64]
+    if content[4:8] != b"ftyp" or brand[:3] == b"avi" or (brand in (b"mif1", b"msf1") and b"avif" in others):
+        return False
+    return brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
 
 @lru_cache(maxsize=1)

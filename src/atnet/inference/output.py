@@ -17,6 +17,9 @@ from atnet.inference.prediction import Prediction, Unread
 from atnet.progress import counted
 
 UNSURE = "_unsure"
+RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{k}" for port in ("COM", "LPT") for k in range(1, 10))}
+"""Names that Windows has for devices."""
+
 ROWS = 1000
 """Of a group of a Parquet file."""
 
@@ -47,13 +50,14 @@ def open_output(
     """
     output = Output()
     with contextlib.ExitStack() as opened:
-        for path, kind in ((table, _Csv), (parquet, _Parquet)):
-            if path is not None:
-                require_new(path)
-                try:
-                    output._takers.append(opened.enter_context(kind(path, top)))
-                except OSError as error:
-                    raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another") from error
+        wanted = [(path, kind) for path, kind in ((table, _Csv), (parquet, _Parquet)) if path is not None]
+        for path, _ in wanted:
+            require_new(path, "file")
+        for path, kind in wanted:
+            try:
+                output._takers.append(opened.enter_context(kind(path, top)))
+            except OSError as error:
+                raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another") from error
         if folder is not None:
             output._takers.append(_Sorted(folder, link, unsure_below))
         yield output
@@ -177,5 +181,6 @@ class _Sorted:
 
 def folder_name(name: str) -> str:
     """A folder's name of a class's: one that can lead nowhere else, and that all systems take."""
-    plain = "".join("_" if letter in '/\\:*?"<>|' else letter for letter in printable(name)).strip(" .")[:200]
-    return plain or "_"
+    plain = "".join("_" if letter in '/\\:*?"<>|' else letter for letter in printable(name)).strip(" .")
+    plain = plain.encode()[:200].decode(errors="ignore")
+    return f"{plain}_" if plain == UNSURE or plain.upper() in RESERVED else plain or "_"

@@ -133,13 +133,22 @@ def predict_each(
     threads: int = 0,
     tta: Literal["none", "mirror"] = "none",
 ) -> Iterator[Prediction | Unread]:
-    """As `predict`, one after the other in their order, of any number of images: few are in memory at once."""
+    """As `predict`, one after the other in their order, of any number of images: few are in memory at once.
+
+    Weights, images' folders and options are looked at before the first answer is asked for.
+    """
     if batch < 1 or threads < 0:
         raise ConfigError(f"batch={batch}, threads={threads}: use a batch of 1 or more, and 0 threads or more")
     network = _open(weights_to_ask(weights, device, model), device, batch, threads, tta == "mirror")
+    needs = least_confidence(network.info.facts, abstain)[0] if abstain is not None else 0.0
+    total = sum(1 for _ in iter_images(images, told=False))
+    return _answers(network, images, total, top, needs)
+
+
+def _answers(
+    network: _Network, images: str | Path | Sequence[str | Path], total: int, top: int, needs: float
+) -> Iterator[Prediction | Unread]:
     info = network.info
-    needs = least_confidence(info.facts, abstain)[0] if abstain is not None else 0.0
-    total = sum(1 for _ in iter_images(images))
 
     def prepare(path: Path) -> tuple[NDArray[Any] | DataError, float]:
         began = time.perf_counter()
@@ -241,14 +250,28 @@ def image_files(images: str | Path | Sequence[str | Path]) -> list[Path]:
     return list(iter_images(images))
 
 
-def iter_images(images: str | Path | Sequence[str | Path]) -> Iterator[Path]:
-    """As `image_files`, one after the other: a folder's files by name, then its folders, but for hidden ones."""
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be listed ({error.strerror}): mend its permissions, or leave it out")
+
+
+def iter_images(images: str | Path | Sequence[str | Path], *, told: bool = True) -> Iterator[Path]:
+    """As `image_files`, one after the other: a folder's files by name, then its folders, but for hidden ones.
+
+    Links are followed, each folder once.  told: a line says which images of other formats are left out.
+    Raises DataError naming a folder that cannot be listed.
+    """
     for path in map(Path, [images] if isinstance(images, str | Path) else images):
         if not path.is_dir():
             yield path
             continue
         empty, others = True, Counter[str]()
-        for folder, folders, names in os.walk(path):
+        seen: set[tuple[int, int]] = set()
+        for folder, folders, names in os.walk(path, onerror=_refuse, followlinks=True):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:  # by a link
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
             folders[:] = sorted(name for name in folders if not is_hidden(name))
             for name in sorted(names):
                 suffix = os.path.splitext(name)[1].lower()
@@ -260,7 +283,7 @@ def iter_images(images: str | Path | Sequence[str | Path]) -> Iterator[Path]:
         said = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         if empty:
             raise DataError(f"{path}: no images in this folder" + (f" but {said}: save them as JPEG" if said else ""))
-        if said:
+        if said and told:
             log.warning("%s: left out, not decoded here: %s; save them as JPEG", path, said)
 
 
