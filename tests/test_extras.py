@@ -51,3 +51,15 @@ def test_networks_are_run_with_what_the_server_brings():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == ".onnx", done.stderr
+
+
+def test_a_photo_is_answered_where_no_extra_is_installed(digits):
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('onnx', 'onnxruntime', 'onnxscript')))\n"
+        "import importlib.util as util; real = util.find_spec\n"
+        "util.find_spec = lambda name, *more: None if name.startswith('onnx') else real(name, *more)\n"
+        f"from atnet.cli import main; main(['predict', {str(min((digits / 'val').rglob('*.png')))!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "knows 385 kinds of things" in done.stdout

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from atnet.data.classes import printable
-from atnet.weights.info import WEIGHTS
+from atnet.weights.info import WEIGHTS, WeightsInfo
 
 if TYPE_CHECKING:
     from atnet.inference.prediction import Prediction
@@ -171,9 +171,11 @@ def _agreement(answer: "Prediction") -> str:
 
 def _tell_limits(asked: Path) -> None:
     """That the network which comes with AT-Net answered, and where to see what it knows."""
-    from atnet.exported.onnx import OnnxNetwork
+    from safetensors import safe_open
 
-    count = len(OnnxNetwork(asked.with_suffix(".onnx")).info.classes)
+    path = asked.with_suffix(".safetensors")
+    with safe_open(path, "numpy") as opened:
+        count = len(WeightsInfo.from_metadata(opened.metadata(), path).classes)
     Console(highlight=False).print(
         f"Answered by {asked.stem}, which comes with AT-Net and knows {count} kinds of things and nothing else: "
         f"`atnet weights {asked.stem}` lists them.\n"
