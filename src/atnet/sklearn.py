@@ -1,6 +1,5 @@
 """A classifier with scikit-learn's interface, on paths of images or their pixels: for pipelines and cross_val_score."""
 
-import csv
 import shutil
 import tempfile
 import weakref
@@ -15,6 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
 from atnet.errors import ConfigError, DataError
+from atnet.files import csv_table
 from atnet.inference.prediction import Prediction, predict_each
 from atnet.training.loop import train
 
@@ -63,11 +63,11 @@ class ATNetClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         folder = Path(tempfile.mkdtemp(prefix="atnet-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         width = len(str(len(self.classes_)))
-        with (folder / "images.csv").open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            rows.writerow(("path", "label"))
-            for path, number in zip(_as_files(images, folder), numbers.tolist(), strict=True):
-                rows.writerow((path, f"class_{number:0{width}}"))
+        rows = [
+            {"path": path, "label": f"class_{number:0{width}}"}
+            for path, number in zip(_as_files(images, folder), numbers.tolist(), strict=True)
+        ]
+        (folder / "images.csv").write_text(csv_table(rows), encoding="utf-8", newline="")
         options = dict(self.options or {})
         data = {"source": str(folder / "images.csv"), "val_share": self.held_out, **options.pop("data", {})}
         if self.size is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from atnet.data.loader import eval_loader
 from atnet.data.preprocess import Preprocess
@@ -23,18 +23,7 @@ from atnet.eval.evaluate import score_together
 from atnet.files import csv_table, write_whole
 from atnet.models.load import load
 from atnet.run.record import commit
-
-
-class Among(nn.Module):
-    """A network's logits of some of its classes."""
-
-    def __init__(self, network: nn.Module, places: list[int]) -> None:
-        super().__init__()
-        self.network, self.places = network, places
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, len(places)) of images (B, 3, H, W)."""
-        return self.network(images)[:, self.places]
+from atnet.training.distill import OfClasses
 
 
 def main(data: str, table: Path, networks: list[str], size: int, classes: Path | None) -> None:
@@ -52,7 +41,7 @@ def main(data: str, table: Path, networks: list[str], size: int, classes: Path |
             preprocess = info.preprocess
         elif preprocess.mean != info.preprocess.mean or preprocess.std != info.preprocess.std:
             raise SystemExit(f"{name}: takes other colours than {networks[0]}: measure it apart")
-        models[name] = Among(network, [info.classes.index(known) for known in samples.classes])
+        models[name] = OfClasses(network, torch.tensor([info.classes.index(known) for known in samples.classes]))
     assert preprocess is not None
     loader = eval_loader(samples, preprocess, 128, 0)
     scores = score_together(

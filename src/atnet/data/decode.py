@@ -28,7 +28,7 @@ READS_HEIF = find_spec("pillow_heif") is not None
 """HEIC, the format of iPhones, is read where pillow-heif is installed; its wheels bring encoders under the GPL, so it
 is no extra of ours."""
 
-NEEDS_HEIF = "pip install pillow-heif, or convert it to JPEG"
+NEEDS_HEIF = "pip install pillow-heif, which reads it, or convert to JPEG"
 if READS_HEIF:
     SUFFIXES_OF["HEIF"] = HEIF_SUFFIXES
 FORMATS = tuple(SUFFIXES_OF)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atnet.data.classes import class_of
-from atnet.data.decode import HEIF_SUFFIXES, OTHER_SUFFIXES, SUFFIXES, is_image, read_file
+from atnet.data.decode import HEIF_SUFFIXES, NEEDS_HEIF, OTHER_SUFFIXES, SUFFIXES, is_image, read_file
 from atnet.data.samples import Samples, collect, some
 from atnet.errors import DataError
 from atnet.progress import counted
@@ -126,17 +126,14 @@ def list_images(root: Path, folder: str = "") -> list[str]:
     """
     found: list[str] = []
     others: Counter[str] = Counter()
-    for path, suffix in _files(root, folder):
+    for path, suffix in files_below(root, folder):
         if suffix in SUFFIXES:
             found.append(path)
         else:
             others[suffix] += 1
     heic = sum(others[suffix] for suffix in HEIF_SUFFIXES)
     if heic:  # never left out in silence: where they are, they are most of a folder
-        raise DataError(
-            f"{root / folder}: {counted(heic, 'image')} in HEIC, as iPhones write it, which is read once "
-            "pillow-heif is installed: pip install pillow-heif, or convert them to JPEG"
-        )
+        raise DataError(f"{root / folder}: {counted(heic, 'image')} in HEIC, as iPhones write it: {NEEDS_HEIF}")
     if others:
         kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(3))
         log.warning("%s: files that are no images are left out (%s)", root / folder, kinds)
@@ -156,7 +153,7 @@ def unread_images(root: Path, folder: str = "") -> list[str]:
     """
     found = []
     looked: Counter[tuple[str, str]] = Counter()
-    for path, suffix in _files(root, folder):
+    for path, suffix in files_below(root, folder):
         if suffix in SUFFIXES or suffix in NOTES:
             continue
         place = os.path.dirname(path), suffix
@@ -166,7 +163,7 @@ def unread_images(root: Path, folder: str = "") -> list[str]:
     return sorted(found)
 
 
-def _files(root: Path, folder: str) -> Iterator[tuple[str, str]]:
+def files_below(root: Path, folder: str = "") -> Iterator[tuple[str, str]]:
     """Path and suffix of each file below root/folder; the suffix is "that is no file" of a pipe or the like.
 
     In the order of the names, and links last, so that of two ways to a folder the same is always taken.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from atnet.data.decode import HEIF_SUFFIXES, OTHER_SUFFIXES, SUFFIXES, decode
-from atnet.data.folders import is_hidden
+from atnet.data.folders import files_below
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.eval.selective import least_confidence
 from atnet.extras import is_installed
@@ -201,10 +201,15 @@ def _ahead(paths: Iterator[Path], prepare: Callable[[Path], Any], count: int) ->
         pool.shutdown(cancel_futures=True)
 
 
+def _probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    each: NDArray[np.float32] = np.exp(logits - logits.max(-1, keepdims=True))
+    shares: NDArray[np.float32] = each / each.sum(-1, keepdims=True)
+    return shares
+
+
 def _mean_answer(logits: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Logits of the mean probability of several (..., classes), as `atnet.models.heads.fuse` has them."""
-    each = [np.exp(one - one.max(-1, keepdims=True)) for one in logits]
-    mean = np.mean([one / one.sum(-1, keepdims=True) for one in each], axis=0)
+    mean = np.mean([_probabilities(one) for one in logits], axis=0)
     found: NDArray[np.float32] = np.log(np.maximum(mean, 1e-37)).astype(np.float32)
     return found
 
@@ -214,8 +219,7 @@ def likeliest(logits: NDArray[np.float32], info: WeightsInfo, top: int) -> tuple
 
     As a `Prediction` has them, likeliest first.
     """
-    each = np.exp(logits - logits.max(-1, keepdims=True))
-    shares = (each / each.sum(-1, keepdims=True)).reshape(-1, logits.shape[-1]).mean(0)
+    shares = _probabilities(logits).reshape(-1, logits.shape[-1]).mean(0)
     likely = np.argsort(-shares, kind="stable")[:top].tolist()
     return tuple((info.classes[i], info.class_names[i], float(shares[i])) for i in likely)
 
@@ -250,10 +254,6 @@ def image_files(images: str | Path | Sequence[str | Path]) -> list[Path]:
     return list(iter_images(images))
 
 
-def _refuse(error: OSError) -> None:
-    raise DataError(f"{error.filename}: cannot be listed ({error.strerror}): mend its permissions, or leave it out")
-
-
 def iter_images(images: str | Path | Sequence[str | Path], *, told: bool = True) -> Iterator[Path]:
     """As `image_files`, one after the other: a folder's files by name, then its folders, but for hidden ones.
 
@@ -265,21 +265,12 @@ def iter_images(images: str | Path | Sequence[str | Path], *, told: bool = True)
             yield path
             continue
         empty, others = True, Counter[str]()
-        seen: set[tuple[int, int]] = set()
-        for folder, folders, names in os.walk(path, onerror=_refuse, followlinks=True):
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in seen:  # by a link
-                folders.clear()
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            folders[:] = sorted(name for name in folders if not is_hidden(name))
-            for name in sorted(names):
-                suffix = os.path.splitext(name)[1].lower()
-                if suffix in SUFFIXES or suffix in HEIF_SUFFIXES:
-                    empty = False
-                    yield Path(folder, name)
-                elif suffix in OTHER_SUFFIXES:
-                    others[suffix] += 1
+        for name, suffix in files_below(path):
+            if suffix in SUFFIXES or suffix in HEIF_SUFFIXES:
+                empty = False
+                yield path / name
+            elif suffix in OTHER_SUFFIXES:
+                others[suffix] += 1
         said = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         if empty:
             raise DataError(f"{path}: no images in this folder" + (f" but {said}: save them as JPEG" if said else ""))

@@ -111,7 +111,7 @@ class Teacher:
     @property
     def network(self) -> nn.Module:
         """The network with the run's classes in their order, of images prepared as it wants them."""
-        return self.model if self.columns is None else _OfClasses(self.model, self.columns)
+        return self.model if self.columns is None else OfClasses(self.model, self.columns)
 
     @cached_property
     def digest(self) -> str:
@@ -152,7 +152,7 @@ class Teacher:
         return logits if self.columns is None else logits[:, self.columns]
 
 
-class _OfClasses(nn.Module):
+class OfClasses(nn.Module):
     """A network's logits of some of its classes."""
 
     def __init__(self, model: nn.Module, columns: Tensor) -> None:

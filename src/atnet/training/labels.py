@@ -229,7 +229,7 @@ def examine_labels(
     network, info = load_any(weights, str(device))
     options: dict[str, int] = {"batch": batch, "workers": workers}
     found = {part: features_of(network, samples, info, device, **options) for part, samples in parts.items()}
-    places = [(part, i) for part, samples in parts.items() for i in _readable(samples, found[part])]
+    places = [(part, i) for part, samples in parts.items() for i in found[part].places(samples)]
     vectors = np.concatenate([one.vectors for one in found.values()])
     labels = np.concatenate([one.labels for one in found.values()])
     classes = parts["train"].classes
@@ -249,7 +249,7 @@ def examine_labels(
     joined = with_unlabelled(parts["train"], (unlabelled,), parts["val"])
     others = joined.only(np.flatnonzero(joined.labels == UNLABELLED).tolist())
     seen = features_of(network, others, info, device, **options)
-    readable = _readable(others, seen)
+    readable = seen.places(others)
     following = tuple(
         Named(
             part="", place=readable[one.place], image=others.locate(readable[one.place]), label="",
@@ -258,9 +258,3 @@ def examine_labels(
         for one in choose_next(known, seen, len(classes), count)
     )  # fmt: skip
     return replace(made, following=following, unlabelled=others)
-
-
-def _readable(samples: Samples, features: Features) -> list[int]:
-    """The places of the images that the features are of."""
-    bad = {hole.image for hole in features.bad}
-    return [i for i, name in enumerate(samples.ids) if name not in bad]

@@ -1,9 +1,7 @@
 """Pretraining without labels: the groups that a teacher sees in images become the classes of a taught training."""
 
-import csv
 import dataclasses
 import hashlib
-import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ from atnet.data.samples import Samples
 from atnet.data.sources import open_any
 from atnet.device import pick_device
 from atnet.errors import ConfigError
-from atnet.files import cache_folder, write_whole
+from atnet.files import cache_folder, csv_table, write_whole
 from atnet.models.load import load_any, to_safetensors
 from atnet.progress import working
 from atnet.training.loop import Run, train_config
@@ -92,8 +90,8 @@ def prepare(config: Config, groups: int = 0) -> Config:
     with working(f"Grouping {len(kept):,} images"):
         found = group(vectors, wanted)
     names = tuple(f"group {number:0{len(str(wanted))}}" for number in range(len(found.bias)))
-    rows = [(files[i], names[label]) for i, label in zip(kept, found.labels.tolist(), strict=True)]
-    listed = _list_of(rows)
+    rows = [{"path": files[i], "label": names[label]} for i, label in zip(kept, found.labels.tolist(), strict=True)]
+    listed = csv_table(rows).encode()
     network.reset_classifier(len(names))  # type: ignore[operator]
     head = linear_head(network)
     with torch.no_grad():
@@ -144,17 +142,7 @@ def _features(
     vectors, kept, begin = [], [], 0
     for part in parts:
         found = features_of(network, part, info, device, batch=config.batch or 64, workers=config.data.workers)
-        bad = {hole.image for hole in found.bad}
-        kept += [begin + i for i, name in enumerate(part.ids) if name not in bad]
+        kept += [begin + i for i in found.places(part)]
         vectors.append(found.vectors.mean((1, 2)))
         begin += len(part)
     return np.concatenate(vectors), kept
-
-
-def _list_of(rows: list[tuple[str, str]]) -> bytes:
-    """The list, as CSV, of files and their groups."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "label"))
-    writer.writerows(rows)
-    return text.getvalue().encode()

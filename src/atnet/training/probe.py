@@ -59,6 +59,11 @@ class Features:
     labels: NDArray[np.int64]
     bad: tuple[BadSample, ...]
 
+    def places(self, samples: Samples) -> list[int]:
+        """Which of the images, these being of them, could be read."""
+        bad = {hole.image for hole in self.bad}
+        return [i for i, name in enumerate(samples.ids) if name not in bad]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Probe:
