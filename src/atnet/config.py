@@ -262,11 +262,14 @@ class DistillConfig:
     views: Whole = 0
     """Crops of each image, which come again after so many epochs, so that teachers are asked about each once: their
     answers are kept in the cache folder in 16 bits. 0: new crops and answers in each epoch."""
+    features: float = 0.0
+    """Weight of a second loss, by which a linear layer on the network's features, left out in the end, tells the
+    teachers' features; 0 is off."""
 
     def __post_init__(self) -> None:
         _check_range(
             share=(self.share, 0, 1), temperature=(self.temperature, 0.1, 100), size=(self.size, 0, 4096),
-            views=(self.views, 0, 1000),
+            views=(self.views, 0, 1000), features=(self.features, 0, 1000),
         )  # fmt: skip
 
 
@@ -324,6 +327,12 @@ class Config:
     eval_every: Whole = 1
     """Epochs between two evaluations, at which weights are written; the last epoch has one anyway. Not given: 1, or so
     many that there are 20 where epochs follow from the number of images."""
+    early_stop: Whole = 0
+    """Epochs without a better validation top-1 after which the run ends early: the learning rate falls to its least
+    within a tenth of the steps so far. 0: it has all its epochs."""
+    log: tuple[str, ...] = ()
+    """What else is told the figures of each epoch: tensorboard (in the run's folder), mlflow, wandb or trackio (where
+    their own variables and logins say)."""
     keep: Whole = 2
     """Checkpoints that are kept, the newest ones: if one is damaged, the run goes on from the one before."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -382,6 +391,10 @@ class Config:
             not self.distill.views or not (self.augment.mixup or self.augment.cutmix),
             "distill.views keeps answers to single images: use --augment.mixup 0 and --augment.cutmix 0, or "
             "--distill.views 0",
+        )
+        _check(
+            not self.distill.features or not self.compile,
+            "distill.features are read out of the network as it runs, which --compile does not: leave one out",
         )
         _check(
             not self.data.unlabelled or bool(self.teacher),

@@ -6,7 +6,11 @@ from atnet.errors import MissingExtraError
 
 EXTRAS = {
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "mlflow": ("mlflow",),
     "serve": ("onnx", "onnxruntime", "prometheus_client", "starlette", "uvicorn"),
+    "tensorboard": ("tensorboard",),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
 }
 """The modules that each extra of pyproject.toml brings."""
 

@@ -21,7 +21,7 @@ from atnet.errors import ConfigError, WeightsError
 from atnet.eval.evaluate import score
 from atnet.models.load import create_classifier, load
 from atnet.training.answers import Answers
-from atnet.training.distill import Teacher, Teachers, distillation_loss
+from atnet.training.distill import Teacher, Teachers, distillation_loss, feature_loss
 from atnet.training.plan import settle
 from atnet.training.state import _loss
 from atnet.training.teach import teach
@@ -39,6 +39,10 @@ def teacher(_digits, tmp_path_factory) -> Path:
         return atnet.train(**options, out="run").folder.absolute()
 
 
+def answered(teacher, images):
+    return teacher.answer(teacher.see(images))
+
+
 @pytest.fixture(scope="module")
 def classes(_digits) -> tuple[str, ...]:
     return tuple(sorted(path.name for path in (_digits / "train").iterdir()))
@@ -52,7 +56,7 @@ def test_a_teacher_says_what_its_network_says_of_images_in_its_own_colours(teach
     def normalised(mean, std):
         return (colours - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
 
-    said = Teacher(str(teacher), classes, data, CPU).answer(normalised(data.mean, data.std))
+    said = answered(Teacher(str(teacher), classes, data, CPU), normalised(data.mean, data.std))
     with torch.no_grad():
         expected = model(normalised(info.preprocess.mean, info.preprocess.std))
     torch.testing.assert_close(said, expected, atol=1e-4, rtol=1e-4)
@@ -63,9 +67,10 @@ def test_several_teachers_answer_with_their_mean_probability(teacher, classes, t
     best = teacher / "best.safetensors"
     both = Teachers((str(teacher), str(best)), classes, DataConfig(), CPU)
     images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    one, other = (Teacher(str(path), classes, DataConfig(), CPU).answer(images).softmax(1) for path in (teacher, best))
+    each = [Teacher(str(path), classes, DataConfig(), CPU) for path in (teacher, best)]
+    one, other = (answered(one, images).softmax(1) for one in each)
     assert (one - other).abs().max() > 1e-3
-    torch.testing.assert_close(both.answer(images).softmax(1), (one + other) / 2, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(answered(both, images).softmax(1), (one + other) / 2, atol=1e-5, rtol=1e-4)
 
 
 def test_a_network_of_several_heads_learns_from_several_teachers(quick_star, teacher, tmp_path):
@@ -84,7 +89,8 @@ def test_heads_that_learn_together_may_each_differ_from_their_teacher():
 
     def loss(together):
         config = make_config(heads={"together": together}, distill={"share": 1.0, "temperature": 1.0})
-        state = SimpleNamespace(config=config, class_weight=None, teachers=True, ask=lambda images: mean.log())
+        teachers = SimpleNamespace(answer=lambda rows: rows.log())
+        state = SimpleNamespace(config=config, class_weight=None, teachers=teachers, answers=None, ask=lambda _: mean)
         return _loss(state, torch.zeros(2), said, torch.tensor([0, 2]))
 
     assert loss(together=1.0) == pytest.approx(0, abs=1e-6)
@@ -104,8 +110,8 @@ def test_timms_own_folder_teaches_too(tmp_path, classes, caplog):
     assert "does not say which 10 classes it knows: they are taken for the run's" in caplog.text
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
-        torch.testing.assert_close(found.answer(images), model(images), atol=1e-5, rtol=1e-5)
-    assert found.answer(images[..., :64, :64]).shape == (2, 10)
+        torch.testing.assert_close(answered(found, images), model(images), atol=1e-5, rtol=1e-5)
+    assert answered(found, images[..., :64, :64]).shape == (2, 10)
 
 
 def test_the_loss_is_least_where_both_say_the_same():
@@ -220,9 +226,9 @@ def test_a_run_learns_from_a_teacher_that_was_probed_and_resumes_to_the_bit(
 
 def test_of_a_teacher_of_more_classes_or_in_another_order_the_runs_are_taught(teacher, classes):
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    whole = Teacher(str(teacher), classes, DataConfig(), CPU).answer(images)
+    whole = answered(Teacher(str(teacher), classes, DataConfig(), CPU), images)
     for names in (classes[7:2:-2], classes[::-1]):
-        said = Teacher(str(teacher), names, DataConfig(), CPU).answer(images)
+        said = answered(Teacher(str(teacher), names, DataConfig(), CPU), images)
         assert torch.equal(said, whole[:, [classes.index(name) for name in names]])
 
 
@@ -230,21 +236,21 @@ def test_a_teacher_sees_images_at_a_size_of_its_own(teacher, classes):
     images = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     larger = torch.nn.functional.interpolate(images, 32, mode="bilinear", antialias=True)
     plain, sized = (Teacher(str(teacher), classes, DataConfig(), CPU, size) for size in (0, 32))
-    assert torch.equal(sized.answer(images), plain.answer(larger))
-    assert not torch.equal(sized.answer(images), plain.answer(images))
+    assert torch.equal(answered(sized, images), answered(plain, larger))
+    assert not torch.equal(answered(sized, images), answered(plain, images))
 
 
 @pytest.fixture
 def asked(monkeypatch) -> list[int]:
     """Of each time that the teachers are asked, about how many images."""
     counts: list[int] = []
-    answer = Teachers.answer
+    see = Teachers.see
 
     def counting(self, images):
         counts.append(len(images))
-        return answer(self, images)
+        return see(self, images)
 
-    monkeypatch.setattr(Teachers, "answer", counting)
+    monkeypatch.setattr(Teachers, "see", counting)
     return counts
 
 
@@ -269,11 +275,11 @@ def test_kept_answers_are_those_of_the_teacher_but_for_16_bits(quick, teacher, t
 
 
 def test_answers_go_on_without_a_disk(tmp_path, caplog):
-    answers = Answers(tmp_path / "a.f16", None, views=2, images=3, classes=4)
+    answers = Answers(tmp_path / "a.f16", None, views=2, images=3, width=4)
     images, said = torch.zeros(2, 3, 8, 8), torch.tensor([[1.0, 3.0, 2.0, -1e6], [0.0, 0.5, 1.0, 1.5]])
     draws = [Draw(3, 1), Draw(2, 0)]
     first = answers.of(draws, images, lambda some: said)
-    assert torch.equal(first, torch.tensor([[-2.0, 0.0, -1.0, -60_000.0], [-1.5, -1.0, -0.5, 0.0]]).half().float())
+    assert torch.equal(first, said.clamp(min=-60_000).half().float())
     assert torch.equal(answers.of(draws[::-1], images, None), first.flip(0))
     file = answers._file
     answers._file = Full(file)
@@ -282,7 +288,7 @@ def test_answers_go_on_without_a_disk(tmp_path, caplog):
     assert caplog.text.count("takes no more answers (No space left)") == 1
     file.close()
     with pytest.raises(ConfigError, match=r"b\.f16: cannot hold the teachers' answers \(it takes [0-9,]+ MB\)"):
-        Answers(tmp_path / "b.f16", None, views=1000, images=10**8, classes=1000)
+        Answers(tmp_path / "b.f16", None, views=1000, images=10**8, width=1000)
 
 
 class Full:
@@ -303,23 +309,23 @@ def test_answers_made_before_a_training_are_those_that_it_would_ask_for(quick, t
     options = quick | {"epochs": 4, "teacher": str(teacher), "distill": {"views": 2}}
     plain = atnet.train(**options, out=tmp_path / "plain").folder
     shutil.rmtree(cache)
-    answer, asked = Teachers.answer, itertools.count()
+    see, asked = Teachers.see, itertools.count()
 
     def breaking(self, images):
         if next(asked) == 13:
             raise KeyboardInterrupt
-        return answer(self, images)
+        return see(self, images)
 
     config = make_config(**options)
-    monkeypatch.setattr(Teachers, "answer", breaking)
+    monkeypatch.setattr(Teachers, "see", breaking)
     with pytest.raises(KeyboardInterrupt):
         teach(config)
-    monkeypatch.setattr(Teachers, "answer", answer)
+    monkeypatch.setattr(Teachers, "see", see)
     kept = teach(config)
     assert (kept.views, kept.new) == (400, 140)
-    assert kept.bytes == 2 * 2 * 200 * 11
+    assert kept.bytes == 2 * 2 * 200 * (1 + load(teacher)[0].num_features)
     assert teach(config).new == 0
-    monkeypatch.setattr(Teachers, "answer", lambda self, images: pytest.fail("asked again"))
+    monkeypatch.setattr(Teachers, "see", lambda self, images: pytest.fail("asked again"))
     first, second = (
         load_file(folder / "last.safetensors")
         for folder in (plain, atnet.train(**options, out=tmp_path / "taught").folder)
@@ -328,6 +334,55 @@ def test_answers_made_before_a_training_are_those_that_it_would_ask_for(quick, t
         torch.testing.assert_close(tensor, second[name], rtol=1e-3, atol=1e-4, msg=name)
     with pytest.raises(ConfigError, match="give both"):
         teach(make_config(**quick, teacher=str(teacher)))
+
+
+@pytest.mark.slow
+def test_what_a_teacher_sees_is_kept_whatever_its_classifier(quick, stranger, cache, tmp_path, asked):
+    options = quick | {"epochs": 1, "distill": {"views": 1}}
+    atnet.train(**options, teacher=stranger, out=tmp_path / "one")
+    assert sum(asked) == 200
+    network, info = load(stranger)
+    with torch.no_grad():
+        network.get_classifier().weight.mul_(2)
+    names = ["ant", "bee", "cow", "hen"]
+    atnet.save(network, tmp_path / "other.safetensors", class_names=names, preprocess=info.preprocess, name=info.model)
+    asked.clear()
+    atnet.train(**options, teacher=str(tmp_path / "other.safetensors"), out=tmp_path / "two")
+    assert sum(asked) == 0
+
+
+def test_features_are_learned_and_a_stopped_run_goes_on_with_them(
+    quick, teacher, cache, tmp_path, train_until, monkeypatch
+):
+    losses = []
+
+    def noting(told, seen):
+        losses.append(feature_loss(told, seen))
+        return losses[-1]
+
+    monkeypatch.setattr("atnet.training.state.feature_loss", noting)
+    options = quick | {"epochs": 3, "teacher": str(teacher), "distill": {"features": 1.0, "views": 3}}
+    run = atnet.train(**options, out=tmp_path / "whole")
+    assert len(losses) == 30
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    train_until(2, **options, out=tmp_path / "broken")
+    broken = atnet.train(resume=tmp_path / "broken")
+    first, second = (load_file(one.folder / "last.safetensors") for one in (run, broken))
+    assert first.keys() == load(run.folder)[0].state_dict().keys()  # the layer that told them is left out
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def test_features_are_of_a_teacher_that_has_some(teacher, classes, digits):
+    samples, _ = open_parts(str(digits), 0.2)
+    plain = Teacher(str(teacher), classes, DataConfig(), CPU)
+    plain.measure(samples, batch=20, workers=0)
+    [(images, _, _)] = batches_of(eval_loader(samples, plain.info.preprocess, 200, 0))
+    rows = plain.standardised(plain.see(images))
+    assert rows.mean(0).abs().max() < 1
+    assert 0.5 < rows.std(0).mean() < 2
+    with pytest.raises(ConfigError, match=r"distill.features are read out of the network as it runs"):
+        make_config(distill={"features": 1.0}, compile=True)
 
 
 def test_kept_answers_are_of_single_images(quick, teacher):

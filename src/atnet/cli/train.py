@@ -38,7 +38,7 @@ def train(
     check
         Build everything, take a few steps, and say what the run will take in time, memory and disk; write nothing.
     time_budget
-        Train as many epochs as fit, 20m or 3h for example, in place of --epochs.
+        Train for so long in all, 20m or 3h for example, in place of --epochs, however fast the steps turn out to be.
     """
     from atnet.errors import ConfigError
     from atnet.progress import duration
@@ -94,9 +94,10 @@ def train(
 def _draw(run: Path) -> None:
     """Draws the finished run; a full disk or images that are gone meanwhile cost it its plots alone."""
     try:
+        from atnet.run.loggers import send_pictures
         from atnet.viz.run import render_run  # which imports matplotlib
 
-        render_run(run)
+        send_pictures(run, render_run(run))
     except Exception as error:  # the training is done, whatever is wrong with drawing it
         console = Console(stderr=True, highlight=False)
         console.print(f"not drawn: {error}; `atnet report {quoted(run)}` tries again", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Teachers' answers to each image in a few augmented views, computed once and kept in 16 bits."""
+"""What teachers see of each image in a few augmented views, computed once and kept in 16 bits."""
 
 import dataclasses
 import hashlib
@@ -20,23 +20,24 @@ from atnet.data.samples import Samples
 from atnet.errors import ConfigError
 from atnet.files import cache_folder
 from atnet.training import distributed
+from atnet.training.distill import Teachers
 from atnet.training.probe import content_hashes
 
-LEAST = -60_000.0
-"""Of a logit, the largest of its row being 0, in 16 bits."""
+MOST = 60_000.0
+"""Of a number, in 16 bits."""
 
 log = logging.getLogger("atnet")
 
 
 class Answers:
-    """Logits by view and image, in a file that fills while a training runs: a killed one, or another, goes on with it.
+    """Teachers' rows by view and image, in a file that fills while a training runs: a killed one, or another, goes on.
 
-    order: which images each step shows.  A row is float16 logits, and a 1 that says that they are there.
+    order: which images each step shows.  A row is `width` float16 numbers, and a 1 that says that they are there.
     """
 
-    def __init__(self, path: Path, order: BatchOrder, *, views: int, images: int, classes: int) -> None:
+    def __init__(self, path: Path, order: BatchOrder, *, views: int, images: int, width: int) -> None:
         """Raises ConfigError if the file cannot be made, or the disk has no room for it."""
-        self.path, self.order, self.views, self.images, self.width = path, order, views, images, classes + 1
+        self.path, self.order, self.views, self.images, self.width = path, order, views, images, width + 1
         size = 2 * views * images * self.width
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,13 +54,12 @@ class Answers:
         self._full = False
 
     def of(self, draws: Sequence[Draw], images: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
-        """Logits (B, classes) for the draws' images (B, 3, H, W); ask: gives them for those that are not there."""
+        """Rows (B, width) for the draws' images (B, 3, H, W); ask: gives them for those that are not there."""
         rows = np.stack([self._read(draw) for draw in draws])
         missing = np.flatnonzero((rows[:, -1] != 1) | ~np.isfinite(rows).all(1))
         if len(missing):
             found = ask(images[torch.from_numpy(missing).to(images.device, non_blocking=True)])
-            found = (found - found.amax(1, keepdim=True)).clamp(min=LEAST)
-            rows[missing, :-1], rows[missing, -1] = found.half().cpu().numpy(), 1
+            rows[missing, :-1], rows[missing, -1] = found.clamp(-MOST, MOST).half().cpu().numpy(), 1
             for place in missing.tolist():
                 self._write(draws[place], rows[place])
         return torch.from_numpy(rows[:, :-1].astype(np.float32)).to(images.device, non_blocking=True)
@@ -92,16 +92,16 @@ class Answers:
             self._full = True
 
 
-def open_answers(config: Config, samples: Samples, teachers: list[str]) -> Answers:
-    """The file of these teachers' answers to these images, and the same views of them, in the cache folder.
+def open_answers(config: Config, samples: Samples, teachers: Teachers, *, bf16: bool) -> Answers:
+    """The file of what these teachers see in these images, and the same views of them, in the cache folder.
 
-    teachers: what makes their answers, hashes of their networks among it.
+    It is the same with other classifiers of the teachers, and other classes of the images.  bf16: how they compute.
     """
     data, views = config.data, config.distill.views
     pixels = data.mean, data.std, data.interpolation, data.crop_pct, data.cache, data.cache_size
     sides = [config.train_side(epoch) for epoch in range(min(views, config.epochs))]
     made = config.seed, dataclasses.asdict(config.augment), pixels, sides, config.distill.size, views
-    said = hashlib.sha256(json.dumps([teachers, made, samples.classes]).encode())
+    said = hashlib.sha256(json.dumps([teachers.keys, bf16, made]).encode())
     for one in content_hashes(samples)[0]:
         said.update(one or b"-")
     path = cache_folder() / "answers" / f"{said.hexdigest()}.f16"
@@ -112,5 +112,5 @@ def open_answers(config: Config, samples: Samples, teachers: list[str]) -> Answe
         batch_order(samples, config, 0, config.epochs * epoch_steps(len(samples), config.batch), share),
         views=views,
         images=len(samples),
-        classes=len(samples.classes),
+        width=sum(teachers.widths),
     )

@@ -7,7 +7,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from atnet.eval.selective import TRUST, fit_trust
 from atnet.files import quoted, resolve_run, write_whole
 from atnet.models.load import classifier_parameters, to_safetensors
 from atnet.progress import duration, progress_bar
+from atnet.run.loggers import Logger, logging_to, tell
 from atnet.run.record import (
     ENVIRONMENT,
     LAST_RUN,
@@ -54,13 +55,18 @@ from atnet.training.checkpoint import load_checkpoint, require_checkpoints, save
 from atnet.training.choose import compare_with_probe
 from atnet.training.faults import note_bad, note_fault
 from atnet.training.interruption import Interruption
-from atnet.training.optim import lr_at
+from atnet.training.pace import Pace
 from atnet.training.plan import configure, forecast_config, settle
 from atnet.training.state import EpochMeter, State, train_step
 from atnet.training.transfer import from_random_weights
 from atnet.weights.info import BEST, EMA, LAST, SHIPPED, note_hashes
 
 log = logging.getLogger("atnet")
+
+OnEpoch = Callable[[dict[str, Any]], None]
+
+MOST_STRETCHED = 20
+"""Times the epochs that a time budget was forecast to have room for: it ends at them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +83,7 @@ def train(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     time_budget: datetime.timedelta | None = None,
+    on_epoch: OnEpoch | None = None,
     **options: Any,
 ) -> Run:
     """Trains a classifier and leaves a run folder.
@@ -85,14 +92,15 @@ def train(
     out: the run's folder, runs/DATE-TIME-MODEL if None.
     resume: a run to go on with, from where it was saved, to the same weights as an unbroken run;
     it has its own configuration, so no recipe, out or options go with it.
-    time_budget: as many epochs as fit, by a forecast from a few steps; in place of epochs.
+    time_budget: for how long to train in all, in place of epochs, however fast the steps turn out to be.
+    on_epoch: called after each epoch with its row of metrics; what it raises ends the training, which can be resumed.
     Raises ConfigError, DataError or TrainingError naming the thing and the remedy.
     """
     if resume is None:
-        return train_config(configure(recipe, **options), out=out, time_budget=time_budget)
+        return train_config(configure(recipe, **options), out=out, time_budget=time_budget, on_epoch=on_epoch)
     if recipe is not None or out is not None or time_budget is not None or options:
         raise ConfigError("resume goes on with the run's own configuration: give nothing else")
-    return resume_run(resume)
+    return resume_run(resume, on_epoch)
 
 
 def probe(
@@ -111,19 +119,27 @@ def probe(
 
 
 def train_config(
-    config: Config, *, out: str | Path | None = None, time_budget: datetime.timedelta | None = None
+    config: Config,
+    *,
+    out: str | Path | None = None,
+    time_budget: datetime.timedelta | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> Run:
     """Trains as the configuration says."""
     if time_budget is not None and distributed.is_distributed():
         raise ConfigError("--time-budget measures one process, not several: give --epochs; `atnet plan` says what fits")
     with distributed.process_group():
+        began = time.monotonic()
         config = settle(config)
+        pace = Pace(began=began)
         if time_budget is not None:
-            config = forecast_config(config).within(time_budget).config
+            found = forecast_config(config).within(time_budget)
+            config = found.config
+            pace = Pace(budget=time_budget.total_seconds(), step=found.step, evaluation=found.evaluation, began=began)
         if distributed.is_restarted():
             unfinished = distributed.on_main_process(lambda: unfinished_run(config, out))
             if unfinished is not None:
-                return _resume(unfinished)
+                return _resume(unfinished, on_epoch)
         samples = open_configured(config.data)
         compared = compare_with_probe(config, samples[0])
         if compared is not None:
@@ -131,6 +147,7 @@ def train_config(
             if compared.keep_probe:
                 config = dataclasses.replace(config, epochs=0)
         state = State(config, samples)
+        state.pace = pace
         log.info(state.start_from_weights() if config.weights else from_random_weights(config.model))
         if config.epochs:
             state.start_fine_tuning()
@@ -139,16 +156,16 @@ def train_config(
             state.probe |= compared.figures
         run = distributed.on_main_process(lambda: new_run(config, out))
         with _held(run):
-            return _fit(state, run)
+            return _fit(state, run, on_epoch)
 
 
-def resume_run(where: str | Path) -> Run:
+def resume_run(where: str | Path, on_epoch: OnEpoch | None = None) -> Run:
     """Goes on with a run from where it was saved. Raises ConfigError if it is finished or damaged."""
     with distributed.process_group():
-        return _resume(resolve_run(where).resolve())
+        return _resume(resolve_run(where).resolve(), on_epoch)
 
 
-def _resume(run: Path) -> Run:
+def _resume(run: Path, on_epoch: OnEpoch | None) -> Run:
     run = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
     config = distributed.on_main_process(lambda: open_run(run))
     with _held(run):
@@ -158,10 +175,10 @@ def _resume(run: Path) -> Run:
         if distributed.rank():
             state.restore(checkpoint)
         del checkpoint
-        if state.epoch >= config.epochs and (run / RECORD).exists():
-            raise ConfigError(f"{run}: all {config.epochs} epochs are done; nothing is left to resume")
+        if state.over and (run / RECORD).exists():
+            raise ConfigError(f"{run}: all {state.epoch} epochs are done; nothing is left to resume")
         distributed.on_main_process(lambda: _begin_again(run))
-        return _fit(state, run)
+        return _fit(state, run, on_epoch)
 
 
 def _begin_again(run: Path) -> None:
@@ -189,7 +206,7 @@ def unfinished_run(config: Config, out: str | Path | None = None) -> Path | None
         return None
 
 
-def _fit(state: State, run: Path) -> Run:
+def _fit(state: State, run: Path, on_epoch: OnEpoch | None = None) -> Run:
     """Trains what is left, saves each epoch, and writes the record. A signal saves the step and raises Stopped.
 
     Raises TrainingError if the disk does not take what is to be written; the checkpoints before are sound.
@@ -216,10 +233,11 @@ def _fit(state: State, run: Path) -> Run:
         Interruption(at_once=alone) as interruption,
         distributed.hearing_others(),
         state.keeping_answers(),
+        logging_to([] if distributed.rank() else config.log, run, to_plain(for_others(config))) as loggers,
     ):
         try:
             with _naming_full_disk(run):
-                scores, rows = _train_epochs(state, run, interruption)
+                scores, rows = _train_epochs(state, run, interruption, loggers, on_epoch)
         except KeyboardInterrupt:
             with distributed.naming_loss():  # the others wait, for torchrun ends the first one soon after them
                 distributed.on_main_process(lambda: _save_stopped(state, run))
@@ -268,7 +286,7 @@ def _write_results(state: State, run: Path, scores: dict[str, Scores], record: d
 
 
 def _train_epochs(
-    state: State, run: Path, interruption: Interruption
+    state: State, run: Path, interruption: Interruption, loggers: list[Logger], on_epoch: OnEpoch | None
 ) -> tuple[dict[str, Scores], list[dict[str, Any]]]:
     """The epochs that are left: the last one's scores, and the metrics of all."""
     config, per_epoch = state.config, state.steps_per_epoch
@@ -281,14 +299,17 @@ def _train_epochs(
         config.data.workers,
         config.data.cache != "none",
     )
-    last = per_epoch * config.epochs
+    last = per_epoch * config.epochs * (MOST_STRETCHED if state.pace.budget else 1)
     share = distributed.rank(), distributed.world_size()
     batches = training_batches(state.shown, config, state.device, state.step, last, share)
     scores: dict[str, Scores] = {}
-    while state.epoch < config.epochs:
+    while not state.over or state.step > state.epoch * per_epoch:
         row = _train_epoch(state, batches, run, interruption)
         began = time.perf_counter()
-        scores = _validate(state, validation, interruption) if config.evaluated(state.epoch) else {}
+        scores = {}
+        if state.over or config.evaluated(state.epoch):
+            scores = _validate(state, validation, interruption)
+            state.pace.evaluation = time.perf_counter() - began
         with interruption.held():
             state.epoch += 1
             state.seconds += state.sums.seconds + time.perf_counter() - began
@@ -299,10 +320,18 @@ def _train_epochs(
             }
             rows.append(row)
             best = max((found.top1 for found in scores.values()), default=-1.0)
-            better, state.best = best > state.best, max(best, state.best)
+            better = best > state.best
+            if better:
+                state.best, state.best_epoch = best, state.epoch
+            elif config.early_stop and state.epoch - state.best_epoch >= config.early_stop and state.pace.ending < 0:
+                state.pace.end_early(state.step)
+                log.info("no better validation top-1 in %d epochs: the run ends", state.epoch - state.best_epoch)
             if distributed.rank() == 0:
                 _save(state, run, scores, rows, better)
         log.info(_line(state, row))
+        tell(loggers, row)
+        if on_epoch is not None:
+            on_epoch(dict(row))
     batches.close()
     scores = scores or _validate(state, validation, interruption)  # validated here: a run that ended before its record
     if not config.epochs:
@@ -335,10 +364,10 @@ def _train_epoch(
     config, sums = state.config, state.sums
     first = state.epoch * state.steps_per_epoch
     state.train_mode()
-    title = f"Epoch {state.epoch + 1}/{config.epochs}"
+    title = f"Epoch {state.epoch + 1}" + (f"/{config.epochs}" if not state.pace.budget else "")
     saved = time.monotonic()
     with progress_bar(title, state.steps_per_epoch, done=state.step - first, eta=False) as advance:
-        while state.step < first + state.steps_per_epoch:
+        while state.step < first + state.steps_per_epoch and not state.over:
             began = time.perf_counter()
             pixels, labels, holes = _next_batch(batches, interruption)
             with interruption.held():
@@ -353,7 +382,9 @@ def _train_epoch(
                     sums.seen += done.seen
                     sums.labelled += done.labelled
                 state.step += 1
-                sums.seconds += time.perf_counter() - began
+                seconds = time.perf_counter() - began
+                sums.seconds += seconds
+                state.pace.advance(seconds, state.steps_per_epoch, config)
                 if done.holes:
                     note_bad(state, run, holes)
                 if distributed.rank() == 0 and time.monotonic() - saved >= 60 * config.save_minutes:
@@ -363,7 +394,7 @@ def _train_epoch(
     return {
         "epoch": state.epoch + 1,
         "step": state.step,
-        "lr": f"{lr_at(state.step - 1, state.steps_per_epoch, config):.6g}",
+        "lr": f"{state.pace.lr(state.step - 1, state.steps_per_epoch, config):.6g}",
         "train_loss": round(sums.loss / max(sums.seen, 1), 5),
         "train_top1": round(100 * sums.top1 / max(sums.labelled, 1), 4),
         "train_top5": round(100 * sums.top5 / max(sums.labelled, 1), 4),
@@ -393,12 +424,8 @@ def _stop_together(interruption: Interruption) -> None:
 
 def _note(state: State) -> str:
     """What stands beside the bar: the epoch so far, and when the run will be done."""
-    sums, epochs = state.sums, state.config.epochs
-    if state.epoch:
-        done, whole = state.config.area(0, state.epoch), state.config.area(0, epochs)
-        left = state.seconds / done * (whole - done) - sums.seconds
-    else:  # without evaluation, whose time is not known yet
-        left = sums.seconds * (state.steps_per_epoch * epochs / state.step - 1)
+    sums = state.sums
+    left = state.pace.seconds_left(state.step, state.steps_per_epoch, state.config)
     best = f"  best {state.best:.1f}%" if state.best >= 0 else ""
     return (
         f"loss {sums.loss / max(sums.seen, 1):.3f}  top-1 {100 * sums.top1 / max(sums.labelled, 1):.1f}%{best}  "
@@ -494,10 +521,11 @@ def _naming_full_disk(run: Path) -> Iterator[None]:
 
 
 def _line(state: State, row: dict[str, Any]) -> str:
+    planned = "" if state.pace.budget else f"/{state.config.epochs}"
     average = f" (average {row['ema_val_top1']:.2f})" if row["ema_val_top1"] != "" else ""
     found = f"val {row['val_top1']:.2f}{average}  best {state.best:.2f}  " if row["val_top1"] != "" else ""
     return (
-        f"epoch {row['epoch']:>3}/{state.config.epochs}  loss {row['train_loss']:.3f}  "
+        f"epoch {row['epoch']:>3}{planned}  loss {row['train_loss']:.3f}  "
         f"top-1 train {row['train_top1']:.2f}  {found}{row['images_per_s']:.0f} images/s"
     )
 
@@ -519,7 +547,7 @@ def _record(state: State, run: Path, scores: dict[str, Scores], rows: list[dict[
         "classes": len(state.info.classes),
         "class_names": list(state.info.classes),
         "size": config.data.size,
-        "epochs": config.epochs,
+        "epochs": state.epoch,
         "batch": config.batch,
         "seed": config.seed,
         "top1": {name: round(found.top1, 4) for name, found in final.items()},

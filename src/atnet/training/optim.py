@@ -15,7 +15,7 @@ from atnet.training.muon import Muon
 DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def lr_at(step: int, steps_per_epoch: int, config: Config) -> float:
+def lr_at(step: float, steps_per_epoch: int, config: Config) -> float:
     """The learning rate of a step, the first being 0: a pure function of the configuration.
 
     Linear warm-up inside the first cycle, then in each cycle a half cosine from its peak down to

@@ -30,9 +30,11 @@ from atnet.eval.evaluate import score_together
 from atnet.models.cost import cost_of
 from atnet.models.load import architecture, create_classifier
 from atnet.progress import duration, progress_bar
+from atnet.run import loggers
 from atnet.run.record import peak_memory_mb
 from atnet.training import distributed
 from atnet.training.choose import FOLDS, folds_to_train
+from atnet.training.pace import AFTERWARDS
 from atnet.training.state import State, train_step
 from atnet.training.transfer import defaults_of, starting_weights
 from atnet.weights.find import find_weights
@@ -88,11 +90,11 @@ class Forecast:
     def within(self, time_budget: datetime.timedelta) -> "Forecast":
         """The same with as many epochs as fit. Raises ConfigError if not one does."""
         seconds = time_budget.total_seconds()
-        one = self.comparison + self.epoch
-        epochs = int((seconds - self.setup) / one)
+        one, beside = self.comparison + self.epoch, self.setup + AFTERWARDS
+        epochs = int((seconds - beside) / one)
         if epochs < 1:
             raise ConfigError(
-                f"--time-budget {duration(seconds)} is too short: one epoch takes {duration(self.setup + one)}; "
+                f"--time-budget {duration(seconds)} is too short: one epoch takes {duration(beside + one)}; "
                 "give more, or a smaller --model or --data.size"
             )
         log.info("--time-budget %s: %d epochs", duration(seconds), epochs)
@@ -111,6 +113,7 @@ def settle(config: Config) -> Config:
     Raises ConfigError if no images are named.
     """
     config = named(config)
+    loggers.check(config.log)
     if not config.data.source:
         raise ConfigError(
             "nothing to train on: give --data FOLDER, one with a folder of images for each class, "

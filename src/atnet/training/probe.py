@@ -5,7 +5,9 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,20 @@ def linear_head(model: nn.Module) -> nn.Linear:
     return first
 
 
+@contextmanager
+def reading(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, what the network's classifier reads is put into the list: (B, features) or (B, heads, features).
+
+    Raises ConfigError if the classifier is not one linear layer.
+    """
+    read: list[Tensor] = []
+    hook = linear_head(model).register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    try:
+        yield read
+    finally:
+        hook.remove()
+
+
 def set_head(model: nn.Module, probe: Probe) -> None:
     """The probe becomes the network's classifier, which has as many outputs as the probe has classes."""
     head = linear_head(model)
@@ -117,7 +133,7 @@ def features_of(
     computed.  Raises DataError if no image can be read, ConfigError if the network cannot be probed.
     """
     hashes, holes = content_hashes(samples)
-    place = cache_folder() / "features" / f"{_key(model, info)}.safetensors"
+    place = cache_folder() / "features" / f"{key_of(model, info)}.safetensors"
     kept = _read_cache(place)
     missing = [i for i, one in enumerate(hashes) if one and one not in kept]
     if missing:
@@ -227,16 +243,10 @@ def _compute(
 ) -> tuple[list[NDArray[np.float32]], list[BadSample]]:
     found: list[NDArray[np.float32]] = []
     bad: list[BadSample] = []
-    read: list[Tensor] = []
-
-    def keep(_: nn.Module, given: tuple[Tensor]) -> None:
-        read.append(given[0].float().cpu())
-
     training = model.training
-    hook = linear_head(model).register_forward_pre_hook(keep)
     try:
         model.eval()
-        with progress_bar("Computing features", len(samples)) as advance:
+        with reading(model) as read, progress_bar("Computing features", len(samples)) as advance:
             for images, labels, holes in batches_of(eval_loader(samples, preprocess, batch, workers)):
                 advance(len(labels))
                 bad += holes
@@ -249,10 +259,9 @@ def _compute(
                     model(view)
                     if len(read) != 1 or read[0].ndim not in (2, 3):
                         raise ConfigError(f"{type(model).__name__} does not read its features once: no probe")
-                    views.append(read[0].reshape(len(images), -1, read[0].shape[-1]))
+                    views.append(read[0].float().cpu().reshape(len(images), -1, read[0].shape[-1]))
                 found += list(torch.stack(views, 1).numpy())
     finally:
-        hook.remove()
         model.train(training)
     return found, bad
 
@@ -271,7 +280,7 @@ def content_hashes(samples: Samples) -> tuple[list[bytes], list[BadSample]]:
     return [x if isinstance(x, bytes) else b"" for x in found], [x for x in found if isinstance(x, BadSample)]
 
 
-def _key(model: nn.Module, info: WeightsInfo) -> str:
+def key_of(model: nn.Module, info: WeightsInfo) -> str:
     """By the network before its classifier, its layout and tensors, and by what it sees of an image."""
     head = {id(p) for p in linear_head(model).parameters()}
     own = {name for name, p in model.named_parameters() if id(p) in head}

@@ -42,9 +42,10 @@ from atnet.models.load import create_classifier
 from atnet.models.ops import normalised, with_kernels
 from atnet.training import distributed
 from atnet.training.answers import Answers, open_answers
-from atnet.training.distill import Teachers, distillation_loss
+from atnet.training.distill import Teachers, WithFeatures, distillation_loss, feature_loss
 from atnet.training.norm import RunningStatistics
-from atnet.training.optim import lr_at, make_optimizers
+from atnet.training.optim import make_optimizers
+from atnet.training.pace import Pace
 from atnet.training.probe import Probe, features_of, fit, linear_head, set_head
 from atnet.training.transfer import draws_head, freeze, load_into
 from atnet.weights.info import EMA, LAST, WeightsInfo
@@ -108,13 +109,19 @@ class State:
         self.optimizers = make_optimizers(self.model, config.optim, torch.bfloat16 if self.bf16 else torch.float32)
         self.statistics = RunningStatistics(self.model)
         self.colours = mean_and_std(config.data, self.device)
-        self.parallel = distributed.data_parallel(self.model, slow=config.compile)
+        self.with_features: WithFeatures | None = None  # in training alone
+        if self.teachers and config.distill.features:
+            seed_generators(derive_seed(config.seed, "features"), self.device)
+            self.with_features = WithFeatures(self.model, sum(self.teachers.widths)).to(self.device)
+            projection = self.with_features.projection.parameters()
+            self.optimizers.append(torch.optim.AdamW(projection, lr=config.optim.lr, fused=True))
+        self.parallel = distributed.data_parallel(self.with_features or self.model, slow=config.compile)
         self.forward: Any = torch.compile(self.parallel) if config.compile else self.parallel
         self.mix = make_mix(config.augment, len(classes))
         self.class_weight = None
         if config.data.balance == "loss":
             self.class_weight = balanced_weights(self.train_images).to(self.device)
-        self.epoch = 0  # whole epochs done, evaluated and saved
+        self.epoch = 0  # epochs done, evaluated and saved: whole ones, but for the last
         self.step = 0  # steps done
         self.sums = EpochMeter()
         self.faults = 0  # steps in a row, up to this one, that were not taken
@@ -124,6 +131,8 @@ class State:
         self.unread: list[BadSample] = []  # training images without features for the probe
         self.bad: dict[str, str] = {}  # training images that could not be read, and why
         self.best = -1.0
+        self.best_epoch = 0  # after which it was reached
+        self.pace = Pace()
         self.seconds = 0.0  # of the whole epochs
         self.info = WeightsInfo(
             model=config.model,
@@ -155,6 +164,10 @@ class State:
                 workers=config.data.workers,
                 balanced=config.data.balance != "none",
             )
+            if self.with_features:
+                teacher.measure(
+                    self.train_images, batch=config.batch // config.optim.accumulate, workers=config.data.workers
+                )
 
     def start_from_weights(self, probe: bool = True) -> str:
         """The network and its moving average begin as config.weights are, with a linear probe as the head if the
@@ -215,6 +228,11 @@ class State:
             "seconds": round(seconds, 1),
         }
 
+    @property
+    def over(self) -> bool:
+        """Whether all steps of the run are done."""
+        return self.pace.over(self.step, self.steps_per_epoch, self.config)
+
     def settings(self) -> AbstractContextManager[None]:
         """Around a step on a GPU: see `cuda_settings`."""
         fp32 = self.config.precision == "fp32"
@@ -260,16 +278,16 @@ class State:
         if self.teachers is None or not self.config.distill.views:
             yield
             return
-        made = [*self.teachers.digests, str(self.bf16)]
-        with contextlib.closing(open_answers(self.config, self.shown, made)) as self.answers:
+        kept = open_answers(self.config, self.shown, self.teachers, bf16=self.bf16)
+        with contextlib.closing(kept) as self.answers:
             yield
         self.answers = None
 
     def ask(self, images: Tensor) -> Tensor:
-        """The teachers' logits (B, classes), computed in the precision of the training."""
+        """What the teachers see, (B, widths), computed in the precision of the training."""
         assert self.teachers is not None
         with in_precision(self.device, self.bf16):
-            return self.teachers.answer(images)
+            return self.teachers.see(images)
 
     def checkpoint(self) -> dict[str, Any]:
         return {
@@ -279,13 +297,16 @@ class State:
             "faults": self.faults,
             "bad": self.bad,
             "best": self.best,
+            "best_epoch": self.best_epoch,
+            "pace": self.pace.checkpoint(),
             "seconds": self.seconds,
             "probe": self.probe,
             "data": self.data_digest,
             "teachers": self.teachers.digests if self.teachers else [],
-            "teachers_probes": self.teachers.probes if self.teachers else [],
+            "teachers_probes": self.teachers.learned if self.teachers else [],
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            **({"projection": self.with_features.projection.state_dict()} if self.with_features else {}),
         }
 
     @property
@@ -305,8 +326,8 @@ class State:
                 f"{self.config.data.source}: its images are not those the run began with, so order and split "
                 "would be others; bring them back or start the run anew"
             )
-        if self.teachers and (probes := checkpoint.get("teachers_probes")):
-            self.teachers.take_probes(probes)
+        if self.teachers and (learned := checkpoint.get("teachers_probes")):
+            self.teachers.take_learned(learned)
         taught = self.teachers.digests if self.teachers else []
         if checkpoint.get("teachers", taught) != taught:  # checkpoints did not have them once
             raise ConfigError(
@@ -319,10 +340,17 @@ class State:
         sums = checkpoint["sums"]
         self.sums = EpochMeter(**{"labelled": sums["seen"]} | sums)  # all were once
         self.bad = dict(checkpoint["bad"])
+        self.best_epoch = operator.index(checkpoint.get("best_epoch", 0))
+        self.pace = Pace.restored(checkpoint["pace"]) if "pace" in checkpoint else Pace()
         first = self.epoch * self.steps_per_epoch
-        if not (0 <= self.epoch <= self.config.epochs and first <= self.step <= first + self.steps_per_epoch):
+        if not self.over and not (self.epoch >= 0 and first <= self.step <= first + self.steps_per_epoch):
             raise ValueError(f"step {self.step} of epoch {self.epoch}")
-        if not all(map(math.isfinite, (self.best, self.seconds, *dataclasses.astuple(self.sums)))):
+        if not all(
+            map(
+                math.isfinite,
+                (self.best, self.seconds, self.pace.progress, self.pace.used, *dataclasses.astuple(self.sums)),
+            )
+        ):
             raise ValueError("figures that are not finite")
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizers"], strict=True):
             groups = optimizer.state_dict()["param_groups"]  # as the configuration has them
@@ -333,6 +361,8 @@ class State:
                     raise ValueError(f"an optimizer's {shapes} for a parameter of {parameter.shape}")
         for name, network in self.networks.items():
             network.load_state_dict(checkpoint["networks"][name])
+        if self.with_features:
+            self.with_features.projection.load_state_dict(checkpoint["projection"])
 
 
 def mean_and_std(data: DataConfig, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -396,7 +426,7 @@ def train_step(state: State, pixels: Tensor, labels: Tensor) -> Step:
     Raises TrainingError if another process is gone; then nothing was changed.
     """
     config = state.config
-    lr = lr_at(state.step, state.steps_per_epoch, config)
+    lr = state.pace.lr(state.step, state.steps_per_epoch, config)
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -409,7 +439,7 @@ def train_step(state: State, pixels: Tensor, labels: Tensor) -> Step:
         ):
             parts = torch.cat(distributed.all_gather(_gradient(state, pixels, labels)))
             statistics = parts[:, FIGURES:]
-            clipped = nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip or math.inf)
+            clipped = nn.utils.clip_grad_norm_(state.parallel.parameters(), config.optim.clip or math.inf)
             of_all = torch.cat([parts[:, :FIGURES].flatten(), clipped[None], statistics.sum()[None]]).cpu()
     except BaseException:
         _forget(state)
@@ -462,13 +492,13 @@ def _gradient(state: State, pixels: Tensor, labels: Tensor) -> Tensor:
         images, targets = prepare(state, some, their.clamp(min=0), distributed.rank() * share + number)
         with state.statistics.part(images), distributed.averaging(state.parallel, now=number == share - 1):
             with _naming_single(state, images), in_precision(state.device, state.bf16):
-                logits = state.forward(images)
+                logits, told = state.forward(images) if state.with_features else (state.forward(images), None)
             logits = logits.float()
             known = None
             labelled = seen
             if state.config.data.unlabelled:
                 known, labelled = (their >= 0).to(state.device, non_blocking=True), int((their >= 0).sum())
-            loss = _loss(state, images, logits, targets, drawn, known)
+            loss = _loss(state, images, logits, targets, drawn, known, told)
             (loss * (weight / share)).backward()  # type: ignore[no-untyped-call]
         answers, their = (
             (fuse(logits) if logits.ndim == 3 else logits).detach(),
@@ -509,20 +539,20 @@ def _loss(
     targets: Tensor,
     draws: Sequence[Draw] = (),
     known: Tensor | None = None,
+    told: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy with the labels and, with teachers, distillation from their answer.
 
     draws: of the images, where answers are kept.  known: which of them have a label, (B,); None: all. Of the others the
-    loss is distillation alone.
+    loss is distillation alone.  told: the teachers' features as the network tells them, (B, widths).
     With several heads: the mean of each head's loss, the loss of their mean probability, or a share of both.
     """
     config = state.config
     heads = logits if logits.ndim == 3 else logits[:, None]  # (B, heads, classes)
     taught = None  # (B, classes)
-    if draws and state.answers:
-        taught = state.answers.of(draws, images, state.ask)
-    elif state.teachers:
-        taught = state.ask(images)
+    if state.teachers:
+        rows = state.answers.of(draws, images, state.ask) if draws and state.answers else state.ask(images)
+        taught = state.teachers.answer(rows)
 
     def loss_of(said: Tensor) -> Tensor:
         count = said.shape[1]
@@ -551,4 +581,6 @@ def _loss(
     loss = loss_of(heads)
     if heads.shape[1] > 1 and (together := config.heads.together):
         loss = (1 - together) * loss + together * loss_of(fuse(heads)[:, None])
+    if told is not None and state.teachers:
+        loss = loss + config.distill.features * feature_loss(told.float(), state.teachers.standardised(rows))
     return loss
