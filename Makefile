@@ -4,7 +4,7 @@
 #   make bench                 the tables and plots of docs/performance.md
 #   make table                 the table and plot of docs/results.md, from the records under results/
 #   make weights               the ten-class network that comes with the package, trained on Imagenette's photos
-#   make general-weights       the general weights: DATA=FOLDER TEACHER=WEIGHTS (2 hours; resumes)
+#   make general-weights       the general weights: DATA=FOLDER TEACHER=WEIGHTS (3 hours; resumes)
 #   make proof-transfer        going on from weights beside random ones, on five other classes (40 minutes)
 #   make web-picture           docs/web.png: the page of `atnet web` with the network WEIGHTS, in Chromium
 #   make explain-picture       docs/explain.png: what the network that comes with the package looks at in a photo
@@ -81,8 +81,13 @@ weights: dev
 GENERAL := xxxs.general
 
 general-weights: dev
+	if [ ! -f runs/$(GENERAL).first/record.json ]; then \
+	if [ -d runs/$(GENERAL).first ]; then $(BIN)/atnet train --resume runs/$(GENERAL).first; \
+	else $(BIN)/atnet train recipes/general.yaml --data $(DATA) --teacher $(TEACHER) --out runs/$(GENERAL).first; fi; fi
+	if [ ! -f runs/$(GENERAL)/record.json ]; then \
 	if [ -d runs/$(GENERAL) ]; then $(BIN)/atnet train --resume runs/$(GENERAL); \
-	else $(BIN)/atnet train recipes/general.yaml --data $(DATA) --teacher $(TEACHER) --out runs/$(GENERAL); fi
+	else $(BIN)/atnet train recipes/general_features.yaml --data $(DATA) --teacher $(TEACHER) \
+	--weights runs/$(GENERAL).first --out runs/$(GENERAL); fi; fi
 	rm -f src/atnet/weights/$(GENERAL).safetensors src/atnet/weights/$(GENERAL).onnx
 	$(BIN)/atnet export --weights runs/$(GENERAL) --half --to safetensors --out src/atnet/weights/$(GENERAL).safetensors
 	$(BIN)/atnet export --weights runs/$(GENERAL) --half --to onnx --out src/atnet/weights/$(GENERAL).onnx

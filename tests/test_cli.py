@@ -131,6 +131,26 @@ def test_a_process_ends_with_exit_code_2_and_a_traceback_only_if_asked(tmp_path)
     assert "Traceback" in command("train", "--data", "nowhere", "--debug", where=tmp_path).stderr
 
 
+@pytest.mark.parametrize("command_name", ["eval", "embed", "explain"])
+def test_threads_are_as_many_as_asked_for(command_name, finished_run, digits, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    image = str(next((digits / "val" / "one").iterdir()))
+    given = {"eval": [], "embed": ["--like", image, str(digits / "val")], "explain": [image]}[command_name]
+    main([command_name, *given, "--weights", str(finished_run), "--threads", "3"])
+    assert asked == [3]
+    with pytest.raises(SystemExit):
+        main([command_name, *given, "--weights", str(finished_run), "--threads", "-1"])
+
+
+def test_quiet_leaves_the_answers_and_the_errors(digits, tmp_path):
+    given = "train", digits, "--data.size", 32, "--data.workers", 0, "--weights", "none", "--epochs", 1, "--batch", 20
+    said = command(*given, "--out", tmp_path / "run", "--quiet", where=tmp_path)
+    assert (said.returncode, said.stderr) == (0, "")
+    assert "Top-1" in said.stdout
+    assert "nowhere" in command("train", "--quiet", "--data", "nowhere", where=tmp_path).stderr
+
+
 def test_the_same_command_names_its_unfinished_run(quick, digits, tmp_path, capsys, monkeypatch):
     words = [
         "train",

@@ -21,6 +21,14 @@ def present_devices() -> list[str]:
     return [name for name, here in seen.items() if here]
 
 
+def use_threads(count: int) -> None:
+    """As many CPU threads for networks in this process; 0: as they are. Raises ConfigError if there are fewer."""
+    if count < 0:
+        raise ConfigError(f"--threads {count}: use 1 or more, or 0 for all")
+    if count:
+        torch.set_num_threads(count)
+
+
 def pick_device(name: str) -> torch.device:
     """auto is cuda, then mps, then cpu; behind torchrun the GPU of this process's number on its machine, and no mps.
 

@@ -44,9 +44,10 @@ def progress_bar(title: str, total: int, done: int = 0, eta: bool = True) -> Ite
     """A bar that shows itself after a second; the yielded call advances it: advance(1, note="loss 0.3").
 
     eta: say when it will be done; False where the note does.
-    Where there is no terminal, a line each minute instead.
+    In a notebook too; where there is neither, a line each minute instead.
     """
     console = Console(stderr=True)
+    seen = console.is_jupyter or (console.is_terminal and log.isEnabledFor(logging.INFO))
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(40 if eta else 16),
@@ -55,7 +56,7 @@ def progress_bar(title: str, total: int, done: int = 0, eta: bool = True) -> Ite
         TextColumn("{task.fields[note]}"),
         console=console,
         transient=True,
-        disable=not console.is_terminal or not log.isEnabledFor(logging.INFO),
+        disable=not seen,
     )
     task = progress.add_task(title, total=total, completed=done, note="")
     began = printed = time.monotonic()
@@ -71,7 +72,7 @@ def progress_bar(title: str, total: int, done: int = 0, eta: bool = True) -> Ite
         if not shown and now - began > 1:
             progress.start()
             shown = True
-        if not console.is_terminal and now - printed >= LINE_SECONDS:
+        if not console.is_terminal and not console.is_jupyter and now - printed >= LINE_SECONDS:
             log.info("%s  %s/%s  %s", title, f"{done:,}", f"{total:,}", note or "")
             printed = now
 

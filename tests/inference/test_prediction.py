@@ -15,7 +15,7 @@ from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.eval.selective import least_confidence
 from atnet.export.export import export, of_onnx
 from atnet.exported.onnx import OnnxNetwork
-from atnet.inference.prediction import weights_to_ask
+from atnet.inference.prediction import Prediction, weights_to_ask
 from atnet.models.load import read_info, to_safetensors
 from atnet.weights.find import find_weights
 from atnet.weights.info import SHIPPED, WEIGHTS, WeightsInfo
@@ -73,7 +73,11 @@ def test_a_folders_images_are_named_and_one_bad_image_keeps_the_others(quick, di
     said = capsys.readouterr()
     assert ended.value.code == 2
     assert "broken.png: text, not a whole JPEG" in said.err
-    assert [answer["image"] for answer in json.loads(said.out)] == whole
+    answers = json.loads(said.out)
+    assert [answer["image"] for answer in answers if "top" in answer] == whole
+    [unread] = [answer for answer in answers if "top" not in answer]
+    assert unread["image"].endswith("broken.png")
+    assert "not a whole JPEG" in unread["error"]
 
 
 def test_the_network_that_comes_with_the_package_names_photos_without_torch(photos, tmp_path):
@@ -193,3 +197,12 @@ def test_answers_that_are_no_numbers_are_refused_and_never_printed(digits, tmp_p
     assert ended.value.code == 2
     assert not said.out
     assert said.err.count("large.safetensors: its answers are not finite") == 1
+
+
+def test_in_a_notebook_an_answer_is_a_table_and_names_do_nothing():
+    found = Prediction(image="<b>.png", top=(("a", "<script>", 0.75), ("b", "b", 0.25)), milliseconds=1, needs=0.8)
+    page = found._repr_html_()
+    assert "&lt;script&gt;" in page
+    assert "&lt;b&gt;.png" in page
+    assert "<script>" not in page
+    assert ("75.0%" in page, "ask a person" in page, page.count("<tr>")) == (True, True, 2)

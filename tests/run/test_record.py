@@ -128,6 +128,14 @@ def cut(name: str, length: int = 250):
     return lambda run: (run / name).write_bytes((run / name).read_bytes()[:length])
 
 
+def cut_within(name: str, text: bytes):
+    def spoil(run: Path) -> None:
+        content = (run / name).read_bytes()
+        (run / name).write_bytes(content[: content.index(text) + len(text)])
+
+    return spoil
+
+
 def fill(name: str, content: bytes):
     return lambda run: (run / name).write_bytes(content)
 
@@ -154,7 +162,7 @@ DAMAGES = {
     ],
     "mistakes.png": [fill("mistakes.png", bytes(100)), cut("mistakes.png", 1000)],
     "environment.yaml": [cut("environment.yaml"), fill("environment.yaml", b"started: soon\n")],
-    "config.yaml": [cut("config.yaml"), fill("config.yaml", b"epochs: many\n")],
+    "config.yaml": [cut_within("config.yaml", b"[0.9,"), fill("config.yaml", b"epochs: many\n")],
     "sha256.json": [fill("sha256.json", b"{"), fill("sha256.json", b'{"ema.safetensors": 5}')],
 }  # fmt: skip
 

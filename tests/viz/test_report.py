@@ -88,6 +88,10 @@ def test_a_report_holds_everything_and_fetches_nothing(quick, tmp_path):
         assert expected in seen.text
     rows = read_predictions(run.folder)
     assert 100 * sum(row["class"] == row["called"] for row in rows) / len(rows) == pytest.approx(kept, abs=1e-3)
+    wrong = sorted((row for row in rows if row["class"] != row["called"]), key=lambda row: -float(row["confidence"]))
+    places = [seen.text.index(row["image"]) for row in wrong[:16]]
+    assert places
+    assert places == sorted(places)
 
 
 def test_a_report_is_made_anew_but_replaces_no_other_file(quick, tmp_path):

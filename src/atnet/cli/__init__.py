@@ -56,6 +56,7 @@ app.command(
 app.command("atnet.cli.pack:pack", help="Pack any image source into tar shards with checksums.")
 app.command("atnet.cli.env:env", help="Tell what AT-Net runs on, for the report of a bug.")
 app.command("atnet.cli.digits:digits", help="Write the embedded digits as folders of images.")
+app.register_install_completion_command(show=False)
 
 
 NO_RECIPES = (".zip", ".tar", ".tgz", ".gz", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
@@ -125,7 +126,8 @@ def _share_processor() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; ends with exit code 2 and one line on what a user can mend, 128 + number on a signal.
 
-    --debug, which every command takes, shows the traceback of such an error.
+    Every command takes --quiet, which leaves out progress and what is told on the way, and --debug, which shows the
+    traceback of such an error.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("atnet").setLevel(logging.INFO)
@@ -133,9 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
-    if debug:
-        words.remove("--debug")
+    debug, quiet = "--debug" in words, "--quiet" in words
+    words = [word for word in words if word not in ("--debug", "--quiet")]
+    if quiet:
+        logging.getLogger("atnet").setLevel(logging.WARNING)
     if words and words[0] not in ALONE:
         _share_processor()
     try:

@@ -24,6 +24,7 @@ def embed(
     batch: int = 64,
     workers: int = 2,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    threads: int = 0,
     model: str = "",
 ) -> None:
     """Write what the network knows of each image as a vector, find images that are alike, draw a map of them all.
@@ -51,13 +52,17 @@ def embed(
         Loader processes.
     device
         auto takes cuda, then mps, then cpu.
+    threads
+        CPU threads of the network; 0 is all.
     model
         The architecture of a --weights file that says nothing of itself: resnet18, for example.
     """
+    from atnet.device import use_threads
     from atnet.errors import DataError
     from atnet.files import require_new
     from atnet.inference.embed import embed as run
 
+    use_threads(threads)
     if not like and not map_:
         out = out or Path("vectors.parquet")
     for path, option in ((out, "--out"), (map_, "--map")):

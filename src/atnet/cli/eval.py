@@ -23,6 +23,7 @@ def evaluate(
     batch: int = 64,
     workers: int = 2,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    threads: int = 0,
     mismatch: Literal["error", "ignore"] = "error",
     model: str = "",
     tta: Literal["none", "mirror"] = "none",
@@ -44,6 +45,8 @@ def evaluate(
         Loader processes.
     device
         auto takes cuda, then mps, then cpu.
+    threads
+        CPU threads of the network; 0 is all.
     mismatch
         ignore leaves images of classes out that the weights do not know.
     model
@@ -51,10 +54,12 @@ def evaluate(
     tta
         Test-time augmentation: mirror answers by an image and its mirror image, in twice the time.
     """
+    from atnet.device import use_threads
     from atnet.errors import DataError
     from atnet.eval.evaluate import evaluate as run
     from atnet.eval.metrics import interval
 
+    use_threads(threads)
     done = run(
         weights, data, size=size, batch=batch, workers=workers, device=device, mismatch=mismatch, model=model, tta=tta
     )

@@ -17,6 +17,7 @@ def explain(
     whole: Annotated[bool, Parameter(negative=())] = False,
     target: str | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    threads: int = 0,
     model: str = "",
 ) -> None:
     """Show what the network looks at: a PNG for each image, with its answers, attention and a gradient map.
@@ -38,12 +39,16 @@ def explain(
         The class that the gradient map is of; each image's likeliest if not given.
     device
         auto takes cuda, then mps, then cpu.
+    threads
+        CPU threads of the network; 0 is all.
     model
         The architecture of a --weights file that says nothing of itself: resnet18, for example.
     """
+    from atnet.device import use_threads
     from atnet.errors import ConfigError, DataError
     from atnet.viz.explain import explain as run
 
+    use_threads(threads)
     if not images:
         raise ConfigError("no image given: atnet explain IMAGE... --weights RUN")
     failures: list[DataError] = []

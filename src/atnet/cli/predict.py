@@ -14,7 +14,7 @@ from atnet.data.classes import printable
 from atnet.weights.info import WEIGHTS, WeightsInfo
 
 if TYPE_CHECKING:
-    from atnet.inference.prediction import Prediction
+    from atnet.inference.prediction import Prediction, Unread
 
 BAR, MOST_FAILURES = 30, 100
 
@@ -49,7 +49,7 @@ def predict(
     top
         How many classes.
     as_json
-        Print JSON, a list with an object for each image.
+        Print JSON, a list with an object for each image, of one that cannot be read with the error.
     device
         auto takes cuda, then mps, then cpu.
     abstain
@@ -107,9 +107,11 @@ def predict(
                 unread += 1
                 if len(failures) < MOST_FAILURES:
                     failures.append(answer.error)
-            elif as_json:
+            if as_json:
                 print(("," if shown else "[") + "\n" + indent(json.dumps(_plain(answer), indent=2), "  "), end="")
                 shown += 1
+            elif isinstance(answer, Unread):
+                continue
             elif not to_files:
                 _show(answer)
         if as_json:
@@ -134,9 +136,12 @@ def predict(
         raise DataError("\natnet: ".join([*map(str, failures), *more]))
 
 
-def _plain(answer: "Prediction") -> dict[str, Any]:
+def _plain(answer: "Prediction | Unread") -> dict[str, Any]:
+    from atnet.inference.prediction import Unread
     from atnet.inference.prediction import as_json as top_as_json
 
+    if isinstance(answer, Unread):
+        return {"image": answer.image, "error": str(answer.error)}
     return {
         "image": answer.image,
         "top": top_as_json(answer.top),

@@ -24,6 +24,7 @@ def train(
     resume: Path | None = None,
     check: Annotated[bool, Parameter(negative=())] = False,
     time_budget: datetime.timedelta | None = None,
+    folds: int | None = None,
 ) -> None:
     """Train a classifier: `atnet train --data FOLDER`, or `atnet train recipes/digits.yaml --epochs 5`.
 
@@ -39,6 +40,9 @@ def train(
         Build everything, take a few steps, and say what the run will take in time, memory and disk; write nothing.
     time_budget
         Train for so long in all, 20m or 3h for example, in place of --epochs, however fast the steps turn out to be.
+    folds
+        Cross-validation: train so many times, each validated on another part of the training images, below --out, or
+        runs/folds. The same command goes on where it stopped.
     """
     from atnet.errors import ConfigError
     from atnet.progress import duration
@@ -48,9 +52,14 @@ def train(
     from atnet.training.plan import forecast_config, settle
 
     if resume is not None:
-        if recipe is not None or config is not None or out is not None or check or time_budget is not None:
+        if recipe is not None or config is not None or out is not None or check or time_budget or folds is not None:
             raise ConfigError("--resume goes on with the run's own configuration: give no recipe or option with it")
         run = resume_run(resume)
+    elif folds is not None:
+        if check or time_budget is not None:
+            raise ConfigError("--folds trains several times: leave --check and --time-budget out")
+        _cross_validate(config or Config(), folds, out or Path("runs/folds"))
+        return
     elif check:
         found = forecast_config(settle(config or Config()))
         _print_forecast(found if time_budget is None else found.within(time_budget))
@@ -86,6 +95,28 @@ def train(
     given = quoted(folder)
     console.print(
         f"Next: atnet report {given}   (one page with all of it), or atnet predict IMAGE --weights {given}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _cross_validate(config: Config, folds: int, out: Path) -> None:
+    from atnet.cli.tables import table_of
+    from atnet.run.record import accuracy
+    from atnet.training.folds import PREDICTIONS, TABLE, cross_validate
+
+    found = cross_validate(config, folds, out)
+    rows = []
+    for fold, record in enumerate(found.records, 1):
+        top1, low, high, count = accuracy(record)
+        rows.append([str(fold), f"{top1:.2f}", f"{low:.1f} to {high:.1f}", f"{count:,}"])
+    console = Console(highlight=False)
+    console.print(table_of(["Fold", "Top-1", "95% interval", "Images"], rows))
+    console.print(
+        f"Top-1 {found.top1:.2f}% of all images, each answered by a network that was not trained on it; 95% interval "
+        f"{found.low:.1f} to {found.high:.1f}; between the folds {found.spread:.2f}.\n"
+        f"Written: {out / TABLE}, {out / PREDICTIONS}, a run for each fold. Next: the same command without --folds, "
+        f"for a network trained on all of them; atnet report {quoted(out / 'fold-1')}",
         markup=False,
         soft_wrap=True,
     )

@@ -1,5 +1,6 @@
 """Named answers for images."""
 
+import html
 import logging
 import os
 import time
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from atnet.data.classes import printable
 from atnet.data.decode import HEIF_SUFFIXES, OTHER_SUFFIXES, SUFFIXES, decode
 from atnet.data.folders import files_below
 from atnet.errors import ConfigError, DataError, WeightsError
@@ -77,6 +79,16 @@ class Prediction:
     def ask_a_person(self) -> bool:
         """Whether the answer is not sure enough for the accuracy asked for."""
         return self.top[0][2] < self.needs
+
+    def _repr_html_(self) -> str:
+        """For a notebook: a bar for each class."""
+        rows = "".join(
+            f"<tr><td>{html.escape(printable(name))}</td><td>{100 * share:.1f}%</td>"
+            f"<td><div style='background: #4477aa; height: 0.7em; width: {100 * share:.0f}px'></div></td></tr>"
+            for _, name, share in self.top
+        )
+        asked = "<br>ask a person" if self.ask_a_person else ""
+        return f"<p>{html.escape(printable(self.image))}{asked}</p><table>{rows}</table>"
 
     @property
     def name(self) -> str:

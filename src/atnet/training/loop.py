@@ -1,8 +1,10 @@
 """The training loop, flat: batch, forward, backward, step, moving average; each epoch saved, evaluations between."""
 
+import base64
 import contextlib
 import dataclasses
 import datetime
+import html
 import logging
 import math
 import signal
@@ -29,12 +31,13 @@ from atnet.eval.metrics import Scores, together
 from atnet.eval.selective import TRUST, fit_trust
 from atnet.files import quoted, resolve_run, write_whole
 from atnet.models.load import classifier_parameters, to_safetensors
-from atnet.progress import duration, progress_bar
+from atnet.progress import counted, duration, progress_bar
 from atnet.run.loggers import Logger, logging_to, tell
 from atnet.run.record import (
     ENVIRONMENT,
     LAST_RUN,
     RECORD,
+    accuracy,
     checkpoints,
     discard_unfinished,
     discard_unsaved,
@@ -75,6 +78,21 @@ class Run:
 
     folder: Path
     record: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the figures, the curves where they are drawn, and what comes next."""
+        top1, low, high, count = accuracy(self.record)
+        said = (
+            f"{self.record['model']} on {printable(self.record['data'])}, {self.record['size']} px, "
+            f"{counted(self.record['epochs'], 'epoch')}, {duration(self.record['seconds'])}: top-1 {top1:.2f}%, "
+            f"95% interval {low:.1f} to {high:.1f} ({counted(count, 'validation image')})"
+        )
+        drawn = self.folder / "curves.png"
+        address = base64.b64encode(drawn.read_bytes()).decode() if drawn.is_file() else ""
+        source = f"data:image/png;base64,{address}"
+        curves = f'<br><img alt="curves" style="max-width: 46rem" src="{source}">' if address else ""
+        then = f"atnet report {quoted(self.folder)}"
+        return f"<p>{html.escape(said)}<br><code>{html.escape(then)}</code>{curves}</p>"
 
 
 def train(

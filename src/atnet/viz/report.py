@@ -18,7 +18,7 @@ from atnet.data.decode import decode
 from atnet.errors import AtnetError, ConfigError, DataError
 from atnet.eval.evaluate import open_validation
 from atnet.eval.fitting import describe_fit
-from atnet.eval.metrics import Calibration, Scores, calibration
+from atnet.eval.metrics import Calibration, Scores, calibration, interval
 from atnet.files import read_regular, require_new
 from atnet.models.load import load
 from atnet.progress import counted, duration
@@ -29,6 +29,7 @@ from atnet.viz.plots import (
     CONFUSION,
     CURVES,
     MISTAKES,
+    MOSAIC,
     SAMPLES,
     draw_calibration,
     mosaic,
@@ -111,6 +112,7 @@ def _contents(run: Path, record: dict[str, Any]) -> dict[str, Any]:
         "fit": [_unbroken(s) for s in _words(record, rows)],
         "classes": hardest,
         "left_out": left_out,
+        "mistakes": _mistake_rows(run, scores, display_names(classes)),
         "calibration": _calibration_in_words(found, scores),
         "repeat": _how_to_repeat(record, environment),
         "environment": [(name, value) for name, value in environment.items() if name != "resumed"],
@@ -182,12 +184,27 @@ def _class_rows(scores: Scores, names: Sequence[str]) -> tuple[list[dict[str, An
                 "name": printable(names[i]),
                 "count": int(counts[i]),
                 "recall": f"{recall[i]:.1f}%",
+                "interval": "{:.0f} to {:.0f}".format(*interval(recall[i], int(counts[i]))),
                 "bar": round(recall[i]),
                 "precision": "-" if np.isnan(precision[i]) else f"{precision[i]:.1f}%",
                 "instead": f"{printable(names[k])} ({wrong[k]})" if wrong[k] else "",
             }
         )
     return rows, len(order) - len(rows)
+
+
+def _mistake_rows(run: Path, scores: Scores, names: Sequence[str]) -> list[dict[str, str]]:
+    """The images that the picture of mistakes has, in its order."""
+    rows = read_predictions(run)
+    return [
+        {
+            "image": printable(rows[i]["image"]),
+            "class": printable(names[scores.labels[i]]),
+            "called": printable(names[scores.predicted[i]]),
+            "confidence": f"{100 * scores.confidence[i]:.1f}%",
+        }
+        for i in surest_mistakes(scores, MOSAIC)
+    ]
 
 
 def _unbroken(sentence: str) -> Markup:
