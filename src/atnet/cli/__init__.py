@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
@@ -123,12 +124,18 @@ def _share_processor() -> None:
         os.environ |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
 
 
+began = 0.0
+"""When the command began, on the monotonic clock: before torch was loaded."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; ends with exit code 2 and one line on what a user can mend, 128 + number on a signal.
 
     Every command takes --quiet, which leaves out progress and what is told on the way, and --debug, which shows the
     traceback of such an error.
     """
+    global began
+    began = time.monotonic()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("atnet").setLevel(logging.INFO)
     for stream in (sys.stdout, sys.stderr):  # a terminal without our letters shows others, and no traceback

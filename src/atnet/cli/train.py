@@ -2,6 +2,7 @@
 
 import datetime
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,6 +45,7 @@ def train(
         Cross-validation: train so many times, each validated on another part of the training images, below --out, or
         runs/folds. The same command goes on where it stopped.
     """
+    from atnet import cli
     from atnet.errors import ConfigError
     from atnet.progress import duration
     from atnet.run.record import accuracy, kept_weights
@@ -70,7 +72,7 @@ def train(
         if unfinished and _wants(unfinished):
             run = resume_run(unfinished)
         else:
-            run = train_config(config, out=out, time_budget=time_budget)
+            run = train_config(config, out=out, time_budget=time_budget, age=time.monotonic() - cli.began)
 
     folder = run.folder
     named = {"ema": "moving average, which --weights RUN takes", "last": "last weights"}

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,7 +67,7 @@ def tell(loggers: list[Logger], row: Mapping[str, Any]) -> None:
     """An epoch's row of metrics to each of the loggers; one that fails is told nothing more."""
     numbers = {name: float(value) for name, value in row.items() if name not in ("epoch", "step") and value != ""}
     for logger in list(loggers):
-        with _going_on(type(logger).__name__, lambda logger=logger: loggers.remove(logger)):
+        with _going_on(type(logger).__name__, partial(loggers.remove, logger)):
             logger.figures(numbers, int(row["epoch"]))
 
 
@@ -114,7 +116,7 @@ class _TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self.id = known or "tensorboard"
-        self.writer: Any = SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]
+        self.writer: Any = SummaryWriter(str(run / "tensorboard"))
         if not known:
             rows = "\n".join(f"| {name} | {value} |" for name, value in options.items())
             self.writer.add_text("options", f"| option | value |\n|---|---|\n{rows}")
@@ -141,7 +143,7 @@ class _Mlflow:
         self.client: Any = mlflow.MlflowClient()
         self.id = known
         if not known:
-            name = mlflow.environment_variables.MLFLOW_EXPERIMENT_NAME.get() or PROJECT
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
             found = self.client.get_experiment_by_name(name)
             experiment = found.experiment_id if found else self.client.create_experiment(name)
             self.id = self.client.create_run(experiment, run_name=run.name).info.run_id

@@ -80,14 +80,14 @@ class Teachers:
 
     def answer(self, rows: Tensor) -> Tensor:
         """Logits (B, classes) of the teachers' mean probability, for rows (B, widths)."""
-        parts = rows.split(self.widths, dim=1)
+        parts = torch.split(rows, self.widths, dim=1)
         each = [teacher.answer(part) for teacher, part in zip(self.each, parts, strict=True)]
         answer: Tensor = fuse(torch.stack(each, dim=1))
         return answer
 
     def standardised(self, rows: Tensor) -> Tensor:
         """Rows (B, widths), each number with mean 0 and deviation 1 on the training images."""
-        parts = rows.split(self.widths, dim=1)
+        parts = torch.split(rows, self.widths, dim=1)
         return torch.cat([each.standardised(part) for each, part in zip(self.each, parts, strict=True)], dim=1)
 
 

@@ -58,7 +58,7 @@ from atnet.training.checkpoint import load_checkpoint, require_checkpoints, save
 from atnet.training.choose import compare_with_probe
 from atnet.training.faults import note_bad, note_fault
 from atnet.training.interruption import Interruption
-from atnet.training.pace import Pace
+from atnet.training.pace import AFTERWARDS, Pace
 from atnet.training.plan import configure, forecast_config, settle
 from atnet.training.state import EpochMeter, State, train_step
 from atnet.training.transfer import from_random_weights
@@ -142,18 +142,25 @@ def train_config(
     out: str | Path | None = None,
     time_budget: datetime.timedelta | None = None,
     on_epoch: OnEpoch | None = None,
+    age: float = 0.0,
 ) -> Run:
-    """Trains as the configuration says."""
+    """Trains as the configuration says.  age: seconds of the time budget that have gone."""
     if time_budget is not None and distributed.is_distributed():
         raise ConfigError("--time-budget measures one process, not several: give --epochs; `atnet plan` says what fits")
     with distributed.process_group():
-        began = time.monotonic()
+        began = time.monotonic() - age
         config = settle(config)
-        pace = Pace(began=began)
+        pace = Pace()
         if time_budget is not None:
             found = forecast_config(config).within(time_budget)
             config = found.config
-            pace = Pace(budget=time_budget.total_seconds(), step=found.step, evaluation=found.evaluation, began=began)
+            pace = Pace(
+                budget=time_budget.total_seconds(),
+                step=found.step,
+                evaluation=found.evaluation,
+                afterwards=max(AFTERWARDS, age),
+                began=began,
+            )
         if distributed.is_restarted():
             unfinished = distributed.on_main_process(lambda: unfinished_run(config, out))
             if unfinished is not None:

@@ -14,7 +14,7 @@ FRESH = 0.1
 """Weight of the last step in the mean time of a step, which the end of a time budget is reckoned with."""
 
 AFTERWARDS = 4.0
-"""Seconds for the record and the pictures of a run."""
+"""Seconds for the record and the pictures of a run, where the start of its process did not take longer."""
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Pace:
 
     budget: seconds from its start to its end, 0: none.  spent: of them before this process.  progress: the share of the
     schedule that is done, where a budget stretches it.  ending: the step at which an early end began, -1: none did.
-    step, evaluation: seconds that one takes.
+    step, evaluation: seconds that one takes.  afterwards: seconds of the budget for what follows.
     """
 
     budget: float = 0.0
@@ -32,6 +32,7 @@ class Pace:
     ending: int = -1
     step: float = 0.0
     evaluation: float = 0.0
+    afterwards: float = AFTERWARDS
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -53,7 +54,7 @@ class Pace:
 
     def steps_left(self, steps_per_epoch: int, config: Config) -> float:
         """Of a budget, by how long the steps took lately, evaluations between them."""
-        seconds = self.budget - self.used - self.evaluation - AFTERWARDS
+        seconds = self.budget - self.used - self.evaluation - self.afterwards
         one = self.step + self.evaluation / (steps_per_epoch * config.eval_every)
         return max(seconds / max(one, 1e-6), 0.0)
 
@@ -64,7 +65,7 @@ class Pace:
         if self.ending >= 0:
             return (self.ending + self._decay - step) * self.step + self.evaluation
         epoch = min(step // steps_per_epoch, config.epochs - 1)
-        steps = (epoch + 1) * steps_per_epoch - step
+        steps = float((epoch + 1) * steps_per_epoch - step)
         steps += config.area(epoch + 1, config.epochs) / config.area(epoch, epoch + 1) * steps_per_epoch
         return steps * self.step + sum(map(config.evaluated, range(epoch, config.epochs))) * self.evaluation
 
@@ -97,5 +98,7 @@ class Pace:
     @classmethod
     def restored(cls, saved: dict[str, Any]) -> "Pace":
         """What `checkpoint` gave. Raises KeyError, TypeError or ValueError if it is none."""
-        numbers = {name: float(saved[name]) for name in ("budget", "spent", "progress", "step", "evaluation")}
+        numbers = {
+            name: float(saved[name]) for name in ("budget", "spent", "progress", "step", "evaluation", "afterwards")
+        }
         return cls(**numbers, ending=int(saved["ending"]), began=time.monotonic())
