@@ -240,6 +240,10 @@ def test_a_budget_is_kept_at_half_the_speed_and_at_twice_it(monkeypatch):
         assert max(abs(b - a) for a, b in itertools.pairwise(rates)) < 3e-4
 
 
+def test_a_budget_of_a_run_that_keeps_its_probe_has_no_steps():
+    assert Pace(budget=100.0, step=1.0).over(0, 10, make_config(epochs=0, weights="xxxs.general"))
+
+
 def test_a_budget_goes_on_with_what_is_left_of_it(monkeypatch):
     now = [10.0]
     monkeypatch.setattr(pace_module, "time", SimpleNamespace(monotonic=lambda: now[0]))

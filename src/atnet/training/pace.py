@@ -86,6 +86,8 @@ class Pace:
 
     def over(self, step: int, steps_per_epoch: int, config: Config) -> bool:
         """Whether this is not a step of the run any more, the first being 0."""
+        if not config.epochs:  # a probe
+            return True
         if self.ending >= 0 and step >= self.ending + self._decay:
             return True
         return self.progress >= 1 if self.budget else step >= steps_per_epoch * config.epochs
