@@ -223,3 +223,91 @@ def test_numbers_of_many_images_are_classes(digits, rows):
     numbers = [row | {"label": f"{0.5 * (i % 4):g}"} for i, row in enumerate(rows)]
     train, _ = open_parts(write(digits / "list.csv", numbers), 0.2)
     assert sorted(train.classes) == ["0", "0.5", "1", "1.5"]
+
+
+def digits_of(digits):
+    """Of each training digit its name and class, by the folder."""
+    images, _ = open_parts(str(digits), 0.2)
+    return [(str(name), images.classes[label]) for name, label in zip(images.ids, images.labels, strict=True)]
+
+
+def same(found, digits):
+    whole, _ = open_parts(str(digits), 0.2)
+    assert found.classes == whole.classes
+    assert [Path(found.locate(i)).resolve() for i in range(len(found))] == [
+        Path(whole.locate(i)).resolve() for i in range(len(whole))
+    ]
+    assert found.labels.tolist() == whole.labels.tolist()
+
+
+def test_a_coco_file_gives_what_the_folder_gives(digits):
+    images = digits_of(digits)
+    classes = sorted({label for _, label in images})
+    made = {
+        "images": [{"id": 100 + i, "file_name": name, "width": 32} for i, (name, _) in enumerate(images)],
+        "categories": [{"id": 7 + i, "name": name} for i, name in enumerate(classes)],
+        "annotations": [
+            {"id": 2 * i + k, "image_id": 100 + i, "category_id": 7 + classes.index(label), "bbox": [0, 0, 9, 9]}
+            for i, (_, label) in enumerate(images)
+            for k in range(1 + i % 2)  # some have two objects of one class
+        ],
+    }
+    (digits / "annotations").mkdir()
+    where = digits / "annotations" / "instances.json"
+    (digits / "train").rename(digits / "images")
+    where.write_text(json.dumps(made))
+    found = open_list(where)[""]
+    (digits / "images").rename(digits / "train")
+    assert sorted(Path(found.locate(i)).resolve().name for i in range(len(found))) == sorted(
+        Path(name).name for name, _ in images
+    )
+    assert [found.classes[label] for label in found.labels] == sorted(label for _, label in images)
+    made["annotations"].append({"image_id": 100, "category_id": 7 + (classes.index(images[0][1]) + 1) % 10})
+    where.write_text(json.dumps(made))
+    with pytest.raises(DataError, match=r"has 2 classes \(.*cut the objects out"):
+        open_list(where)
+    where.write_text(json.dumps(made | {"categories": []}))
+    with pytest.raises(DataError, match="is not as COCO or FiftyOne have it"):
+        open_list(where)
+
+
+def test_a_fiftyone_export_gives_what_the_folder_gives(digits, tmp_path):
+    images = digits_of(digits)
+    classes = sorted({label for _, label in images})
+    (tmp_path / "export" / "data").mkdir(parents=True)
+    for name, _ in images:
+        os.symlink(digits / "train" / name, tmp_path / "export" / "data" / Path(name).name)
+    labels = {Path(name).stem: classes.index(label) for name, label in images}
+    (tmp_path / "export" / "labels.json").write_text(json.dumps({"classes": classes, "labels": labels}))
+    same(open_list(tmp_path / "export" / "labels.json")[""], digits)
+
+
+@pytest.mark.parametrize("kind", ["json", "json-min", "csv"])
+def test_label_studios_exports_give_what_the_folder_gives(digits, kind):
+    images = [(f"/data/local-files/?d=train/{name}", label) for name, label in digits_of(digits)]
+    if kind == "json":
+        tasks = [
+            {
+                "id": i,
+                "data": {"image": image},
+                "annotations": [{"result": [{"type": "choices", "value": {"choices": [label]}}]}],
+            }
+            for i, (image, label) in enumerate(images)
+        ]
+        tasks.append({"id": 999, "data": {"image": "nobody.png"}, "annotations": []})
+        (digits / "project.json").write_text(json.dumps(tasks))
+    elif kind == "json-min":
+        (digits / "project.json").write_text(json.dumps([{"image": i, "choice": c, "id": 1} for i, c in images]))
+    else:
+        (digits / "project.csv").write_text("image,id,choice\n" + "".join(f"{i},1,{c}\n" for i, c in images))
+    same(open_list(digits / f"project.{'csv' if kind == 'csv' else 'json'}")[""], digits)
+
+
+def test_an_object_that_is_no_tools_is_refused(tmp_path):
+    (tmp_path / "list.json").write_text('{"rows": []}')
+    with pytest.raises(DataError, match="or an export of COCO, FiftyOne or Label Studio"):
+        open_list(tmp_path / "list.json")
+    task = {"data": {"image": "a.png"}, "annotations": [{"result": [{"value": {"choices": ["a", "b"]}}]}]}
+    (tmp_path / "list.json").write_text(json.dumps([task]))
+    with pytest.raises(DataError, match=r"a.png has 2 classes \(a, b\)"):
+        open_list(tmp_path / "list.json")

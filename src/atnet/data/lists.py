@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from atnet.data.classes import class_of
 from atnet.data.decode import read_file
+from atnet.data.exports import MAX_EXPORT_BYTES, local, row_of_task, rows_of
 from atnet.data.samples import Samples, collect, some
 from atnet.errors import DataError
 from atnet.files import open_regular
@@ -18,7 +19,7 @@ from atnet.files import open_regular
 SUFFIXES = {".csv", ".tsv", ".json", ".jsonl", ".parquet"}
 COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "picture"),
-    "label": ("label", "class", "class_name", "category", "target"),
+    "label": ("label", "class", "class_name", "category", "target", "choice"),
     "split": ("split", "part", "subset", "set", "partition"),
 }
 MAX_LIST_BYTES = 2_000_000_000
@@ -78,7 +79,7 @@ def open_list(path: Path) -> dict[str, Samples]:
             if image in (None, "") or not label:
                 what = "path" if image in (None, "") else "label"
                 raise DataError(f"{path}: row {number} has no {what}: {str(row)[:200]}")
-            image = str(image)
+            image = local(str(image))
             if number > MAX_ROWS:
                 raise DataError(f"{path}: more than the {MAX_ROWS:,} rows allowed: split it, or pack its images")
             image.encode("utf-8", "surrogateescape")
@@ -142,7 +143,7 @@ def _read(path: Path) -> Iterator[tuple[list[str], Row]]:
                 found = (json.loads(line) for line in _lines(path, text) if line.strip())
                 yield from _aligned(path, found)
             elif suffix == ".json":
-                yield from _aligned(path, _elements(path, text))
+                yield from _aligned(path, _rows_of_json(path, text))
             else:
                 yield from _read_table(path, text, "\t" if suffix == ".tsv" else ",")
         except UnicodeDecodeError as error:
@@ -175,6 +176,23 @@ def _read_table(path: Path, text: TextIO, between: str) -> Iterator[tuple[list[s
         raise DataError(f"{path}: not a table ({error}) at line {rows.line_num}") from error
     if header is None:
         raise DataError(f"{path}: no rows in it")
+
+
+def _rows_of_json(path: Path, text: TextIO) -> Iterator[Any]:
+    """The objects of a list, or what an annotation tool's object says."""
+    if text.read(1000).lstrip()[:1] != "{":
+        text.seek(0)
+        for one in _elements(path, text):
+            task = isinstance(one, dict) and {"data", "annotations"} <= one.keys()
+            found = row_of_task(path, one) if task else one
+            if found is not None:
+                yield found
+        return
+    text.seek(0)
+    content = text.read(MAX_EXPORT_BYTES + 1)
+    if len(content) > MAX_EXPORT_BYTES:
+        raise DataError(f"{path}: an object of more than {MAX_EXPORT_BYTES:,} letters: make it a list")
+    yield from rows_of(path, json.loads(content))
 
 
 def _elements(path: Path, text: TextIO) -> Iterator[Any]:
