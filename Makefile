@@ -90,7 +90,7 @@ general-weights: dev
 	--weights runs/$(GENERAL).first --out runs/$(GENERAL); fi; fi
 	rm -f src/atnet/weights/$(GENERAL).safetensors src/atnet/weights/$(GENERAL).onnx
 	$(BIN)/atnet export --weights runs/$(GENERAL) --half --to safetensors --out src/atnet/weights/$(GENERAL).safetensors
-	$(BIN)/atnet export --weights runs/$(GENERAL) --half --to onnx --out src/atnet/weights/$(GENERAL).onnx
+	$(BIN)/atnet export --weights src/atnet/weights/$(GENERAL).safetensors --data $(DATA) --half --to onnx --out src/atnet/weights/$(GENERAL).onnx
 
 table: setup
 	$(BIN)/atnet table
