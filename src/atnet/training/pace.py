@@ -42,10 +42,9 @@ class Pace:
 
     def lr(self, step: int, steps_per_epoch: int, config: Config) -> float:
         """The learning rate of a step, the first being 0."""
-        planned = steps_per_epoch * config.epochs
-        at = (
-            min(self.progress * planned, planned - 1e-6) if self.budget else step
-        )  # at the end itself a cycle would begin
+        planned, at = steps_per_epoch * config.epochs, float(step)
+        if self.budget:
+            at = min(self.progress * planned, planned - 1e-6)  # at the end itself a cycle would begin
         rate = lr_at(at, steps_per_epoch, config)
         if self.ending < 0:
             return rate
