@@ -133,12 +133,12 @@ def place_for(source: Source, out: str | Path | None, to: str) -> Path:
 def describe(model: nn.Module, info: WeightsInfo, source: Path, licence: str, numbers: str) -> WeightsInfo:
     """What a file made of weights says of itself: what they say, and which they are.
 
-    numbers: how they are stored.
+    numbers: how they are stored.  Of a file that was itself made of weights, which were the first.
     """
     facts = {
+        "weights_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
         **info.facts,
         "heads": 1 + getattr(model, "decision_heads", 0),
-        "weights_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
         "numbers": numbers,
     }
     return dataclasses.replace(info, facts=facts | {"licence": licence} if licence else facts)

@@ -32,6 +32,9 @@ DOUBTFUL = 0.5
 CANDIDATES = 10
 """Unlabelled images that diversity chooses among, for each one that is wanted."""
 
+NEARLY = 1.0
+"""Of log-likelihood, within which temperatures are as likely."""
+
 TEMPERATURES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 MOST_ITERATIONS = 100
 
@@ -103,10 +106,11 @@ def _probably_wrong(shares: NDArray[np.float64], given: NDArray[np.int64]) -> tu
 
     shares: (N, classes) what a probe that has not seen an image says of it; given: (N,) the labels.
     A probe of few images, or of wrong labels, is less sure than it should be: how much, a temperature, is found
-    together with the share, as what makes the labels most likely.
+    together with the share, as what makes the labels most likely: of temperatures that are nearly as likely the lowest,
+    for with few images they hardly differ, and what is doubtful is to be listed.
     """
     logits = np.log(np.maximum(shares, 1e-12))
-    best, found, share = -np.inf, np.zeros(len(given)), 0.0
+    tried = []
     for temperature in TEMPERATURES:
         right = softmax(logits / temperature, axis=1)[np.arange(len(given)), given]
         rate = FIRST_RATE
@@ -115,9 +119,9 @@ def _probably_wrong(shares: NDArray[np.float64], given: NDArray[np.int64]) -> tu
             likelihood = np.maximum((1 - rate) * right + by_chance, 1e-12)
             wrong = by_chance / likelihood
             rate = float(np.clip(wrong.mean(), LEAST_RATE, MOST_RATE))
-        if (total := float(np.log(likelihood).sum())) > best:
-            best, found, share = total, wrong, rate
-    return found, share
+        tried.append((float(np.log(likelihood).sum()), wrong, rate))
+    most = max(likelihood for likelihood, _, _ in tried)
+    return next((wrong, rate) for likelihood, wrong, rate in tried if likelihood >= most - NEARLY)
 
 
 def _standardised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
