@@ -89,8 +89,12 @@ class DataConfig:
     first_size: Whole = 0
     """Side of the training crops in the first epoch, if smaller: they grow by 16 px at a time, to their full size
     in the last quarter of the epochs. Small ones cost less."""
+    resize: Literal["crop", "letterbox", "squash"] = "crop"
+    """How images become square. crop: their middle is taken; letterbox: they are seen whole, beside bars of the mean
+    colour; squash: whole, their shape given up. Kept in the weights."""
     crop_pct: float = 0.875
-    """Evaluation: size over the shorter side of the resized image, before the centre crop."""
+    """Evaluation: size over the side that the image is resized to, before the centre crop. Not given: 0.875; with
+    letterbox and squash 1, which leaves nothing out."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Resampling, in training and evaluation."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

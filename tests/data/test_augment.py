@@ -116,7 +116,7 @@ def test_resizing_is_torchs(photo, interpolation, side):
     theirs = torch.nn.functional.interpolate(
         torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None], (side, side), mode=interpolation, antialias=True
     )
-    assert np.array_equal(resize(pixels, side, interpolation), theirs[0].permute(1, 2, 0).numpy())
+    assert np.array_equal(resize(pixels, (0, 0, side, side), interpolation), theirs[0].permute(1, 2, 0).numpy())
 
 
 def test_a_jpeg_decoded_for_a_crop_has_the_pixels_that_evaluation_sees(photo):
@@ -142,8 +142,8 @@ def test_a_large_jpeg_is_reduced_for_a_crop_and_shows_the_same(photo, orientatio
         pixels, smaller = image.decode(box, 4.5)
     assert pixels.shape[0] * 4 == pytest.approx(upright.height, abs=8)
     left, top, right, bottom = smaller
-    ours = resize(pixels[top:bottom, left:right], 96, "bicubic").astype(float)
-    theirs = resize(np.asarray(upright)[box[1] : box[3], box[0] : box[2]], 96, "bicubic").astype(float)
+    ours = resize(pixels[top:bottom, left:right], (0, 0, 96, 96), "bicubic").astype(float)
+    theirs = resize(np.asarray(upright)[box[1] : box[3], box[0] : box[2]], (0, 0, 96, 96), "bicubic").astype(float)
     assert np.abs(ours - theirs).mean() < 4
 
 
@@ -156,3 +156,35 @@ def test_a_crop_scale_of_1_is_what_evaluation_sees(photo):
         pixels, box = image.decode(*augment.crop(image.width, image.height, 96, chance))
     found = augment(pixels, box, 96, chance)
     assert np.array_equal(found, make_preprocess(config.data).resize_and_crop(decode(content)))
+
+
+@pytest.mark.parametrize("sides", [(600, 200), (100, 333), (64, 64), (1000, 20)])
+def test_crops_of_a_letterbox_are_those_of_the_image_on_the_mean_colour(sides):
+    """The same box of the square is drawn; where it would miss the image, it is moved so that its middle is inside."""
+    augment = Augment(make_config(data={"resize": "letterbox", "size": 48}, augment={"crop_scale": 0.2, "flip": 0.0}))
+    pixels = np.random.default_rng(0).integers(0, 256, (sides[1], sides[0], 3), dtype=np.uint8)
+    longer, margins = max(sides), [(max(sides) - side) // 2 for side in sides]
+    square = np.full((3 * longer, 3 * longer, 3), augment.fill, np.uint8)
+    left, top = (longer + margin for margin in margins)
+    square[top : top + sides[1], left : left + sides[0]] = pixels
+    for seed in range(50):
+        box, reduction = augment.crop(*sides, 48, random.Random(seed))
+        assert reduction == pytest.approx(min(box[2] - box[0], box[3] - box[1]) / 48)
+        middle = [(box[i] + box[i + 2]) // 2 for i in (0, 1)]
+        assert all(0 <= at < side for at, side in zip(middle, sides, strict=True))
+        found = augment(pixels, box, 48, random.Random(seed)).astype(int)
+        whole = square[top + box[1] : top + box[3], left + box[0] : left + box[2]]
+        expected = resize(whole, (0, 0, 48, 48), "bicubic").astype(int)
+        seen = (expected == augment.fill).all(2).mean()
+        assert (found == augment.fill).all(2).mean() == pytest.approx(seen, abs=0.09)  # a row at each edge is mixed
+        assert np.abs(found - expected).mean() < 30
+
+
+def test_a_squashed_image_is_cropped_in_shares_of_its_sides():
+    augment = Augment(make_config(data={"resize": "squash", "size": 48}, augment={"crop_scale": 0.2}))
+    plain = Augment(make_config(data={"size": 48}, augment={"crop_scale": 0.2}))
+    for seed in range(50):
+        left, top, right, bottom = augment.crop(600, 200, 48, random.Random(seed))[0]
+        square = plain.crop(600, 600, 48, random.Random(seed))[0]
+        assert (left, right) == (square[0], square[2])
+        assert (top, bottom) == (pytest.approx(square[1] / 3, abs=0.51), pytest.approx(square[3] / 3, abs=0.51))

@@ -244,7 +244,10 @@ def test_the_networks_input_is_pythons_to_the_last_bit(site, visit):
     about = json.loads((site / "network.json").read_text())
     ours = Preprocess.from_dict(about["preprocess"])
     photos = [photo().resize(size) for size in ((640, 427), (333, 500), (64, 64), (70, 69), (37, 51), (1999, 72))]
-    for change in ({}, {"interpolation": "bilinear"}, {"size": 75, "crop_pct": 1.0}, {"size": 33, "crop_pct": 0.5}):
+    for change in (
+        {}, {"interpolation": "bilinear"}, {"size": 75, "crop_pct": 1.0}, {"size": 33, "crop_pct": 0.5},
+        {"resize": "squash"}, {"resize": "letterbox"}, {"resize": "letterbox", "crop_pct": 1.0},
+    ):  # fmt: skip
         transform = replace(ours, **change)
         for image in photos:
             content = saved(image, "PNG")

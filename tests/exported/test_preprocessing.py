@@ -7,7 +7,7 @@ from sklearn.datasets import load_sample_image
 
 import atnet
 from atnet.cli import main
-from atnet.data.preprocess import Preprocess
+from atnet.data.preprocess import CROP_MODES, Preprocess
 from atnet.errors import ConfigError, WeightsError
 from atnet.export.export import export, probabilities_apart
 from atnet.export.web import write_web
@@ -29,10 +29,12 @@ def run(quick, tmp_path):
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(("size", "crop_pct"), [(32, 0.95), (50, 1.0), (224, 0.875)])
+@pytest.mark.parametrize("resize", CROP_MODES)
 @pytest.mark.parametrize("name", PHOTOS)
-def test_the_steps_in_the_graph_are_those_of_pillow(name, size, crop_pct, interpolation, tmp_path):
+def test_the_steps_in_the_graph_are_those_of_pillow(name, resize, size, crop_pct, interpolation):
+    mean, std = (0.485, 0.456, 0.406), (0.2, 0.3, 0.4)
     preprocess = Preprocess(
-        size=size, crop_pct=crop_pct, interpolation=interpolation, mean=(0.485, 0.456, 0.406), std=(0.2, 0.3, 0.4)
+        size=size, crop_pct=crop_pct, interpolation=interpolation, mean=mean, std=std, resize=resize
     )
     network = _identity(size)
     model = with_preprocessing(network, preprocess)

@@ -17,6 +17,7 @@ import atnet
 from atnet.cli import main
 from atnet.errors import ConfigError, HubError, WeightsError
 from atnet.models.load import architecture_of, load_any, read_info
+from atnet.models.registry import pretrained_cfg
 from atnet.training.plan import configure, settle
 from atnet.training.transfer import from_random_weights
 from atnet.weights.find import find_weights
@@ -240,6 +241,17 @@ def test_position_embeddings_are_resampled_to_another_size(tmp_path):
         pretrained_cfg_overlay={"state_dict": model.state_dict(), "num_classes": 5, "hf_hub_id": None},
     ).eval()  # fmt: skip
     require_same(larger, theirs, 64)
+
+
+@pytest.mark.parametrize(
+    ("mode", "resize"), [("center", "crop"), ("border", "letterbox"), ("squash", "squash"), (None, "crop")]
+)
+def test_images_become_square_as_timm_makes_them_so(mode, resize, tmp_path):
+    model = network()
+    settings = json.loads(config_of(model))["pretrained_cfg"] | {"crop_mode": mode}
+    info = atnet.load(folder_of(tmp_path / "net", model, pretrained_cfg=settings))[1]
+    assert info.preprocess.resize == resize
+    assert pretrained_cfg(info)["crop_mode"] == (mode or "center")
 
 
 def test_a_network_that_works_at_one_size_only_says_so(tmp_path):

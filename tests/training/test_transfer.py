@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from sklearn.datasets import load_sample_image
 
 import atnet
 from atnet.cli import main
 from atnet.config import make_config
 from atnet.errors import ConfigError, WeightsError
+from atnet.export.export import export, probabilities_apart
+from atnet.exported.onnx import OnnxNetwork
 from atnet.models.load import create_classifier, read_info
 from atnet.training.optim import make_optimizers
 from atnet.training.plan import configure, forecast, settle
@@ -50,6 +54,22 @@ def test_weights_bring_model_size_and_colours_and_options_go_before_them(pretrai
     assert (config.data.size, config.data.crop_pct) == (48, 1.0)
     assert (config.optim.name, config.optim.lr) == ("adamw", 3e-4)
     assert configure(weights=str(pretrained), data=str(five_digits), optim={"lr": 5e-3}).optim.lr == 5e-3
+
+
+@pytest.mark.parametrize("resize", ["letterbox", "squash"])
+def test_what_shows_images_whole_leaves_nothing_out_and_travels_with_the_weights(resize, five_digits, tmp_path):
+    data = {"source": str(five_digits), "size": 32, "workers": 0, "resize": resize}
+    options = {"weights": "none", "batch": 20, "augment": {"crop_scale": 0.3}, "epochs": 1}
+    assert configure(data=data | {"crop_pct": 0.9}, **options).data.crop_pct == 0.9
+    run = atnet.train(data=data, **options, out=tmp_path / "run").folder
+    assert (atnet.load(run)[1].preprocess.resize, atnet.load(run)[1].preprocess.crop_pct) == (resize, 1.0)
+    config = configure(weights=str(run), data=str(five_digits))
+    assert (config.data.resize, config.data.crop_pct) == (resize, 1.0)
+    exported = export(run, preprocessing=True)
+    assert exported.difference < 1e-2
+    photo = Image.fromarray(load_sample_image("china.jpg")).crop((0, 100, 600, 300))
+    answers = OnnxNetwork(exported.path).answer(photo), OnnxNetwork(export(run, run / "plain.onnx").path).answer(photo)
+    assert probabilities_apart(*answers) < 1e-2
 
 
 def test_training_goes_on_from_the_average_and_a_probe_is_fitted_first(pretrained, five_digits):

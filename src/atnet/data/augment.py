@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from atnet.config import AugmentConfig, Config
 from atnet.data.decode import Box
 from atnet.data.order import Draw, derive_seed
-from atnet.data.preprocess import Preprocess
+from atnet.data.preprocess import CROP, SQUASH, Preprocess
 
 RATIOS = (3 / 4, 4 / 3)
 """Of width to height of a random resized crop."""
@@ -57,8 +57,24 @@ class Augment:
         least = self.config.augment.crop_scale
         if least == 1:
             return (0, 0, width, height), 1.0
-        box = crop_box(width, height, least, chance)
+        box = self._box(width, height, least, chance)
         return box, min(box[2] - box[0], box[3] - box[1]) / side
+
+    def _box(self, width: int, height: int, least: float, chance: random.Random) -> Box:
+        """Of the square that evaluation makes of an image, in the image's pixels: of a letterbox it may reach out."""
+        if self.config.data.resize == CROP:
+            return crop_box(width, height, least, chance)
+        longer = max(width, height)
+        box = crop_box(longer, longer, least, chance)
+        if self.config.data.resize == SQUASH:
+            (left, right), (top, bottom) = (
+                _scaled(box[i], box[i + 2], side / longer, side) for i, side in enumerate((width, height))
+            )
+        else:
+            (left, right), (top, bottom) = (
+                _centred(box[i], box[i + 2], side, longer) for i, side in enumerate((width, height))
+            )
+        return left, top, right, bottom
 
     def draw(self, side: int, chance: random.Random) -> "Drawn":
         """What is to be done to a crop, after `crop` drew its box."""
@@ -82,13 +98,47 @@ class Augment:
         return made
 
     def _resized(self, pixels: NDArray[np.uint8], box: Box, side: int) -> NDArray[np.uint8]:
-        data, (left, top, right, bottom) = self.config.data, box
-        if self.config.augment.crop_scale < 1:
-            return resize(pixels[top:bottom, left:right], side, data.interpolation)
-        whole = Preprocess(
-            size=side, crop_pct=data.crop_pct, interpolation=data.interpolation, mean=data.mean, std=data.std
-        )
-        return whole.resize_and_crop(Image.fromarray(pixels))
+        data = self.config.data
+        if self.config.augment.crop_scale == 1:
+            whole = Preprocess(
+                size=side, crop_pct=data.crop_pct, interpolation=data.interpolation, mean=data.mean, std=data.std,
+                resize=data.resize,
+            )  # fmt: skip
+            return whole.resize_and_crop(Image.fromarray(pixels))
+        (left, top, right, bottom), place = inside(box, pixels.shape[1], pixels.shape[0], side)
+        found = resize(pixels[top:bottom, left:right], place, data.interpolation)
+        if place == (0, 0, side, side):
+            return found
+        square = np.full((side, side, 3), self.fill, np.uint8)
+        square[place[1] : place[3], place[0] : place[2]] = found
+        return square
+
+
+def inside(box: Box, width: int, height: int, side: int) -> tuple[Box, Box]:
+    """What of a box is in an image, and its place in the box resized to a square."""
+    (left, right, begin, end), (top, bottom, above, below) = (
+        _inside(box[i], box[i + 2], length, side) for i, length in enumerate((width, height))
+    )
+    return (left, top, right, bottom), (begin, above, end, below)
+
+
+def _inside(first: int, last: int, length: int, side: int) -> tuple[int, int, int, int]:
+    begin, end = max(first, 0), min(last, length)
+    scale = side / (last - first)
+    return begin, end, *_scaled(begin - first, end - first, scale, side)
+
+
+def _scaled(first: int, last: int, scale: float, length: int) -> tuple[int, int]:
+    """A span times a scale, of at least one pixel, below length."""
+    begin = min(round(first * scale), length - 1)
+    return begin, max(round(last * scale), begin + 1)
+
+
+def _centred(first: int, last: int, length: int, longer: int) -> tuple[int, int]:
+    """A span of a longer side as one of the side that lies in its middle, moved so that its own middle is in it."""
+    margin, middle = (longer - length) // 2, (first + last) // 2
+    moved = min(max(middle, margin), margin + length - 1) - middle - margin
+    return first + moved, last + moved
 
 
 RESIZE = {
@@ -98,11 +148,12 @@ RESIZE = {
 """What torch's `interpolate` calls, into a given place: by itself it returns an image channels first."""
 
 
-def resize(pixels: NDArray[np.uint8], side: int, interpolation: str) -> NDArray[np.uint8]:
-    """Colours (H, W, 3) to (side, side, 3), antialiased: torch resizes bytes several times faster than Pillow."""
+def resize(pixels: NDArray[np.uint8], place: Box, interpolation: str) -> NDArray[np.uint8]:
+    """Colours (H, W, 3) to a box's sides, antialiased: torch resizes bytes several times faster than Pillow."""
     given = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
-    sized: NDArray[np.uint8] = np.empty((side, side, 3), np.uint8)
-    RESIZE[interpolation](given, [side, side], False, None, None, out=torch.from_numpy(sized).permute(2, 0, 1)[None])
+    sides = [place[3] - place[1], place[2] - place[0]]
+    sized: NDArray[np.uint8] = np.empty((*sides, 3), np.uint8)
+    RESIZE[interpolation](given, sides, False, None, None, out=torch.from_numpy(sized).permute(2, 0, 1)[None])
     return sized
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from multiprocessing.sharedctypes import RawValue
 from typing import Any, NamedTuple
 
@@ -32,9 +33,7 @@ log = logging.getLogger("atnet")
 
 def make_preprocess(data: DataConfig) -> Preprocess:
     """The evaluation transform that the configuration describes."""
-    return Preprocess(
-        size=data.size, crop_pct=data.crop_pct, interpolation=data.interpolation, mean=data.mean, std=data.std
-    )
+    return Preprocess(**{field.name: getattr(data, field.name) for field in fields(Preprocess)})
 
 
 class BadSample(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
 from atnet.config import Config
-from atnet.data.augment import Augment, Drawn, strength
+from atnet.data.augment import Augment, Drawn, inside, strength
 from atnet.data.augment import resize as resize_bytes
 from atnet.data.decode import Box
 from atnet.data.loader import NO_LABEL, BadSample, batch_order, batches_of, read_shrunk, train_loader
@@ -91,9 +91,9 @@ class DeviceImages:
                 continue
             chunk, offset, height, width = place
             chance = self.augment.chance(draw)
-            left, top, right, bottom = self.augment.crop(width, height, side, chance)[0]
+            box = self.augment.crop(width, height, side, chance)[0]
             pixels = self._chunks[chunk][offset : offset + 3 * height * width].view(height, width, 3)
-            crops.append(resize(pixels[top:bottom, left:right], side, self.augment.config.data.interpolation))
+            crops.append(self._resized(pixels, box, side))
             drawn.append(self.augment.draw(side, chance))
             labels.append(int(self.samples.labels[draw.image]))
         images = torch.stack(crops).permute(0, 3, 1, 2)
@@ -103,6 +103,15 @@ class DeviceImages:
             self._operate(images, [one.operations[turn] for one in drawn])
         images = self._erase(images, [one.erased for one in drawn])
         return images.contiguous(memory_format=torch.channels_last), torch.tensor(labels), holes
+
+    def _resized(self, pixels: Tensor, box: Box, side: int) -> Tensor:
+        (left, top, right, bottom), place = inside(box, pixels.shape[1], pixels.shape[0], side)
+        found = resize(pixels[top:bottom, left:right], place, self.augment.config.data.interpolation)
+        if place == (0, 0, side, side):
+            return found
+        square = self.fill.view(1, 1, 3).repeat(side, side, 1)
+        square[place[1] : place[3], place[0] : place[2]] = found
+        return square
 
     def _operate(self, images: Tensor, drawn: list[tuple[str, int]]) -> None:
         """One operation of RandAugment on each image, in place, those of a kind together."""
@@ -124,12 +133,13 @@ class DeviceImages:
         return torch.where(inside, self.fill, images)
 
 
-def resize(pixels: Tensor, side: int, interpolation: str) -> Tensor:
-    """Colours (H, W, 3), bytes, to (side, side, 3), antialiased; on a CPU as the loader does it."""
+def resize(pixels: Tensor, place: Box, interpolation: str) -> Tensor:
+    """Colours (H, W, 3), bytes, to a box's sides, antialiased; on a CPU as the loader does it."""
     if pixels.device.type == "cpu":
-        return torch.from_numpy(resize_bytes(pixels.numpy(), side, interpolation))
+        return torch.from_numpy(resize_bytes(pixels.numpy(), place, interpolation))
     given = pixels.permute(2, 0, 1)[None].float()
-    whole = torch.nn.functional.interpolate(given, (side, side), mode=interpolation, antialias=True)
+    sides = place[3] - place[1], place[2] - place[0]
+    whole = torch.nn.functional.interpolate(given, sides, mode=interpolation, antialias=True)
     return whole.round_().clamp_(0, 255).byte()[0].permute(1, 2, 0)
 
 

@@ -9,6 +9,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from atnet.data.classes import printable
+from atnet.data.preprocess import CROP, LETTERBOX, SQUASH
 from atnet.models.cost import macs_of
 from atnet.models.load import create_classifier
 from atnet.models.sizes import layout_of
@@ -18,6 +19,8 @@ from atnet.weights.info import HUB, WeightsInfo
 
 MAX_NAMES = 100
 """Class names that the card lists."""
+
+RESIZED = {CROP: "the shorter side to", LETTERBOX: "on the mean colour, the longer side to", SQUASH: "both sides to"}
 
 
 def write_card(
@@ -49,7 +52,7 @@ def write_card(
         "classes": len(info.classes),
         "info": info,
         "size": size,
-        "resized": int(size / info.preprocess.crop_pct),
+        "resized": f"{RESIZED[info.preprocess.resize]} {info.preprocess.side}",
         "parameters": sum(p.numel() for p in network.parameters()),
         "macs": macs_of(network, (3, size, size)),
         "data": _escaped(str(info.facts.get("data", ""))),

@@ -9,7 +9,7 @@ import onnx.compose
 import onnx.parser
 from onnx import ModelProto
 
-from atnet.data.preprocess import Preprocess
+from atnet.data.preprocess import CROP, LETTERBOX, SQUASH, Preprocess
 
 PREFIX = "preprocess."
 _MODES = {"bicubic": "cubic", "bilinear": "linear"}
@@ -19,27 +19,63 @@ preprocess (uint8[height, width, 3] picture) => (float[1, 3, {size}, {size}] ima
 <int64 side = {{{side}}}, int64 size = {{{size}}}, int64[2] axes = {{2, 3}}, int64[1] front = {{0}}, float two = {{2}},
  float white = {{255}}, float[3, 1, 1] mean = {{{mean}}}, float[3, 1, 1] std = {{{std}}}>
 {{
-    sides = Shape <end = 2> (picture)
-    shorter = ReduceMin (sides)
-    enlarged = Mul (sides, side)
-    target = Div (enlarged, shorter)
+{target}
     planes = Transpose <perm = [2, 0, 1]> (picture)
     batch = Unsqueeze (planes, front)
     resized = Resize <mode = "{mode}", antialias = 1, coordinate_transformation_mode = "half_pixel",
                       cubic_coeff_a = -0.5, exclude_outside = 1, axes = [2, 3]> (batch, , , target)
-    left_over = Sub (target, size)
-    left_over_float = Cast <to = 1> (left_over)
-    margin = Div (left_over_float, two)
-    margin_even = Round (margin)
-    begin = Cast <to = 7> (margin_even)
-    end = Add (begin, size)
-    cropped = Slice (resized, begin, end, axes)
-    colours = Cast <to = 1> (cropped)
+{square}
     shares = Div (colours, white)
     centred = Sub (shares, mean)
     image = Div (centred, std)
 }}
 """
+
+_TARGETS = {
+    CROP: """
+    sides = Shape <end = 2> (picture)
+    shorter = ReduceMin (sides)
+    enlarged = Mul (sides, side)
+    target = Div (enlarged, shorter)""",
+    LETTERBOX: """
+    sides = Shape <end = 2> (picture)
+    longer = ReduceMax (sides)
+    enlarged = Mul (sides, side)
+    enlarged_double = Cast <to = 11> (enlarged)
+    longer_double = Cast <to = 11> (longer)
+    exact = Div (enlarged_double, longer_double)
+    whole = Round (exact)
+    rounded = Cast <to = 7> (whole)
+    least = Constant <value_int = 1> ()
+    target = Max (rounded, least)""",
+    SQUASH: """
+    target = Constant <value_ints = [{side}, {side}]> ()""",
+}
+_CENTRE = """
+    left_over_float = Cast <to = 1> (left_over)
+    margin = Div (left_over_float, two)
+    margin_even = Round (margin)
+    begin = Cast <to = 7> (margin_even)
+    end = Add (begin, size)
+    cropped = Slice (resized, begin, end, axes)"""
+_WHOLE = f"""
+    left_over = Sub (target, size){_CENTRE}
+    colours = Cast <to = 1> (cropped)"""
+_PADDED = f"""
+    none = Constant <value_int = 0> ()
+    half = Constant <value_int = 2> ()
+    difference = Sub (target, size)
+    left_over = Max (difference, none){_CENTRE}
+    too_few = Sub (size, target)
+    missing = Max (too_few, none)
+    before = Div (missing, half)
+    after = Sub (missing, before)
+    pads = Concat <axis = 0> (before, after)
+    fill = Constant <value = float[3, 1, 1] {{{{{{fill}}}}}}> ()
+    levels = Cast <to = 1> (cropped)
+    from_fill = Sub (levels, fill)
+    padded = Pad (from_fill, pads, , axes)
+    colours = Add (padded, fill)"""
 
 
 def with_preprocessing(model: ModelProto, preprocess: Preprocess) -> ModelProto:
@@ -75,9 +111,12 @@ def remove_preprocessing(model: ModelProto, preprocess: Preprocess) -> bool:
 def _steps(preprocess: Preprocess, ir: int, opset: int) -> ModelProto:
     """The steps alone, from an image to an image (1, 3, size, size)."""
     mean, std = (", ".join(str(np.float32(one)) for one in values) for values in (preprocess.mean, preprocess.std))
+    fill = ", ".join(map(str, preprocess.fill))
     steps = onnx.parser.parse_model(
         _STEPS.format(
             ir=ir, opset=opset, size=preprocess.size, side=preprocess.side,
+            target=_TARGETS[preprocess.resize].format(side=preprocess.side),
+            square=_PADDED.format(fill=fill) if preprocess.resize == LETTERBOX else _WHOLE,
             mode=_MODES[preprocess.interpolation], mean=mean, std=std,
         )
     )  # fmt: skip

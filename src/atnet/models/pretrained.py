@@ -4,7 +4,6 @@ import argparse
 import difflib
 import io
 import json
-import logging
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import PretrainedCfg
 from torch import Tensor
 
-from atnet.data.preprocess import Preprocess
+from atnet.data.preprocess import CROP, CROP_MODES, Preprocess
 from atnet.errors import WeightsError
 from atnet.files import read_text
 from atnet.models.registry import registered
@@ -35,8 +34,6 @@ MAX_DEPTH = 8
 """Of lists in lists in a config.json."""
 
 BUFFERS = "num_batches_tracked"
-
-log = logging.getLogger("atnet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +168,6 @@ def _of(name: str, said: dict[str, Any], path: Path, arguments: dict[str, Any] |
         rest.pop(usual, None)
     if rest and not base.startswith("atnet_"):
         raise ValueError(f"model_args {', '.join(map(str, rest))!r:.100}, which is not supported")
-    if config.get("crop_mode", "center") != "center":
-        log.info("%s: made for crop_mode %s; images are cropped at their centre here", base, config["crop_mode"])
     heads = known.get("classifier") or ()
     names, told = said.get("label_names") or (), said.get("label_descriptions")
     if not isinstance(names, list | tuple) or not all(isinstance(one, str) for one in names):
@@ -196,10 +191,12 @@ def preprocess_of(config: dict[str, Any]) -> Preprocess:
     colours, height, width = config["input_size"]
     if colours != 3 or height != width:
         raise ValueError(f"an input of {config['input_size']}: only square images of three colours are taken")
+    mode = config.get("crop_mode") or CROP_MODES[CROP]
     return Preprocess.from_dict(
         {
             "size": height,
             "crop_pct": min(float(config["crop_pct"]), 1.0),
+            "resize": next((ours for ours, theirs in CROP_MODES.items() if theirs == mode), mode),
             **{key: config[key] for key in ("interpolation", "mean", "std")},
         }
     )

@@ -15,6 +15,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models._pretrained import PretrainedCfg
 from timm.models.convmixer import ConvMixer
 
+from atnet.data.preprocess import CROP_MODES
 from atnet.models.atnet import ATNet
 from atnet.models.layout import Size
 from atnet.models.legacy import current_fields
@@ -35,7 +36,7 @@ def pretrained_cfg(info: WeightsInfo) -> dict[str, Any]:
         "num_classes": len(names),
         "input_size": (3, made.size, made.size),
         "crop_pct": made.crop_pct,
-        "crop_mode": "center",
+        "crop_mode": CROP_MODES[made.resize],
         "interpolation": made.interpolation,
         "mean": made.mean,
         "std": made.std,

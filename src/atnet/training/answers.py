@@ -98,7 +98,7 @@ def open_answers(config: Config, samples: Samples, teachers: Teachers, *, bf16: 
     It is the same with other classifiers of the teachers, and other classes of the images.  bf16: how they compute.
     """
     data, views = config.data, config.distill.views
-    pixels = data.mean, data.std, data.interpolation, data.crop_pct, data.cache, data.cache_size
+    pixels = data.mean, data.std, data.interpolation, data.resize, data.crop_pct, data.cache, data.cache_size
     sides = [config.train_side(epoch) for epoch in range(min(views, config.epochs))]
     made = config.seed, dataclasses.asdict(config.augment), pixels, sides, config.distill.size, views
     said = hashlib.sha256(json.dumps([teachers.keys, bf16, made]).encode())

@@ -11,6 +11,7 @@ from torch import nn
 
 from atnet.config import AUTO, Config
 from atnet.data.classes import printable
+from atnet.data.preprocess import CROP
 from atnet.data.shards import is_address
 from atnet.data.sources import open_any, open_parts
 from atnet.errors import ConfigError, DataError
@@ -67,10 +68,11 @@ def defaults_of(config: Config) -> dict[str, Any]:
     """The settings that follow from the weights and from the number of images.
 
     Weights bring their model, input size and colours, a lower learning rate, larger crops, and BatchNorm's statistics.
+    Letterbox and squash leave nothing of an image out.
     Raises WeightsError if there are no weights of this name.
     """
     weights = starting_weights(config)
-    found = _schedule_of(_count(config), bool(weights)) | {"weights": weights}
+    found: dict[str, Any] = _schedule_of(_count(config), bool(weights)) | {"weights": weights}
     if weights:
         info = read_info(weights, config.model)
         rates = RATES if is_ours(info.model) else FOREIGN_RATES
@@ -81,6 +83,9 @@ def defaults_of(config: Config) -> dict[str, Any]:
             "model": info.model,
             "data": dataclasses.asdict(info.preprocess),
         }
+    brought = found.setdefault("data", {})
+    if CROP != config.data.resize != brought.get("resize", CROP):
+        brought["crop_pct"] = 1.0
     return found
 
 

@@ -2,7 +2,7 @@
 
 import { InferenceSession, Tensor, env } from "./onnxruntime-web/ort.js";
 import { ImageError, nameOf, openImage } from "./image.js";
-import { preprocess } from "./preprocess.js";
+import { preprocess, target } from "./preprocess.js";
 
 const TOP = 5;
 const DARK = 166; // of 255, as style.css has it for what the network is not shown
@@ -70,8 +70,8 @@ function looked({ data, dims: [, heads, asking, tokens] }, [prefix, rows, column
   });
 }
 
-/** Darkens the image where the map is low; the network is shown the square in its middle. */
-function drawMap(values, [, rows, columns], image, { size, crop_pct: crop }) {
+/** Darkens the image where the map is low; the network is shown a square in its middle, or around it. */
+function drawMap(values, [, rows, columns], image, about) {
   const canvas = find("map");
   Object.assign(canvas, { width: columns, height: rows });
   const most = values.reduce((a, b) => Math.max(a, b), 1e-12);
@@ -79,11 +79,10 @@ function drawMap(values, [, rows, columns], image, { size, crop_pct: crop }) {
   values.forEach((value, place) => { pixels.data[4 * place + 3] = DARK * (1 - Math.sqrt(value / most)); });
   canvas.getContext("2d").putImageData(pixels, 0, 0);
   const { naturalWidth: width, naturalHeight: height } = image;
-  const side = (Math.min(width, height) * size) / Math.floor(size / crop);
+  const [across, down] = target(width, height, about).map((length) => about.size / length);
   const share = (length) => `${(100 * length).toFixed(2)}%`;
   Object.assign(canvas.style, {
-    width: share(side / width), height: share(side / height),
-    left: share((width - side) / 2 / width), top: share((height - side) / 2 / height),
+    width: share(across), height: share(down), left: share((1 - across) / 2), top: share((1 - down) / 2),
   });
 }
 

@@ -3,15 +3,41 @@
 import { rowsOf } from "./image.js";
 import { resizeAndCrop } from "./resize.js";
 
-/** The bitmap's centre as floats: the network's input, 3 x size x size. */
-export function preprocess(bitmap, { size, crop_pct: share, interpolation, mean, std }) {
+/** The bitmap made square, as floats: the network's input, 3 x size x size. */
+export function preprocess(bitmap, about) {
+  const { size, interpolation, mean, std } = about;
   const { width, height } = bitmap;
+  const scaled = target(width, height, about);
+  const [left, top] = scaled.map((length) => (
+    length >= size ? halfToEven((length - size) / 2) : -Math.floor((size - length) / 2)));
+  const [across, down] = scaled.map((length) => Math.min(length, size));
+  const found = resizeAndCrop(
+    rowsOf(bitmap), [width, height], scaled, Math.max(left, 0), Math.max(top, 0), across, down, interpolation);
+  return normalise(padded(found, across, down, Math.max(-left, 0), Math.max(-top, 0), size, mean), mean, std);
+}
+
+/** The sides that an image is resized to. */
+export function target(width, height, { size, crop_pct: share, resize }) {
   const side = Math.floor(size / share);
-  const scaled = width <= height
+  if (resize === "squash") return [side, side];
+  if (resize === "letterbox") {
+    const longer = Math.max(width, height);
+    return [width, height].map((length) => Math.max(halfToEven((length * side) / longer), 1));
+  }
+  return width <= height
     ? [side, Math.trunc((side * height) / width)]
     : [Math.trunc((side * width) / height), side];
-  const [left, top] = scaled.map((length) => halfToEven((length - size) / 2));
-  return normalise(resizeAndCrop(rowsOf(bitmap), [width, height], scaled, left, top, size, interpolation), mean, std);
+}
+
+/** Bytes of an image at its place in a square of the mean colour. */
+function padded(bytes, across, down, left, top, size, mean) {
+  if (across === size && down === size) return bytes;
+  const fill = mean.map((value) => halfToEven(255 * value));
+  const square = Uint8ClampedArray.from({ length: 3 * size * size }, (_, at) => fill[at % 3]);
+  for (let y = 0; y < down; y++) {
+    square.set(bytes.subarray(3 * y * across, 3 * (y + 1) * across), 3 * ((top + y) * size + left));
+  }
+  return square;
 }
 
 function halfToEven(value) {

@@ -64,21 +64,21 @@ function mixDown(lines, begin, length, mixtures) {
 }
 
 /**
- * A square of a scaled image: bytes, red, green and blue of each pixel.
+ * A part of a scaled image: bytes, red, green and blue of each pixel.
  *
  * rows(y, count): bytes of the image's rows, red, green, blue and one more of each pixel.
- * from, to: width and height before and after scaling.  left, top, size: the square, in scaled pixels.
+ * from, to: width and height before and after scaling.  left, top, width, height: the part, in scaled pixels.
  */
-export function resizeAndCrop(rows, from, to, left, top, size, interpolation) {
+export function resizeAndCrop(rows, from, to, left, top, width, height, interpolation) {
   const kernel = KERNELS[interpolation];
-  const across = mixtures(from[0], to[0], left, size, kernel);
-  const down = mixtures(from[1], to[1], top, size, kernel);
+  const across = mixtures(from[0], to[0], left, width, kernel);
+  const down = mixtures(from[1], to[1], top, height, kernel);
   const begin = down[0].first;
-  const end = down[size - 1].first + down[size - 1].weights.length;
-  const narrow = new Uint8ClampedArray((end - begin) * size * 3);
+  const end = down[height - 1].first + down[height - 1].weights.length;
+  const narrow = new Uint8ClampedArray((end - begin) * width * 3);
   for (let y = begin; y < end; y += BAND) {
     const count = Math.min(BAND, end - y);
-    mixAcross(rows(y, count), count, from[0], 4, across, narrow, (y - begin) * size * 3);
+    mixAcross(rows(y, count), count, from[0], 4, across, narrow, (y - begin) * width * 3);
   }
-  return mixDown(narrow, begin, size * 3, down);
+  return mixDown(narrow, begin, width * 3, down);
 }
