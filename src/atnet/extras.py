@@ -8,6 +8,7 @@ EXTRAS = {
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "mlflow": ("mlflow",),
     "serve": ("onnx", "onnxruntime", "prometheus_client", "starlette", "uvicorn"),
+    "study": ("cmaes", "optuna"),
     "tensorboard": ("tensorboard",),
     "trackio": ("trackio",),
     "wandb": ("wandb",),

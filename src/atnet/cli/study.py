@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from atnet.cli.tables import table_of
+from atnet.errors import ConfigError
 from atnet.files import quoted
 
 
@@ -17,7 +18,8 @@ def study(
     Parameters
     ----------
     study
-        A YAML file: recipe, options and seeds of all runs, and variants (of several models), or factors and runs.
+        A YAML file: recipe and options of all runs, and variants (of several models), factors and runs, or a search:
+        ranges that Optuna draws options from.
     data
         The images, if they lie elsewhere than the study says.
     out
@@ -27,24 +29,26 @@ def study(
     check
         List the runs and what each costs; train nothing.
     """
-    from atnet.study.study import (
-        compare_trials,
-        costs,
-        read_results,
-        read_shard,
-        read_study,
-        run_study,
-        write_results,
-    )
+    from atnet.study.search import is_search
+    from atnet.study.study import read_shard
+
+    out, console = out or study.with_suffix(""), Console(highlight=False, width=120)
+    if out == study:
+        raise ConfigError(f"{study}: its records go to a folder of its name without .yaml; give another --out")
+    (_search if is_search(study) else _compare)(study, data, out, read_shard(shard), check, console)
+    if check:
+        console.print("Nothing was trained. Next: the same command without --check")
+
+
+def _compare(path: Path, data: str | None, out: Path, shard: tuple[int, int], check: bool, console: Console) -> None:
+    from atnet.study.study import compare_trials, costs, read_results, read_study, run_study, write_results
     from atnet.viz.plots import draw_study
 
-    plan, out = read_study(study, data), out or study.with_suffix("")
-    console = Console(highlight=False, width=120)
+    plan = read_study(path, data)
     if check:
         console.print(table_of(*costs(plan, out)))
-        console.print("Nothing was trained. Next: the same command without --check")
         return
-    for _ in run_study(plan, out, read_shard(shard)):
+    for _ in run_study(plan, out, shard):
         write_results(read_results(plan, out), out / "results.csv")
     results = read_results(plan, out)
     if len(results) < len(plan.trials):
@@ -58,3 +62,34 @@ def study(
     draw_study(bars, out / "study.png", "points of top-1" if plan.factors else "top-1, %")
     console.print(f"Written: {out}/results.csv, study.png, {len(results)} records", markup=False, soft_wrap=True)
     console.print(f"Next: commit {quoted(out)}, with what it decides", markup=False, soft_wrap=True)
+
+
+def _search(path: Path, data: str | None, out: Path, shard: tuple[int, int], check: bool, console: Console) -> None:
+    from atnet.study.search import importances, read_search, run_search, shown, write_best
+    from atnet.viz.plots import draw_study
+
+    search = read_search(path, data)
+    if check:
+        console.print(table_of(["Option", "Drawn from"], [[name, str(one)] for name, one in search.ranges.items()]))
+        console.print(f"{search.trials} trials by {search.sampler}{', the poorer ones cut short' * search.halving}")
+        return
+    tried = run_search(search, out, shard)
+    best, written = write_best(search, tried, out), "results.csv, study.db"
+    if best is None:
+        raise ConfigError(f"{out}: no trial was trained to its end; see {out}/results.csv")
+    ranked = sorted((one for one in tried if one.state == "done"), key=lambda one: -(one.top1 or 0))[:5]
+    rows = [[one.key, f"{one.top1:.2f}", *(shown(one.values[name]) for name in search.ranges)] for one in ranked]
+    console.print(table_of(["Trial", "Top-1", *search.ranges], rows))
+    if bars := importances(search, out):
+        rows = [[bar.name, f"{bar.value:.0f}%"] for bar in bars]
+        console.print(table_of(["Option", "Share of the differences"], rows))
+        draw_study(bars, out / "study.png", "share of the differences between trials, %")
+        written += ", study.png"
+    early = sum(one.state == "ended early" for one in tried)
+    console.print(
+        f"Written: {out}/best.yaml, {written}: {len(tried)} of {search.trials} trials, {early} ended early",
+        markup=False,
+        soft_wrap=True,
+    )
+    again = f" --data {quoted(Path(data))}" if data else ""
+    console.print(f"Next: atnet train {quoted(out)}/best.yaml{again}", markup=False, soft_wrap=True)

@@ -36,6 +36,9 @@ UNRELATED = {"model", "data.source"} | WHERE
 Result = tuple["Trial", dict[str, Any]]
 """A trial and the record of its run."""
 
+Shard = tuple[int, int]
+"""Which of how many processes, from 1 on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -91,7 +94,7 @@ def read_study(path: str | Path, data: str | None = None) -> Study:
         if not isinstance(values.get(name, {}), dict):
             raise ConfigError(f"{path}: {name} is a mapping of names to options, {{}} where there are none")
     if "recipe" not in values or ("variants" in values) == ("factors" in values):
-        raise ConfigError(f"{path}: a study has a recipe, and either variants or factors")
+        raise ConfigError(f"{path}: a study has a recipe, and variants, factors or a search")
     if "models" in values and "factors" in values:
         raise ConfigError(f"{path}: models go with variants; a study of factors has one model, in its options")
     recipe, seeds, runs = Path(str(values["recipe"])), values.get("seeds", [0]), values.get("runs", 32)
@@ -119,7 +122,7 @@ def read_study(path: str | Path, data: str | None = None) -> Study:
             on = [name for name, level in zip(factors, levels, strict=True) if level]
             rows.append((f"run{number:02}", [factors[name] for name in on], frozenset(on)))
     trials = tuple(
-        Trial(name=name, seed=seed, options=merged(_changed(base, changes), {"seed": seed}), on=on)
+        Trial(name=name, seed=seed, options=merged(changed(base, changes), {"seed": seed}), on=on)
         for (name, changes, on), seed in itertools.product(rows, seeds)
     )
     keys = [trial.key for trial in trials]
@@ -159,7 +162,7 @@ def fraction(factors: int, runs: int) -> NDArray[np.bool_]:
     return np.asarray(hadamard(runs) < 0)[:, columns[:factors]]
 
 
-def read_shard(text: str) -> tuple[int, int]:
+def read_shard(text: str) -> Shard:
     """Which of how many: (2, 3) of "2/3". Raises ConfigError on anything else."""
     part, _, parts = text.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
@@ -167,7 +170,7 @@ def read_shard(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def run_study(study: Study, out: Path, shard: tuple[int, int] = (1, 1)) -> Iterator[Result]:
+def run_study(study: Study, out: Path, shard: Shard = (1, 1)) -> Iterator[Result]:
     """Each trial with its record: those made before are read, the others trained now, one after the other.
 
     out: the folder of the records; runs are kept in runs/NAME/.  A run that was stopped goes on.
@@ -310,7 +313,7 @@ def write_results(results: Sequence[Result], path: Path) -> None:
     write_whole(path, csv_table(rows).encode())
 
 
-def _changed(base: dict[str, Any], changes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def changed(base: dict[str, Any], changes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The options with all changes made, one after the other."""
     options = base
     for change in changes:
