@@ -11,6 +11,7 @@ EXTRAS = {
     "study": ("cmaes", "optuna"),
     "tensorboard": ("tensorboard",),
     "trackio": ("trackio",),
+    "video": ("cv2",),
     "wandb": ("wandb",),
 }
 """The modules that each extra of pyproject.toml brings."""

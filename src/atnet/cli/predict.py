@@ -1,5 +1,6 @@
 """`atnet predict`"""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -35,13 +36,15 @@ def predict(
     batch: int = 16,
     threads: int = 0,
     tta: Literal["none", "mirror"] = "none",
+    camera: int | None = None,
 ) -> None:
     """Say what images show: the likeliest classes by name, with probabilities.
 
     Parameters
     ----------
     images
-        Image files, or folders with images in them, or in folders in them.
+        Image files, or folders with images in them, or in folders in them; of a video a frame a second, called
+        FILE#t=SECONDS.
     weights
         A run, a folder, a weights file, an ONNX file of `atnet export`, or pretrained ones: timm:resnet18,
         hf-hub:user/name, local-dir:FOLDER; the newest run if not given, and before there is one, xxxs.general, a
@@ -74,12 +77,17 @@ def predict(
         CPU threads of the network; 0 is all.
     tta
         Test-time augmentation: mirror answers by an image and its mirror image, in twice the time.
+    camera
+        In place of images what a camera sees, the first being 0: a frame a second until Ctrl-C.
     """
+    from atnet.data.video import is_video
     from atnet.errors import ConfigError, DataError
     from atnet.inference.output import open_output
     from atnet.inference.prediction import Unread, predict_each, weights_to_ask
 
-    if not images:
+    if camera is not None and (images or camera < 0):
+        raise ConfigError(f"--camera {camera}: a number from 0 on, and without images")
+    if not images and camera is None:
         raise ConfigError("no image given: atnet predict IMAGE... --weights RUN")
     if top < 1:
         raise ConfigError(f"--top {top} must be 1 or more")
@@ -87,6 +95,8 @@ def predict(
         raise ConfigError(f"--unsure-below {unsure_below:g} is a probability: use 0 to 1")
     if sort_into is None and (link or unsure_below):
         raise ConfigError("--link and --unsure-below are of --sort-into FOLDER: give that too")
+    if sort_into is not None and (camera is not None or any(map(is_video, images))):
+        raise ConfigError("--sort-into sorts files, and a video's frames are none: use --csv")
     into = sort_into.resolve() if sort_into else None
     if into and any(into.is_relative_to(folder.resolve()) for folder in images if folder.is_dir()):
         raise ConfigError(
@@ -94,26 +104,26 @@ def predict(
         )
     asked = weights_to_ask(weights, device, model)
     failures: list[DataError] = []
-    answers = predict_each(
-        list(images), asked, top=top, device=device, abstain=abstain, batch=batch, threads=threads, tta=tta
-    )
+    options: dict[str, Any] = {"top": top, "device": device, "abstain": abstain, "batch": batch, "threads": threads}
+    answers = predict_each(list(images), asked, **options, tta=tta, camera=camera)
     to_files = csv is not None or parquet is not None or sort_into is not None
     shown = count = unread = 0
     with open_output(csv, parquet, sort_into, top=top, link=link, unsure_below=unsure_below) as output:
-        for answer in answers:
-            output.add(answer)
-            count += 1
-            if isinstance(answer, Unread):
-                unread += 1
-                if len(failures) < MOST_FAILURES:
-                    failures.append(answer.error)
-            if as_json:
-                print(("," if shown else "[") + "\n" + indent(json.dumps(_plain(answer), indent=2), "  "), end="")
-                shown += 1
-            elif isinstance(answer, Unread):
-                continue
-            elif not to_files:
-                _show(answer)
+        with contextlib.suppress(KeyboardInterrupt) if camera is not None else contextlib.nullcontext():
+            for answer in answers:
+                output.add(answer)
+                count += 1
+                if isinstance(answer, Unread):
+                    unread += 1
+                    if len(failures) < MOST_FAILURES:
+                        failures.append(answer.error)
+                if as_json:
+                    print(("," if shown else "[") + "\n" + indent(json.dumps(_plain(answer), indent=2), "  "), end="")
+                    shown += 1
+                elif isinstance(answer, Unread):
+                    continue
+                elif not to_files:
+                    _show(answer)
         if as_json:
             print("\n]" if shown else "[]")
     console = Console(highlight=False)

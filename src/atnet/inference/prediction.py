@@ -1,5 +1,6 @@
 """Named answers for images."""
 
+import contextlib
 import html
 import logging
 import os
@@ -18,6 +19,7 @@ from PIL import Image
 from atnet.data.classes import printable
 from atnet.data.decode import HEIF_SUFFIXES, OTHER_SUFFIXES, SUFFIXES, decode
 from atnet.data.folders import files_below
+from atnet.data.video import camera_frames, count_frames, frames, is_video
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.eval.selective import least_confidence
 from atnet.extras import is_installed
@@ -28,6 +30,9 @@ from atnet.weights.info import INFINITE, SHIPPED, WEIGHTS, WeightsInfo
 
 BATCH = 16
 """Images that the network answers at a time; preparing them goes on meanwhile, as many ahead."""
+
+Item = tuple[str, Path | Image.Image | DataError]
+"""What an answer calls an image, and where it is, the image, or why there is none."""
 
 log = logging.getLogger("atnet")
 
@@ -111,7 +116,8 @@ def predict(
 ) -> list[Prediction]:
     """What each image shows.
 
-    images: files; of a folder all images in it and in the folders in it.
+    images: files; of a folder all images in it and in the folders in it; of a video a frame a second, called
+    FILE#t=SECONDS.
     abstain: the accuracy to hold, 0.5 to 0.999: answers that are not sure enough for it say `ask_a_person`.
     failed: takes the error of an image that cannot be read, which is then left out; it is raised if None.
     weights, model: as for `atnet.load`; or an ONNX file of `atnet export`, which needs no torch; None: see
@@ -144,51 +150,72 @@ def predict_each(
     batch: int = BATCH,
     threads: int = 0,
     tta: Literal["none", "mirror"] = "none",
+    camera: int | None = None,
 ) -> Iterator[Prediction | Unread]:
     """As `predict`, one after the other in their order, of any number of images: few are in memory at once.
 
+    camera: a number from 0 on: what it sees, a frame a second, without end; images are left out.
     Weights, images' folders and options are looked at before the first answer is asked for.
     """
     if batch < 1 or threads < 0:
         raise ConfigError(f"batch={batch}, threads={threads}: use a batch of 1 or more, and 0 threads or more")
     network = _open(weights_to_ask(weights, device, model), device, batch, threads, tta == "mirror")
     needs = least_confidence(network.info.facts, abstain)[0] if abstain is not None else 0.0
-    total = sum(1 for _ in iter_images(images, told=False))
-    return _answers(network, images, total, top, needs)
+    if camera is not None:
+        seen = ((f"camera {camera}#t={seconds:.0f}", image) for seconds, image in camera_frames(camera))
+        return _answers(replace(network, batch=1), seen, 0, top, needs)
+    total = sum(count_frames(path) if is_video(path) else 1 for path in iter_images(images, told=False))
+    return _answers(network, _read(images), total, top, needs)
+
+
+def _read(images: str | Path | Sequence[str | Path]) -> Iterator[Item]:
+    """The images, and a video's frames, a second apart; of one that cannot be read the error."""
+    for path in iter_images(images):
+        if not is_video(path):
+            yield str(path), path
+            continue
+        try:
+            for seconds, image in frames(path):
+                yield f"{path}#t={seconds:.0f}", image
+        except DataError as error:
+            yield str(path), error
 
 
 def _answers(
-    network: _Network, images: str | Path | Sequence[str | Path], total: int, top: int, needs: float
+    network: _Network, images: Iterator[Item], total: int, top: int, needs: float
 ) -> Iterator[Prediction | Unread]:
     info = network.info
 
-    def prepare(path: Path) -> tuple[NDArray[Any] | DataError, float]:
+    def prepare(image: Path | Image.Image | DataError) -> tuple[NDArray[Any] | DataError, float]:
         began = time.perf_counter()
         try:
-            return network.prepare(decode(path)), time.perf_counter() - began
+            if isinstance(image, DataError):
+                raise image
+            decoded = decode(image) if isinstance(image, Path) else image
+            return network.prepare(decoded), time.perf_counter() - began
         except DataError as error:
             return error, 0.0
 
     blank = Image.new("RGB", (info.preprocess.size, info.preprocess.size))
     network.ask(network.prepare(blank)[None])  # the first run is slow
-    ahead = _ahead(iter_images(images), prepare, 2 * network.batch)
-    with progress_bar("Predicting", total) as advance:
+    ahead = _ahead(images, prepare, 2 * network.batch if total else 0)
+    with progress_bar("Predicting", total) if total else contextlib.nullcontext(_nothing) as advance:
         while some := [one for _, one in zip(range(network.batch), ahead, strict=False)]:
-            readable = [(path, found, seconds) for path, (found, seconds) in some if not isinstance(found, DataError)]
+            readable = [(name, found, seconds) for name, (found, seconds) in some if not isinstance(found, DataError)]
             logits: Iterator[NDArray[np.float32]] = iter(())
             share = 0.0
             if readable:
                 began = time.perf_counter()
                 logits = iter(network.ask(np.stack([found for _, found, _ in readable])))
                 share = (time.perf_counter() - began) / len(readable)
-            for path, (found, seconds) in some:
+            for name, (found, seconds) in some:
                 advance(1)
                 if isinstance(found, DataError):
-                    yield Unread(image=str(path), error=found)
+                    yield Unread(image=name, error=found)
                     continue
                 each = next(logits)
                 yield Prediction(
-                    image=str(path),
+                    image=name,
                     top=likeliest(each, info, top),
                     milliseconds=1000 * (seconds + share),
                     heads=tuple(likeliest(one, info, 1)[0] for one in each) if len(each) > 1 else (),
@@ -196,13 +223,17 @@ def _answers(
                 )
 
 
-def _ahead(paths: Iterator[Path], prepare: Callable[[Path], Any], count: int) -> Iterator[tuple[Path, Any]]:
-    """Each path with what prepare makes of it, in their order; as many as count are prepared ahead, by threads."""
+def _nothing(_: int) -> None:
+    """Advances no bar: a camera has no end."""
+
+
+def _ahead(images: Iterator[Item], prepare: Callable[[Any], Any], count: int) -> Iterator[tuple[str, Any]]:
+    """Each name with what prepare makes of its image, in their order; count of them are prepared ahead, by threads."""
     pool = ThreadPoolExecutor(os.cpu_count())
-    waiting: deque[tuple[Path, Future[Any]]] = deque()
+    waiting: deque[tuple[str, Future[Any]]] = deque()
     try:
-        for path in paths:
-            waiting.append((path, pool.submit(prepare, path)))
+        for name, image in images:
+            waiting.append((name, pool.submit(prepare, image)))
             if len(waiting) > count:
                 first, future = waiting.popleft()
                 yield first, future.result()
