@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 import atnet
 from atnet.cli import main
 from atnet.data.decode import decode
-from atnet.errors import DataError
+from atnet.errors import ConfigError, DataError
 from atnet.export.export import export
 from atnet.inference.output import folder_name
 from atnet.inference.prediction import Prediction, Unread, iter_images, predict_each
@@ -168,6 +168,35 @@ def test_an_image_and_its_mirror_image_answer_together(digits, finished_run, tmp
     if kind == "run":
         scores = atnet.evaluate(finished_run, str(digits), tta="mirror").scores
         answers = atnet.predict(digits / "val", finished_run, tta="mirror")
+        right = sum(Path(answer.image).parent.name == answer.top[0][0] for answer in answers)
+        assert scores.top1 == pytest.approx(100 * right / len(answers))
+
+
+@pytest.mark.parametrize("kind", ["run", "onnx"])
+def test_ten_crops_answer_together(digits, finished_run, tmp_path, kind):
+    weights = finished_run
+    if kind == "onnx":
+        weights = export(finished_run, to="onnx", out=tmp_path / "net.onnx").path
+        whole = export(finished_run, to="onnx", out=tmp_path / "whole.onnx", preprocessing=True).path
+        with pytest.raises(ConfigError, match=r"whole\.onnx: crops images by itself: use --tta mirror"):
+            atnet.predict(digits / "val", whole, tta="crops")
+    image = min((digits / "val" / "seven").iterdir())
+    side = round(32 * 8 / 7)
+    larger = decode(image).resize((side, side), Image.Resampling.BICUBIC)
+    last = side - 32
+    for number, (left, top) in enumerate([(last // 2, last // 2), (0, 0), (last, 0), (0, last), (last, last)]):
+        crop = larger.crop((left, top, left + 32, top + 32))
+        crop.save(f"{number}.png")
+        ImageOps.mirror(crop).save(f"{number}-mirrored.png")
+    each = atnet.predict(sorted(Path().glob("[0-4]*.png")), weights, top=10)
+    assert len(each) == 10
+    shares = [{name: share for _, name, share in answer.top} for answer in each]
+    [together] = atnet.predict(image, weights, top=10, tta="crops")
+    for _, name, share in together.top:
+        assert share == pytest.approx(sum(one[name] for one in shares) / 10, abs=1e-4)
+    if kind == "run":
+        scores = atnet.evaluate(finished_run, str(digits), tta="crops").scores
+        answers = atnet.predict(digits / "val", finished_run, tta="crops")
         right = sum(Path(answer.image).parent.name == answer.top[0][0] for answer in answers)
         assert scores.top1 == pytest.approx(100 * right / len(answers))
 

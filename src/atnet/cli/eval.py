@@ -26,7 +26,7 @@ def evaluate(
     threads: int = 0,
     mismatch: Literal["error", "ignore"] = "error",
     model: str = "",
-    tta: Literal["none", "mirror"] = "none",
+    tta: Literal["none", "mirror", "crops"] = "none",
 ) -> None:
     """Evaluate weights on labelled images: top-1, top-5, and each class.
 
@@ -52,7 +52,8 @@ def evaluate(
     model
         The architecture of a --weights file that says nothing of itself: resnet18, for example.
     tta
-        Test-time augmentation: mirror answers by an image and its mirror image, in twice the time.
+        Test-time augmentation: mirror answers by an image and its mirror image, in twice the time, crops by its middle,
+        its corners and their mirror images, in ten times.
     """
     from atnet.device import use_threads
     from atnet.errors import DataError

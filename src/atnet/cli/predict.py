@@ -35,7 +35,7 @@ def predict(
     unsure_below: float = 0.0,
     batch: int = 16,
     threads: int = 0,
-    tta: Literal["none", "mirror"] = "none",
+    tta: Literal["none", "mirror", "crops"] = "none",
     camera: int | None = None,
 ) -> None:
     """Say what images show: the likeliest classes by name, with probabilities.
@@ -76,7 +76,8 @@ def predict(
     threads
         CPU threads of the network; 0 is all.
     tta
-        Test-time augmentation: mirror answers by an image and its mirror image, in twice the time.
+        Test-time augmentation: mirror answers by an image and its mirror image, in twice the time, crops by its middle,
+        its corners and their mirror images, in ten times.
     camera
         In place of images what a camera sees, the first being 0: a frame a second until Ctrl-C.
     """

@@ -5,8 +5,8 @@ The steps are timm's: resized, antialiased, so that a side is floor(size / crop_
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,12 @@ CROP, LETTERBOX, SQUASH = "crop", "letterbox", "squash"
 CROP_MODES = {CROP: "center", LETTERBOX: "border", SQUASH: "squash"}
 """What timm calls the ways to make an image square: the shorter side is resized and the middle taken; the longer side,
 and what is missing is of the mean colour; or both sides, whatever becomes of the shape."""
+
+Tta = Literal["none", "mirror", "crops"]
+"""Test-time augmentation: an answer is the mean over these views of an image, see `views`."""
+
+WIDER = 8 / 7
+"""By how much larger than a crop what crops are taken of is, where evaluation leaves nothing out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +83,12 @@ class Preprocess:
         normal = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return np.ascontiguousarray(normal.transpose(2, 0, 1))
 
+    def of(self, tta: Tta) -> "Preprocess":
+        """What `views` are made of: for crops more of the image than the network sees."""
+        if tta != "crops":
+            return self
+        return replace(self, size=self.side if self.side > self.size else round(WIDER * self.size), crop_pct=1.0)
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocess":
         """From the fields' values. Raises ValueError if one cannot be right."""
@@ -112,3 +124,19 @@ def _resized(image: Image.Image, target: tuple[int, int], interpolation: str) ->
     if target == image.size:
         return image
     return image.resize((target[0], image.height), RESAMPLING[interpolation]).resize(target, RESAMPLING[interpolation])
+
+
+def views(images: Any, size: int, tta: Tta) -> list[Any]:
+    """The views of images (..., height, width), arrays or tensors, that a network answers together.
+
+    mirror: as they are, and left for right.  crops: the middle and the four corners of them, and each left for right;
+    size: the crops' side in pixels.  Source: Krizhevsky et al. 2012.
+    """
+    if tta == "none":
+        return [images]
+    found = [images]
+    if tta == "crops":
+        last = images.shape[-1] - size
+        places = [(last // 2, last // 2), (0, 0), (0, last), (last, 0), (last, last)]
+        found = [images[..., top : top + size, left : left + size] for top, left in places]
+    return [*found, *(one.flip(-1) if hasattr(one, "flip") else np.flip(one, -1) for one in found)]

@@ -12,12 +12,13 @@ from torch.utils.data import DataLoader
 
 from atnet.config import make_config
 from atnet.data.loader import NO_LABEL, BadSample, batches_of, eval_loader
+from atnet.data.preprocess import Tta, views
 from atnet.data.samples import Samples
 from atnet.data.sources import open_held_out, open_labelled
 from atnet.device import in_precision, multiplies_in_bf16, pick_device
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.eval.metrics import HeadScores, Scores, topk_correct
-from atnet.models.heads import answer
+from atnet.models.heads import answer_together
 from atnet.models.load import asked_size, load
 from atnet.progress import progress_bar
 from atnet.weights.find import find_weights
@@ -31,10 +32,11 @@ def score(
     classes: int,
     device: torch.device,
     total: int,
-    mirror: bool = False,
+    tta: Tta = "none",
+    size: int = 0,
 ) -> Scores:
     """Scores of a model on batches of `eval_loader`; the model is left in the mode it was in."""
-    return score_together({"": model}, batches, classes=classes, device=device, total=total, mirror=mirror)[""]
+    return score_together({"": model}, batches, classes=classes, device=device, total=total, tta=tta, size=size)[""]
 
 
 def score_together(
@@ -45,12 +47,13 @@ def score_together(
     device: torch.device,
     total: int,
     precision: str = "auto",
-    mirror: bool = False,
+    tta: Tta = "none",
+    size: int = 0,
 ) -> dict[str, Scores]:
     """Scores of several models by their names, each image opened once for all of them; see `score`.
 
     precision: of a GPU's products, as in the configuration; a CPU evaluates in fp32, as for all published figures.
-    mirror: by the mean probability for each image and its mirror image.
+    tta, size: which views of the images are answered together, see `atnet.data.preprocess.views`.
     """
     truth: list[Tensor] = []
     answers: dict[str, list[tuple[float, int, Tensor, Tensor]]] = {name: [] for name in models}
@@ -72,7 +75,7 @@ def score_together(
             truth.append(labels)
             for name, model in models.items():
                 with in_precision(device, bf16):
-                    logits, each = answer(model, images, mirror=mirror)
+                    logits, each = answer_together(model, views(images, size, tta))
                 logits = logits.cpu()
                 loss = float(cross_entropy(logits, labels, reduction="sum"))
                 answers[name].append(
@@ -142,7 +145,7 @@ def evaluate(
     device: str = "auto",
     mismatch: Literal["error", "ignore"] = "error",
     model: str = "",
-    tta: Literal["none", "mirror"] = "none",
+    tta: Tta = "none",
 ) -> Evaluation:
     """Evaluates weights on a labelled folder.
 
@@ -151,7 +154,7 @@ def evaluate(
     run's own data if none is given.
     size: side of the input in pixels, that of the training if None.
     mismatch: ignore leaves images of classes out that the weights do not know.
-    tta: test-time augmentation; mirror answers by the mean probability for an image and its mirror image.
+    tta: test-time augmentation: the mean probability for an image and its mirror image, or for ten crops of it.
     Classes are matched by name with the weights' class list. An image that cannot be read is in `scores.bad`.
     Raises WeightsError, DataError or ConfigError naming the thing and the remedy.
     """
@@ -162,11 +165,12 @@ def evaluate(
     chosen = pick_device(device)
     network, info = load(source, str(chosen), size=asked)
     samples = open_validation(source.path, data).relabel(info.classes, ignore=mismatch == "ignore")
-    loader = eval_loader(samples, info.preprocess, batch, workers)
+    loader = eval_loader(samples, info.preprocess.of(tta), batch, workers)
     network = network.to(memory_format=torch.channels_last)
     scores = score(
-        network, loader, classes=len(info.classes), device=chosen, total=len(samples), mirror=tta == "mirror"
-    )
+        network, loader, classes=len(info.classes), device=chosen, total=len(samples), tta=tta,
+        size=info.preprocess.size,
+    )  # fmt: skip
     if not math.isfinite(scores.loss):
         raise WeightsError(f"{source.path}: {INFINITE}")
     return Evaluation(

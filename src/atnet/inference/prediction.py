@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from PIL import Image
 from atnet.data.classes import printable
 from atnet.data.decode import HEIF_SUFFIXES, OTHER_SUFFIXES, SUFFIXES, decode
 from atnet.data.folders import files_below
+from atnet.data.preprocess import Tta, views
 from atnet.data.video import camera_frames, count_frames, frames, is_video
 from atnet.errors import ConfigError, DataError, WeightsError
 from atnet.eval.selective import least_confidence
@@ -112,7 +113,7 @@ def predict(
     model: str = "",
     batch: int = BATCH,
     threads: int = 0,
-    tta: Literal["none", "mirror"] = "none",
+    tta: Tta = "none",
 ) -> list[Prediction]:
     """What each image shows.
 
@@ -123,7 +124,7 @@ def predict(
     weights, model: as for `atnet.load`; or an ONNX file of `atnet export`, which needs no torch; None: see
     `weights_to_ask`.
     batch: images that the network sees at a time, at most.  threads: of the network, 0: all cores.
-    tta: test-time augmentation; mirror answers by the mean probability for an image and its mirror image.
+    tta: test-time augmentation: the mean probability for an image and its mirror image, or for ten crops of it.
     Raises DataError naming an image that cannot be read, WeightsError on unusable weights, ConfigError if these cannot
     promise the accuracy.
     """
@@ -149,7 +150,7 @@ def predict_each(
     model: str = "",
     batch: int = BATCH,
     threads: int = 0,
-    tta: Literal["none", "mirror"] = "none",
+    tta: Tta = "none",
     camera: int | None = None,
 ) -> Iterator[Prediction | Unread]:
     """As `predict`, one after the other in their order, of any number of images: few are in memory at once.
@@ -159,7 +160,7 @@ def predict_each(
     """
     if batch < 1 or threads < 0:
         raise ConfigError(f"batch={batch}, threads={threads}: use a batch of 1 or more, and 0 threads or more")
-    network = _open(weights_to_ask(weights, device, model), device, batch, threads, tta == "mirror")
+    network = _open(weights_to_ask(weights, device, model), device, batch, threads, tta)
     needs = least_confidence(network.info.facts, abstain)[0] if abstain is not None else 0.0
     if camera is not None:
         seen = ((f"camera {camera}#t={seconds:.0f}", image) for seconds, image in camera_frames(camera))
@@ -321,7 +322,7 @@ def iter_images(images: str | Path | Sequence[str | Path], *, told: bool = True)
             log.warning("%s: left out, not decoded here: %s; save them as JPEG", path, said)
 
 
-def _open(source: Source, device: str, batch: int, threads: int, mirror: bool) -> _Network:
+def _open(source: Source, device: str, batch: int, threads: int, tta: Tta) -> _Network:
     """What asks the network, and what the file says of itself."""
     path = source.path
     if path.suffix == ".onnx":
@@ -329,21 +330,27 @@ def _open(source: Source, device: str, batch: int, threads: int, mirror: bool) -
 
         require_cpu(device)
         network = OnnxNetwork(path, threads, batch)
-        one_by_one = network.takes_images
+        one_by_one, told = network.takes_images, network.info.preprocess
+        if one_by_one and tta == "crops":
+            raise ConfigError(f"{path}: crops images by itself: use --tta mirror, or a file without preprocessing")
 
         def ask_onnx(images: NDArray[Any]) -> NDArray[np.float32]:
-            views = [images, np.ascontiguousarray(np.flip(images, 2 if one_by_one else 3))] if mirror else [images]
-            each = [network.answers(view[0] if one_by_one else view) for view in views]
+            if one_by_one:
+                images = images.transpose(0, 3, 1, 2)
+            each = []
+            for view in views(images, told.size, tta):
+                seen = view[0].transpose(1, 2, 0) if one_by_one else view
+                each.append(network.answers(np.ascontiguousarray(seen)))
             found = each[0] if len(each) == 1 else _mean_answer(each)
             return found[:, 1:] if found.shape[1] > 1 else found
 
-        prepare = np.asarray if one_by_one else network.info.preprocess
+        prepare = np.asarray if one_by_one else told.of(tta)
         return _Network(info=network.info, prepare=prepare, ask=ask_onnx, batch=1 if one_by_one else batch)
 
     import torch
 
     from atnet.device import pick_device
-    from atnet.models.heads import answer
+    from atnet.models.heads import answer_together
     from atnet.models.load import load
 
     chosen = pick_device(device)
@@ -353,10 +360,12 @@ def _open(source: Source, device: str, batch: int, threads: int, mirror: bool) -
 
     def ask(images: NDArray[Any]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            together, each = answer(model, torch.from_numpy(images).to(chosen), mirror=mirror)
+            together, each = answer_together(
+                model, views(torch.from_numpy(images).to(chosen), info.preprocess.size, tta)
+            )
         logits: NDArray[np.float32] = (together[:, None] if each is None else each).float().cpu().numpy()
         if not np.isfinite(logits).all():
             raise WeightsError(f"{path}: {INFINITE}")
         return logits
 
-    return _Network(info=info, prepare=info.preprocess, ask=ask, batch=batch)
+    return _Network(info=info, prepare=info.preprocess.of(tta), ask=ask, batch=batch)

@@ -38,18 +38,20 @@ def fuse(logits: Tensor) -> Tensor:
     return logits.softmax(-1, dtype=torch.float32).mean(-2).clamp_min(1e-37).log().to(logits.dtype)
 
 
-def answer(model: nn.Module, images: Tensor, *, mirror: bool = False) -> tuple[Tensor, Tensor | None]:
+def answer_together(model: nn.Module, images: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """As `answer`, by the mean probability for several views (batch, 3, height, width) of the same images."""
+    seen, each = zip(*(answer(model, view) for view in images), strict=True)
+    if len(images) == 1:
+        return seen[0], each[0]
+    heads = [one for one in each if one is not None]
+    return fuse(torch.stack(seen, dim=-2)), fuse(torch.stack(heads, dim=-2)) if heads else None
+
+
+def answer(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """Logits (batch, classes) of a network in evaluation, and of one with several heads each head's too.
 
     The latter are (batch, heads, classes), the head of the pooled tokens first.
-    mirror: of the mean probability for the images and their mirror images.
     """
-    if mirror:
-        (seen, each_seen), (mirrored, each_mirrored) = (answer(model, view) for view in (images, images.flip(-1)))
-        heads = None
-        if each_seen is not None and each_mirrored is not None:
-            heads = fuse(torch.stack([each_seen, each_mirrored], dim=-2))
-        return fuse(torch.stack([seen, mirrored], dim=-2)), heads
     if not getattr(model, "several_heads", False):
         return model(images).float(), None
     each: Tensor = model.decide(model.forward_features(images)).float()  # type: ignore[operator]
