@@ -1,5 +1,6 @@
 """The machine that runs this. Free of torch."""
 
+import os
 import platform
 import sys
 from pathlib import Path
@@ -12,6 +13,11 @@ def processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Cores of the CPU that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def process_peak_mb() -> float:

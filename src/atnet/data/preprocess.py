@@ -79,9 +79,12 @@ class Preprocess:
 
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (H, W, 3) to float32 (3, H, W)."""
-        scaled = pixels.astype(np.float32) / np.float32(255)
-        normal = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return np.ascontiguousarray(normal.transpose(2, 0, 1))
+        levels = np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
+        table = (levels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        normal = np.empty((3, *pixels.shape[:2]), np.float32)
+        for colour in range(3):
+            np.take(table[:, colour], pixels[:, :, colour], out=normal[colour], mode="clip")
+        return normal
 
     def of(self, tta: Tta) -> "Preprocess":
         """What `views` are made of: for crops more of the image than the network sees."""

@@ -2,13 +2,15 @@
 
 import contextlib
 import html
+import itertools
 import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from atnet.eval.selective import least_confidence
 from atnet.extras import is_installed
 from atnet.files import resolve_run
 from atnet.progress import progress_bar
+from atnet.system import cores
 from atnet.weights.find import Source, find_weights
 from atnet.weights.info import INFINITE, SHIPPED, WEIGHTS, WeightsInfo
 
@@ -43,13 +46,16 @@ class _Network:
     """What answers.
 
     prepare: from an RGB image to what the network takes.  ask: from images so prepared, stacked, to the logits of each
-    decision head (N, heads, classes).  batch: how many at a time.
+    decision head (N, heads, classes).  batch: how many at a time.  workers: threads that prepare and ask, each for a
+    batch of its own, which scales better than many threads for one.  threads: such a pool.
     """
 
     info: WeightsInfo
     prepare: Callable[[Image.Image], NDArray[Any]]
     ask: Callable[[NDArray[Any]], NDArray[np.float32]]
     batch: int
+    workers: int
+    threads: Callable[[], contextlib.AbstractContextManager[ThreadPoolExecutor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +129,7 @@ def predict(
     failed: takes the error of an image that cannot be read, which is then left out; it is raised if None.
     weights, model: as for `atnet.load`; or an ONNX file of `atnet export`, which needs no torch; None: see
     `weights_to_ask`.
-    batch: images that the network sees at a time, at most.  threads: of the network, 0: all cores.
+    batch: images that the network sees at a time, at most.  threads: of the CPU, 0: all cores.
     tta: test-time augmentation: the mean probability for an image and its mirror image, or for ten crops of it.
     Raises DataError naming an image that cannot be read, WeightsError on unusable weights, ConfigError if these cannot
     promise the accuracy.
@@ -160,13 +166,17 @@ def predict_each(
     """
     if batch < 1 or threads < 0:
         raise ConfigError(f"batch={batch}, threads={threads}: use a batch of 1 or more, and 0 threads or more")
-    network = _open(weights_to_ask(weights, device, model), device, batch, threads, tta)
+    source, total, items = weights_to_ask(weights, device, model), 1, _read(images)
+    if camera is None:
+        total = sum(count_frames(path) if is_video(path) else 1 for path in iter_images(images, told=False))
+    else:
+        items = ((f"camera {camera}#t={seconds:.0f}", image) for seconds, image in camera_frames(camera))
+    threads = threads or cores()
+    workers = max(min(threads, total), 1)
+    network = _open(source, device, batch, threads, workers, tta)
+    network = replace(network, batch=max(min(network.batch, -(-total // workers)), 1))
     needs = least_confidence(network.info.facts, abstain)[0] if abstain is not None else 0.0
-    if camera is not None:
-        seen = ((f"camera {camera}#t={seconds:.0f}", image) for seconds, image in camera_frames(camera))
-        return _answers(replace(network, batch=1), seen, 0, top, needs)
-    total = sum(count_frames(path) if is_video(path) else 1 for path in iter_images(images, told=False))
-    return _answers(network, _read(images), total, top, needs)
+    return _answers(network, items, total if camera is None else 0, top, needs)
 
 
 def _read(images: str | Path | Sequence[str | Path]) -> Iterator[Item]:
@@ -197,50 +207,62 @@ def _answers(
         except DataError as error:
             return error, 0.0
 
-    blank = Image.new("RGB", (info.preprocess.size, info.preprocess.size))
-    network.ask(network.prepare(blank)[None])  # the first run is slow
-    ahead = _ahead(images, prepare, 2 * network.batch if total else 0)
-    with progress_bar("Predicting", total) if total else contextlib.nullcontext(_nothing) as advance:
-        while some := [one for _, one in zip(range(network.batch), ahead, strict=False)]:
-            readable = [(name, found, seconds) for name, (found, seconds) in some if not isinstance(found, DataError)]
-            logits: Iterator[NDArray[np.float32]] = iter(())
-            share = 0.0
-            if readable:
-                began = time.perf_counter()
-                logits = iter(network.ask(np.stack([found for _, found, _ in readable])))
-                share = (time.perf_counter() - began) / len(readable)
-            for name, (found, seconds) in some:
-                advance(1)
-                if isinstance(found, DataError):
-                    yield Unread(image=name, error=found)
-                    continue
-                each = next(logits)
-                yield Prediction(
+    def answer(some: list[Item]) -> list[Prediction | Unread]:
+        prepared = [prepare(image) for _, image in some]
+        readable = [found for found, _ in prepared if not isinstance(found, DataError)]
+        logits: Iterator[NDArray[np.float32]] = iter(())
+        share = 0.0
+        if readable:
+            began = time.perf_counter()
+            logits = iter(network.ask(np.stack(readable)))
+            share = (time.perf_counter() - began) / len(readable)
+        answers: list[Prediction | Unread] = []
+        for (name, _), (found, seconds) in zip(some, prepared, strict=True):
+            if isinstance(found, DataError):
+                answers.append(Unread(image=name, error=found))
+                continue
+            each = next(logits)
+            answers.append(
+                Prediction(
                     image=name,
                     top=likeliest(each, info, top),
                     milliseconds=1000 * (seconds + share),
                     heads=tuple(likeliest(one, info, 1)[0] for one in each) if len(each) > 1 else (),
                     needs=needs,
                 )
+            )
+        return answers
+
+    blank = Image.new("RGB", (info.preprocess.size, info.preprocess.size))
+    network.ask(network.prepare(blank)[None])  # the first run is slow
+    batches = iter(lambda: list(itertools.islice(images, network.batch)), [])
+    with (
+        progress_bar("Predicting", total) if total else contextlib.nullcontext(_nothing) as advance,
+        network.threads() as pool,
+        contextlib.closing(_ahead(batches, answer, pool, network.workers if total else 0)) as answered,
+    ):
+        for some in answered:
+            for one in some:
+                advance(1)
+                yield one
 
 
 def _nothing(_: int) -> None:
     """Advances no bar: a camera has no end."""
 
 
-def _ahead(images: Iterator[Item], prepare: Callable[[Any], Any], count: int) -> Iterator[tuple[str, Any]]:
-    """Each name with what prepare makes of its image, in their order; count of them are prepared ahead, by threads."""
-    pool = ThreadPoolExecutor(os.cpu_count())
-    waiting: deque[tuple[str, Future[Any]]] = deque()
+def _ahead(
+    batches: Iterator[Any], work: Callable[[Any], Any], pool: ThreadPoolExecutor, count: int
+) -> Generator[Any, None, None]:
+    """What a pool's threads make of each batch, in their order; count of them are worked on ahead."""
+    waiting: deque[Future[Any]] = deque()
     try:
-        for name, image in images:
-            waiting.append((name, pool.submit(prepare, image)))
+        for batch in batches:
+            waiting.append(pool.submit(work, batch))
             if len(waiting) > count:
-                first, future = waiting.popleft()
-                yield first, future.result()
+                yield waiting.popleft().result()
         while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -322,14 +344,14 @@ def iter_images(images: str | Path | Sequence[str | Path], *, told: bool = True)
             log.warning("%s: left out, not decoded here: %s; save them as JPEG", path, said)
 
 
-def _open(source: Source, device: str, batch: int, threads: int, tta: Tta) -> _Network:
-    """What asks the network, and what the file says of itself."""
+def _open(source: Source, device: str, batch: int, threads: int, workers: int, tta: Tta) -> _Network:
+    """What asks the network, and what the file says of itself.  threads: of the CPU, shared by so many workers."""
     path = source.path
     if path.suffix == ".onnx":
         from atnet.exported.onnx import OnnxNetwork, require_cpu
 
         require_cpu(device)
-        network = OnnxNetwork(path, threads, batch)
+        network = OnnxNetwork(path, max(threads // workers, 1), batch)
         one_by_one, told = network.takes_images, network.info.preprocess
         if one_by_one and tta == "crops":
             raise ConfigError(f"{path}: crops images by itself: use --tta mirror, or a file without preprocessing")
@@ -345,7 +367,10 @@ def _open(source: Source, device: str, batch: int, threads: int, tta: Tta) -> _N
             return found[:, 1:] if found.shape[1] > 1 else found
 
         prepare = np.asarray if one_by_one else told.of(tta)
-        return _Network(info=network.info, prepare=prepare, ask=ask_onnx, batch=1 if one_by_one else batch)
+        return _Network(
+            info=network.info, prepare=prepare, ask=ask_onnx, batch=1 if one_by_one else batch, workers=workers,
+            threads=partial(ThreadPoolExecutor, workers),
+        )  # fmt: skip
 
     import torch
 
@@ -355,8 +380,18 @@ def _open(source: Source, device: str, batch: int, threads: int, tta: Tta) -> _N
 
     chosen = pick_device(device)
     model, info = load(source, str(chosen))
-    if threads:
-        torch.set_num_threads(threads)
+    model = model.to(memory_format=torch.channels_last)
+
+    @contextlib.contextmanager
+    def pool() -> Iterator[ThreadPoolExecutor]:
+        before = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(
+                workers, initializer=torch.set_num_threads, initargs=(max(threads // workers, 1),)
+            ) as made:
+                yield made
+        finally:
+            torch.set_num_threads(before)
 
     def ask(images: NDArray[Any]) -> NDArray[np.float32]:
         with torch.inference_mode():
@@ -368,4 +403,5 @@ def _open(source: Source, device: str, batch: int, threads: int, tta: Tta) -> _N
             raise WeightsError(f"{path}: {INFINITE}")
         return logits
 
-    return _Network(info=info, prepare=info.preprocess.of(tta), ask=ask, batch=batch)
+    prepare = info.preprocess.of(tta)
+    return _Network(info=info, prepare=prepare, ask=ask, batch=batch, workers=workers, threads=pool)

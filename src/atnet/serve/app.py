@@ -5,7 +5,6 @@ import contextlib
 import hmac
 import ipaddress
 import json
-import os
 import time
 from collections import Counter as Counts
 from collections import deque
@@ -34,6 +33,7 @@ from atnet.serve.batching import Batches
 from atnet.serve.connections import Several, client_of
 from atnet.serve.decoder import Decoders, Task
 from atnet.serve.openapi import openapi
+from atnet.system import cores
 
 BODIES = 8
 """As many bodies of the largest size are held at once; smaller ones, more."""
@@ -101,8 +101,7 @@ class Limits:
 
     def settled(self) -> "Limits":
         """With numbers for what depends on the machine. Raises ConfigError if it allows too few open files."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        decoders = self.decoders or min(max(cores, 2), _RANGES["decoders"][1])
+        decoders = self.decoders or min(max(cores(), 2), _RANGES["decoders"][1])
         others = FILES + DECODER_FILES * decoders
         most = _most_files() - others
         if most < max(self.connections, 1):
@@ -115,7 +114,7 @@ class Limits:
         return replace(
             self,
             decoders=decoders,
-            threads=self.threads or min(max(cores // 2, 1), _RANGES["threads"][1]),
+            threads=self.threads or min(max(cores() // 2, 1), _RANGES["threads"][1]),
             connections=connections,
             per_address=min(self.per_address or (connections + 1) // 2, connections),
         )
