@@ -36,7 +36,7 @@ FEW = 1280
 SEEN, MOST_EPOCHS = 25_600, 100
 """From random weights, of few images: images shown in all, and in how many epochs at most."""
 
-LEAST_EPOCHS, EPOCHS_OF_ONE = 8, 320
+LEAST_EPOCHS, EPOCHS_OF_ONE = 8, 640
 """From weights: EPOCHS_OF_ONE over the square root of the number of images, but at least so many epochs."""
 
 EVALUATIONS = 20
