@@ -305,7 +305,7 @@ class Config:
     probability is learned."""
     epochs: Whole = 20
     """Passes over the training images; 0 trains the head of --weights alone, by logistic regression (`atnet probe`).
-    Not given: 20; of fewer than 1,280 images up to 100; from --weights 320 over the square root of the number of
+    Not given: 20; of fewer than 1,280 images up to 100; from --weights 640 over the square root of the number of
     images, 8 at least."""
     batch: Annotated[int, Parameter(converter=_batch)] = 64
     """Images for each step of the optimizer; auto takes the most that fit, up to 256, with 20 steps an epoch.

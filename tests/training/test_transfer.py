@@ -47,7 +47,7 @@ def test_weights_bring_model_size_and_colours_and_options_go_before_them(pretrai
     assert (config.model, config.data.size, config.data.crop_pct) == ("atnet_xxxs+registers=2", 32, 1.0)
     assert config.data.mean == (0.1, 0.1, 0.1)
     assert (config.optim.name, config.optim.lr, config.optim.layer_decay) == ("muon", 3e-3, 1.0)
-    assert (config.batchnorm, config.batch, config.epochs, config.augment.crop_scale) == ("frozen", 32, 32, 0.2)
+    assert (config.batchnorm, config.batch, config.epochs, config.augment.crop_scale) == ("frozen", 32, 64, 0.2)
     given = configure(weights=str(pretrained), data=str(five_digits), augment={"crop_scale": 0.5, "flip": 0.0})
     assert (given.augment.crop_scale, given.augment.flip) == (0.5, 0.0)
     config = configure(weights=str(pretrained), data={"source": str(five_digits), "size": 48}, optim={"name": "adamw"})
@@ -173,9 +173,9 @@ def test_what_does_not_fit_is_said_before_anything_is_written(
 @pytest.mark.parametrize(
     ("images", "from_nothing", "from_weights"),
     [
-        (25, (32, 100, 5), (32, 64, 4)),
-        (300, (32, 85, 5), (32, 18, 1)),
-        (1280, (64, 20, 1), (64, 9, 1)),
+        (25, (32, 100, 5), (32, 128, 7)),
+        (300, (32, 85, 5), (32, 37, 2)),
+        (1280, (64, 20, 1), (64, 18, 1)),
         (100_000, (64, 20, 1), (64, 8, 1)),
     ],
 )
