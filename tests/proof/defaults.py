@@ -19,15 +19,31 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import safetensors.torch
 from few import draw
 
 from atnet.files import csv_table, write_whole
+from atnet.models.load import load
 from atnet.run.record import commit, kept_weights
 from atnet.weights.info import SHIPPED, WEIGHTS
 
 ROOT = Path(__file__).parents[2]
 KEY = ("folder", "photos", "draw", "code")
 FOLDERS = ("flowers5", "trashnet", "caltech101", "grocery")
+
+
+def renamed(weights: Path, code: Path, place: Path) -> Path:
+    """The same weights with the tensors' names of another commit, which has the same ones in the same order."""
+    model, info = load(weights)
+    listed = f"import atnet\nfor key in atnet.create_model({info.model!r}, num_classes=2).state_dict(): print(key)"
+    names = subprocess.run(
+        [sys.executable, "-c", listed], env=os.environ | {"PYTHONPATH": str(code / "src")}, check=True,
+        capture_output=True, text=True,
+    ).stdout.split()  # fmt: skip
+    tensors = dict(zip(names, model.state_dict().values(), strict=True))
+    file = place / "same.safetensors"
+    safetensors.torch.save_file({name: one.contiguous() for name, one in tensors.items()}, file, info.to_metadata())
+    return file
 
 
 def train(code: Path, data: Path, weights: Path, place: Path) -> tuple[float, float]:
@@ -59,15 +75,17 @@ def main() -> None:
         former = Path(name) / "former"
         subprocess.run(["git", "worktree", "add", "--detach", "--quiet", former, given.before], cwd=ROOT, check=True)
         try:
+            same = renamed(given.weights, former, Path(name))
             for number in range(given.draws):
                 for folder in given.folders:
                     for code, source in (("now", ROOT), (given.before, former)):
                         cell = dict(zip(KEY, (folder, str(given.photos), str(number), code), strict=True))
                         if any(all(row[key] == value for key, value in cell.items()) for row in rows):
                             continue
+                        weights = given.weights.resolve() if code == "now" else same
                         with tempfile.TemporaryDirectory() as place:
                             data = draw(given.data / folder, given.photos, number, Path(place) / "data")
-                            top1, seconds = train(source, data, given.weights.resolve(), Path(place))
+                            top1, seconds = train(source, data, weights, Path(place))
                         rows.append(cell | {"top1": f"{top1:.2f}", "seconds": f"{seconds:.0f}", "commit": commit()})
                         write_whole(given.table, csv_table(rows).encode())
                         print(", ".join(rows[-1].values()), flush=True)
