@@ -8,6 +8,7 @@
 #   make proof-transfer        going on from weights beside random ones, on five other classes (40 minutes)
 #   make web-picture           docs/web.png: the page of `atnet web` with the network WEIGHTS, in Chromium
 #   make explain-picture       docs/explain.png: what the network that comes with the package looks at in a photo
+#   make proof-defaults        trainings by the defaults alone, beside an earlier commit's: DATA=FOLDER (an hour; resumes)
 #   make proof-few             few photos of a class, probe and fine-tuned: DATA=FOLDER STARTS="NAME=WEIGHTS[,MODEL]..." (hours; resumes)
 #   make proof-faults          trainings killed, stopped, starved and spoilt, and that each goes on to the same bits
 #   make proof-fuzz            every reader and command fed with spoilt files, the server with spoilt requests (an hour)
@@ -39,7 +40,7 @@ TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
 PEER := build/timm-$(TIMM)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo bench table weights test all-tests ci lint types peer-tests proof-augment proof-data proof-data-speed proof-explain proof-few \
+.PHONY: demo bench table weights test all-tests ci lint types peer-tests proof-augment proof-data proof-data-speed proof-defaults proof-explain proof-few \
 	proof-general general-weights proof-faults proof-fuzz proof-gpu proof-heads proof-labels proof-malicious proof-parity proof-predict proof-products proof-publish proof-serve proof-training-speed \
 	proof-transfer readme reference setup dev web-picture explain-picture clean
 .DEFAULT_GOAL := demo
@@ -151,6 +152,9 @@ $(PEER)/tests: $(PEER).tar.gz
 peer-tests: dev $(PEER)/tests
 	cd $(PEER) && OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/tests/peer $(BIN)/python -m pytest -q -p atnet_peer \
 		--numprocesses auto --maxprocesses 4 tests/test_models.py
+
+proof-defaults: dev
+	$(BIN)/python tests/proof/defaults.py $(DATA) results/defaults.csv
 
 proof-few: dev
 	$(BIN)/python tests/proof/few.py $(DATA) results/few.csv $(STARTS)
