@@ -306,7 +306,7 @@ class Config:
     epochs: Whole = 20
     """Passes over the training images; 0 trains the head of --weights alone, by logistic regression (`atnet probe`).
     Not given: 20; of fewer than 1,280 images up to 100; from --weights 640 over the square root of the number of
-    images, 8 at least."""
+    images, 20 at least up to 5,000 images, and of more 8 to 20."""
     batch: Annotated[int, Parameter(converter=_batch)] = 64
     """Images for each step of the optimizer; auto takes the most that fit, up to 256, with 20 steps an epoch.
     Not given: 64; of fewer than 1,280 images 32."""

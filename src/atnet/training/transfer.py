@@ -36,8 +36,9 @@ FEW = 1280
 SEEN, MOST_EPOCHS = 25_600, 100
 """From random weights, of few images: images shown in all, and in how many epochs at most."""
 
-LEAST_EPOCHS, EPOCHS_OF_ONE = 8, 640
-"""From weights: EPOCHS_OF_ONE over the square root of the number of images, but at least so many epochs."""
+LEAST_EPOCHS, EPOCHS_OF_ONE, MOST_SHOWN = 8, 640, 100_000
+"""From weights: EPOCHS_OF_ONE over the square root of the number of images, or the usual epochs if these show at most
+MOST_SHOWN images, but at least LEAST_EPOCHS."""
 
 EVALUATIONS = 20
 """As many at most, where the epochs follow from the number of images."""
@@ -94,9 +95,11 @@ def _schedule_of(count: int, pretrained: bool) -> dict[str, Any]:
     if not count or (count >= FEW and not pretrained):
         return {}
     found = {"batch": Config.batch // 2} if count < FEW else {}
-    epochs = (
-        max(LEAST_EPOCHS, round(EPOCHS_OF_ONE / math.sqrt(count))) if pretrained else min(MOST_EPOCHS, SEEN // count)
-    )
+    if pretrained:
+        usual = min(Config.epochs, MOST_SHOWN // count)
+        epochs = max(LEAST_EPOCHS, round(EPOCHS_OF_ONE / math.sqrt(count)), usual)
+    else:
+        epochs = min(MOST_EPOCHS, SEEN // count)
     return found | {"epochs": epochs, "eval_every": -(-epochs // EVALUATIONS)}
 
 
