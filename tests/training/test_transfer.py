@@ -194,6 +194,7 @@ def test_batch_and_epochs_follow_from_the_number_of_images(
 
 
 def test_a_training_begins_with_the_general_weights_of_its_size(five_digits, tmp_path, caplog):
+    caplog.set_level("INFO", "atnet")
     data = {"source": str(five_digits), "size": 32, "workers": 0}
     for asked in (configure(data=data), configure(weights="auto", data=data)):
         assert (asked.batchnorm, asked.optim.lr, asked.augment.crop_scale) == ("frozen", 3e-3, 0.2)
