@@ -14,8 +14,8 @@ from torchvision.transforms import v2
 from atnet.config import make_config
 from atnet.data.augment import OPERATIONS, Augment, crop_box, draw_operation, erased_box, operate, resize
 from atnet.data.decode import decode, open_encoded
-from atnet.data.loader import make_preprocess
 from atnet.data.order import Draw
+from atnet.data.preprocess import make_preprocess
 
 FILL = (124, 116, 104)
 OURS_AND_THEIRS = {

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from atnet.config import make_config
-from atnet.data.loader import LONGEST_WAIT, NO_LABEL, TrainSet, batches_of, eval_loader, make_preprocess, train_loader
+from atnet.data.loader import LONGEST_WAIT, NO_LABEL, TrainSet, batches_of, eval_loader, train_loader
 from atnet.data.order import BatchOrder, Draw, balanced_order, epoch_order
+from atnet.data.preprocess import make_preprocess
 from atnet.data.sources import open_parts
 from atnet.errors import TrainingError
 

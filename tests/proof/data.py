@@ -26,8 +26,9 @@ from PIL import Image
 from atnet.config import make_config
 from atnet.data.decode import decode
 from atnet.data.lists import open_list
-from atnet.data.loader import EvalSet, TrainSet, make_preprocess, train_loader
+from atnet.data.loader import EvalSet, TrainSet, train_loader
 from atnet.data.order import Draw
+from atnet.data.preprocess import make_preprocess
 from atnet.data.sources import open_parts
 from atnet.errors import DataError
 from atnet.eval.doctor import examine

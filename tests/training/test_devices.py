@@ -8,7 +8,8 @@ import torch
 
 import atnet
 from atnet.config import make_config
-from atnet.data.loader import TrainSet, collate, make_preprocess
+from atnet.data.loader import TrainSet, collate
+from atnet.data.preprocess import make_preprocess
 from atnet.device import cuda_settings, multiplies_in_bf16, pick_device
 from atnet.errors import ConfigError
 from atnet.models.load import create_classifier

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import atnet
 from atnet.config import DataConfig, make_config
-from atnet.data.loader import batches_of, eval_loader, make_preprocess
+from atnet.data.loader import batches_of, eval_loader
 from atnet.data.order import Draw
+from atnet.data.preprocess import make_preprocess
 from atnet.data.sources import open_labelled, open_parts
 from atnet.errors import ConfigError, WeightsError
 from atnet.eval.evaluate import score

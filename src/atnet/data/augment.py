@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from torchvision.transforms import v2
 from atnet.config import AugmentConfig, Config
 from atnet.data.decode import Box
 from atnet.data.order import Draw, derive_seed
-from atnet.data.preprocess import CROP, SQUASH, Preprocess
+from atnet.data.preprocess import CROP, SQUASH, make_preprocess
 
 RATIOS = (3 / 4, 4 / 3)
 """Of width to height of a random resized crop."""
@@ -44,7 +45,8 @@ class Augment:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.fill = tuple(round(255 * value) for value in config.data.mean)
+        self.evaluation = make_preprocess(config.data)
+        self.fill = self.evaluation.fill
 
     def chance(self, draw: Draw) -> random.Random:
         """The random numbers of a draw, for `crop` and then the call."""
@@ -98,15 +100,10 @@ class Augment:
         return made
 
     def _resized(self, pixels: NDArray[np.uint8], box: Box, side: int) -> NDArray[np.uint8]:
-        data = self.config.data
         if self.config.augment.crop_scale == 1:
-            whole = Preprocess(
-                size=side, crop_pct=data.crop_pct, interpolation=data.interpolation, mean=data.mean, std=data.std,
-                resize=data.resize,
-            )  # fmt: skip
-            return whole.resize_and_crop(Image.fromarray(pixels))
+            return replace(self.evaluation, size=side).resize_and_crop(Image.fromarray(pixels))
         (left, top, right, bottom), place = inside(box, pixels.shape[1], pixels.shape[0], side)
-        found = resize(pixels[top:bottom, left:right], place, data.interpolation)
+        found = resize(pixels[top:bottom, left:right], place, self.config.data.interpolation)
         if place == (0, 0, side, side):
             return found
         square = np.full((side, side, 3), self.fill, np.uint8)

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from multiprocessing.sharedctypes import RawValue
 from typing import Any, NamedTuple
 
@@ -29,11 +28,6 @@ from atnet.errors import DataError, TrainingError
 from atnet.progress import progress_bar
 
 log = logging.getLogger("atnet")
-
-
-def make_preprocess(data: DataConfig) -> Preprocess:
-    """The evaluation transform that the configuration describes."""
-    return Preprocess(**{field.name: getattr(data, field.name) for field in fields(Preprocess)})
 
 
 class BadSample(NamedTuple):

@@ -5,14 +5,17 @@ The steps are timm's: resized, antialiased, so that a side is floor(size / crop_
 """
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from atnet.limits import LARGEST_IMAGE
+
+if TYPE_CHECKING:
+    from atnet.config import DataConfig
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 CROP, LETTERBOX, SQUASH = "crop", "letterbox", "squash"
@@ -112,6 +115,11 @@ class Preprocess:
         if not all(map(math.isfinite, (*made.mean, *made.std))) or min(made.std) <= 0:
             raise ValueError("mean or std is out of range")
         return made
+
+
+def make_preprocess(data: "DataConfig") -> Preprocess:
+    """The evaluation transform that the configuration describes."""
+    return Preprocess(**{field.name: getattr(data, field.name) for field in fields(Preprocess)})
 
 
 def resize_shorter(image: Image.Image, side: int, interpolation: str) -> Image.Image:

@@ -21,8 +21,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from atnet.config import Config, DataConfig
 from atnet.data.augment import make_mix
 from atnet.data.classes import display_names
-from atnet.data.loader import NO_LABEL, BadSample, make_preprocess
+from atnet.data.loader import NO_LABEL, BadSample
 from atnet.data.order import Draw, derive_seed, epoch_steps
+from atnet.data.preprocess import make_preprocess
 from atnet.data.samples import Samples
 from atnet.data.sources import open_configured
 from atnet.data.unlabelled import with_unlabelled
