@@ -192,14 +192,13 @@ def run_search(search: Search, out: Path, shard: Shard = (1, 1)) -> list[Tried]:
         trial = study.ask()
         trial.set_user_attr("shard", part)
         _try(search, out, study, trial)
-        tried = read_tried(search, out)
-        write_whole(out / TABLE, csv_table(_rows(tried)).encode())
-    return read_tried(search, out)
+        write_whole(out / TABLE, csv_table(_rows(_over(search, study))).encode())
+    return _over(search, study)
 
 
 def read_tried(search: Search, out: Path) -> list[Tried]:
     """The trials that are over, in their order."""
-    return [_told(search, trial) for trial in _open(search, out).trials if _is_over(trial)]
+    return _over(search, _open(search, out))
 
 
 def importances(search: Search, out: Path) -> list[Bar]:
@@ -335,6 +334,10 @@ def shown(value: Any) -> str:
 def _is_over(trial: Any) -> bool:
     """Whether a trial of Optuna's was brought to an end, and not stopped."""
     return trial.state.is_finished() and (trial.state.name != "FAIL" or "error" in trial.user_attrs)
+
+
+def _over(search: Search, study: "optuna.Study") -> list[Tried]:
+    return [_told(search, trial) for trial in study.trials if _is_over(trial)]
 
 
 def _told(search: Search, trial: Any) -> Tried:
